@@ -1,0 +1,172 @@
+"""Direct edges `A_ij = E_prompts[(∂pre_j/∂f_i) · (f_i − v_i)]`, exact because the frozen model is linear.
+
+Every edge into a target sums up: features, errors and tokens together give the change of the target's
+pre-activation when all of them move from their mean to their clean values.
+
+Shape legend: P prompts (B sequences), T positions, d = d_model, m dictionary size, S slots, n nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hagd.attribution.records import FEATURE, LOGIT, TOKEN, Nodes
+from hagd.attribution.sources import direct_pass
+from hagd.config.stages import Ablation
+from hagd.patching.patched_model import PatchedModel
+from hagd.tasks.records import Prompts, TaskData
+from hagd.tasks.scoring import logit_difference
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """How far each source is from its ablation value on the edge prompts.
+
+    Attributes:
+        features: layer → `[B, T, m]`, `f − v`.
+        errors: layer → `[B, T, d]`, `ε − mean ε`; for layers without transcoder the whole output minus its mean.
+        tokens: `[B, T, d]`, embedding minus its mean over the prompts in the slot.
+        active: layer → bool `[B, T, m]`.
+    """
+
+    features: dict[int, Tensor]
+    errors: dict[int, Tensor]
+    tokens: Tensor
+    active: dict[int, Tensor]
+
+
+class DirectEdges:
+    """Columns of the direct attribution matrix for one batch of prompts."""
+
+    def __init__(
+        self, patched: PatchedModel, task: TaskData, prompts: Prompts, nodes: Nodes, ablation: Ablation
+    ) -> None:
+        self.patched = patched
+        self.nodes = nodes
+        self.n_prompts = len(prompts)
+        self.slots = prompts.slots.flatten(0, 1)
+        scored = prompts.scored.flatten(0, 1)
+        tokens = prompts.tokens.flatten(0, 1)
+        self.forward = direct_pass(patched, tokens, scored)
+        self.deviations = self._measure(tokens, prompts.counterfactual.flatten(0, 1), ablation)
+        assert self.forward.logits is not None
+        logits = self.forward.logits.unflatten(0, prompts.tokens.shape[:2])
+        self._metric = logit_difference(logits, prompts, task.length_normalised).sum()
+        self._projectors = _group_sources(patched, nodes)
+
+    def column(self, target: int) -> tuple[Tensor, Tensor]:
+        """Sources and edges into node `target`: indices `[s]`, effects `[s]` averaged over the prompts."""
+        kind, layer = int(self.nodes.kind[target]), int(self.nodes.layer[target])
+        if kind == LOGIT:
+            return self._from_gradients(self._metric, self.patched.lm.n_layers)
+        if kind != FEATURE:
+            return torch.empty(0, dtype=torch.long), torch.empty(0)
+        slot, feature = int(self.nodes.slot[target]), int(self.nodes.feature[target])
+        transcoder = self.patched.transcoders.transcoders[self.patched.transcoders.layers.index(layer)]
+        where = (self.slots == slot) & self.deviations.active[layer][..., feature]
+        if not where.any():
+            return torch.empty(0, dtype=torch.long), torch.empty(0)
+        pre = (self.forward.read[layer][where] @ transcoder.W_enc[feature]).sum()
+        return self._from_gradients(pre, layer)
+
+    def _from_gradients(self, output: Tensor, below: int) -> tuple[Tensor, Tensor]:
+        leaves = self.forward.leaves(below)
+        gradients = torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
+        layers = [None, *(layer for layer in sorted(self.forward.written) if layer < below)]
+        index, effect = [], []
+        for layer, gradient in zip(layers, gradients, strict=True):
+            if gradient is None:
+                continue
+            for projector in self._projectors.get(layer, ()):
+                index.append(projector.nodes)
+                effect.append(projector.effects(gradient, self.deviations, self.slots) / self.n_prompts)
+        if not index:
+            return torch.empty(0, dtype=torch.long), torch.empty(0)
+        return torch.cat(index), torch.cat(effect)
+
+    @torch.no_grad()
+    def _measure(self, tokens: Tensor, counterfactual: Tensor, ablation: Ablation) -> Deviations:
+        patched, slots = self.patched, self.slots.clamp(min=0)
+        f, errors = patched.features(tokens)
+        other = patched.features(counterfactual)[0] if ablation == "resample" else None
+        features, error, active = {}, {}, {}
+        for i, layer in enumerate(patched.transcoders.layers):
+            ablated = torch.zeros(()) if ablation == "zero" else patched.means.features[i][slots]
+            features[layer] = f[i] - (other[i] if other is not None else ablated.to(f.device))
+            error[layer] = errors[i] - patched.means.errors[i][slots]
+            active[layer] = f[i] > 0
+        n_slots = patched.gate_shape[1]
+        for layer, written in self.forward.written.items():
+            if layer not in error:
+                error[layer] = _centre(written.detach(), self.slots, n_slots)
+        assert self.forward.embedding is not None
+        return Deviations(features, error, _centre(self.forward.embedding.detach(), self.slots, n_slots), active)
+
+
+@dataclass(frozen=True)
+class _Projector:
+    """Turns the gradient at one leaf into the edges of the nodes that write there, in one slot."""
+
+    kind: int
+    layer: int
+    slot: int
+    nodes: Tensor  # [s]
+    features: Tensor  # [s]
+    directions: Tensor  # [s, d], decoder rows; empty for other kinds
+
+    def effects(self, gradient: Tensor, deviations: Deviations, slots: Tensor) -> Tensor:
+        """Sum over the slot's positions of `gradient · direction · deviation`, `[s]`."""
+        where = slots == self.slot
+        g = gradient[where]
+        if self.kind == FEATURE:
+            deviation = deviations.features[self.layer][where][:, self.features]
+            return ((g @ self.directions.T) * deviation).sum(0)
+        deviation = deviations.tokens if self.kind == TOKEN else deviations.errors[self.layer]
+        return (g * deviation[where]).sum().reshape(1)
+
+
+def _group_sources(patched: PatchedModel, nodes: Nodes) -> dict[int | None, list[_Projector]]:
+    """Projectors by the leaf that they read: a layer, or None for the embedding."""
+    groups: dict[int | None, list[_Projector]] = {}
+    keys = torch.stack([torch.as_tensor(x) for x in (nodes.kind, nodes.layer, nodes.slot)], dim=1)
+    for kind, layer, slot in keys.unique(dim=0).tolist():
+        if kind == LOGIT:
+            continue
+        members = ((keys == torch.tensor([kind, layer, slot])).all(1)).nonzero()[:, 0]
+        features = torch.as_tensor(nodes.feature)[members]
+        directions = torch.empty(0)
+        if kind == FEATURE:
+            index = patched.transcoders.layers.index(layer)
+            directions = patched.transcoders.transcoders[index].W_dec[features]
+        leaf = None if kind == TOKEN else layer
+        groups.setdefault(leaf, []).append(_Projector(kind, layer, slot, members, features, directions))
+    return groups
+
+
+def _centre(values: Tensor, slots: Tensor, n_slots: int) -> Tensor:
+    """`values` `[B, T, d]` minus their mean in the slot."""
+    index = slots.clamp(min=0)
+    keep = (slots >= 0).to(values.dtype)
+    total = torch.zeros(n_slots, values.shape[-1], dtype=values.dtype, device=values.device)
+    total.index_add_(0, index.flatten(), (values * keep[..., None]).flatten(0, 1))
+    count = torch.zeros(n_slots, dtype=values.dtype, device=values.device).index_add_(0, index.flatten(), keep.flatten())
+    return values - (total / count.clamp(min=1)[:, None])[index]
+
+
+def strongest_incoming(
+    column: Callable[[int], tuple[Tensor, Tensor]], target: int, keep: int
+) -> tuple[Tensor, Tensor]:
+    """The `keep` strongest non-zero edges into a target."""
+    sources, effects = column(target)
+    nonzero = effects != 0
+    sources, effects = sources[nonzero], effects[nonzero]
+    if len(effects) > keep:
+        best = effects.abs().topk(keep).indices
+        sources, effects = sources[best], effects[best]
+    return sources, effects
+
+

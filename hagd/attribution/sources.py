@@ -1,0 +1,85 @@
+"""What is written to the residual stream, as leaves of the autograd graph of one frozen forward pass.
+
+Shape legend: L decomposed layers, B sequences, T positions, d = d_model, m dictionary size, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hagd.activations.capture import site_module
+from hagd.models.freezing import frozen_linear
+from hagd.patching.patched_model import PatchedModel
+
+
+@dataclass
+class ForwardPass:
+    """One forward pass whose writes are leaves.
+
+    Attributes:
+        embedding: `[B, T, d]`, leaf.
+        written: model layer → `[B, T, d]`, leaf: what the site of that layer wrote.
+        read: model layer → `[B, T, d]`, what the site of that layer read, as a function of the leaves.
+        logits: `[B, A, V]`, as a function of the leaves.
+    """
+
+    embedding: Tensor | None = None
+    written: dict[int, Tensor] = field(default_factory=dict)
+    read: dict[int, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+    def leaves(self, below: int) -> list[Tensor]:
+        """The embedding and what layers below `below` wrote."""
+        assert self.embedding is not None
+        return [self.embedding, *(self.written[layer] for layer in sorted(self.written) if layer < below)]
+
+
+def direct_pass(patched: PatchedModel, tokens: Tensor, positions: Tensor) -> ForwardPass:
+    """A clean forward pass in which gradients are direct effects.
+
+    Attention patterns and norm scales are constants (`frozen_linear`). At site mlp every MLP output is a leaf, so
+    nothing flows through an MLP; at site resid every decomposed layer's output is one, so effects reach the next
+    decomposed layer and no further.
+    """
+    lm, site = patched.lm, patched.transcoders.site
+    found = ForwardPass()
+    layers = range(lm.n_layers) if site == "mlp" else patched.transcoders.layers
+    with ExitStack() as stack:
+        stack.enter_context(frozen_linear(lm))
+        stack.enter_context(_embedding_leaf(lm.embedding, found))
+        for layer in layers:
+            hook = _leaf_hook(layer, site == "mlp", found)
+            stack.callback(site_module(lm, site, layer).register_forward_hook(hook).remove)
+        with torch.enable_grad():
+            found.logits = lm.logits_at(tokens, positions)
+    return found
+
+
+def _leaf_hook(layer: int, reads_input: bool, found: ForwardPass) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        y = output if isinstance(output, Tensor) else output[0]
+        leaf = y.detach().requires_grad_()
+        found.read[layer] = inputs[0] if reads_input else y
+        found.written[layer] = leaf
+        return leaf if isinstance(output, Tensor) else (leaf, *output[1:])
+
+    return hook
+
+
+@contextmanager
+def _embedding_leaf(embedding: nn.Module, found: ForwardPass) -> Iterator[None]:
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        found.embedding = output.detach().requires_grad_()
+        return found.embedding
+
+    handle = embedding.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

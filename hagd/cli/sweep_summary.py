@@ -1,0 +1,159 @@
+"""One table at the end of a sweep: every job's overrides, status and main figures.
+
+A Hydra callback. Jobs may have run in other processes or on other machines, so only the files in the jobs'
+folders are read: `.hydra/overrides.yaml`, `metrics.json` after success and `error.txt` after a failure.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+FIGURES = (
+    "circuit.nodes",
+    "validation.preservation",
+    "control.random.preservation",
+    "control.attribution.preservation",
+    "curve.cpr_log",
+    "transcoder.fvu",
+    "time.total_s",
+)
+
+Status = Literal["done", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        folder: its output folder.
+        overrides: as `key=value`.
+        status: `unfinished` when it left neither result nor error (killed, or still running).
+        figures: what `metrics.json` has of `FIGURES`.
+        error: first line of `error.txt`, else None.
+    """
+
+    folder: str
+    overrides: tuple[str, ...]
+    status: Status
+    figures: dict[str, float]
+    error: str | None
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """Every job below `sweep_dir`, in the order of their numbers."""
+    folders = {file.parent.parent for file in sweep_dir.rglob(".hydra/overrides.yaml")}
+    return [_read_job(folder) for folder in sorted(folders, key=lambda folder: _natural(folder.relative_to(sweep_dir)))]
+
+
+def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
+    """Write `sweep.json` and `summary.md` into `sweep_dir`."""
+    (sweep_dir / "sweep.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
+    header, rows = _columns(jobs), [_row(job, jobs) for job in jobs]
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    errors = "".join(f"\n- `{_label(job)}`: {job.error}" for job in jobs if job.error)
+    (sweep_dir / "summary.md").write_text(f"{table}\n" + (f"\nFailed:\n{errors}\n" if errors else ""))
+
+
+class SweepSummary(Callback):
+    """Prints the table, and writes it to the sweep's folder, when all jobs of a multirun have ended.
+
+    Hydra skips `on_multirun_end` when a job failed, so the summary is also due when the process exits.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.register(_summarise, Path(str(config.hydra.sweep.dir)).absolute())
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.unregister(_summarise)
+        _summarise(Path(str(config.hydra.sweep.dir)).absolute())
+
+
+def _summarise(sweep_dir: Path) -> None:
+    jobs = read_jobs(sweep_dir)
+    if jobs:  # none when the sweep failed before its first job started; Hydra prints why
+        write_summary(sweep_dir, jobs)
+        _print_table(sweep_dir, jobs)
+
+
+def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    done = sum(job.status == "done" for job in jobs)
+    table = Table(title=f"{done} of {len(jobs)} jobs done")
+    for number, name in enumerate(_columns(jobs)):
+        table.add_column(escape(name), justify="left" if number < 2 else "right", overflow="fold")
+    for job in jobs:
+        table.add_row(*map(escape, _row(job, jobs)), style=None if job.status == "done" else "red")
+    console = Console()
+    console.print(table)
+    for job in jobs:
+        if job.error:
+            console.print(f"[red]{escape(_label(job))}[/red]: {escape(job.error)}", soft_wrap=True)
+    console.print(f"[dim]{escape(str(sweep_dir / 'summary.md'))}[/dim]", soft_wrap=True)
+
+
+def _read_job(folder: Path) -> Job:
+    overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    assert isinstance(overrides, list)
+    error = _first_line(folder / "error.txt")
+    figures = _read_figures(folder / "metrics.json")
+    status: Status = "failed" if error is not None else "unfinished" if figures is None else "done"
+    return Job(str(folder), tuple(map(str, overrides)), status, figures or {}, error)
+
+
+def _first_line(file: Path) -> str | None:
+    if not file.exists():
+        return None
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+def _read_figures(file: Path) -> dict[str, float] | None:
+    """The main figures in `file`, whose names may be dotted or nested; None without a readable file."""
+    try:
+        metrics = _flatten(json.loads(file.read_text()))
+    except (FileNotFoundError, ValueError):
+        return None
+    return {name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    return {name: leaf for key, item in value.items() for name, leaf in _flatten(item, f"{prefix}{key}.").items()}
+
+
+def _columns(jobs: list[Job]) -> list[str]:
+    return ["job", "status", *(name for name in FIGURES if any(name in job.figures for job in jobs))]
+
+
+def _row(job: Job, jobs: list[Job]) -> list[str]:
+    names = _columns(jobs)[2:]
+    return [_label(job), job.status, *(_format(job.figures.get(name)) for name in names)]
+
+
+def _label(job: Job) -> str:
+    return " ".join(job.overrides) or Path(job.folder).name
+
+
+def _format(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts `10` after `9`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

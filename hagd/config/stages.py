@@ -1,0 +1,118 @@
+"""`transcoder`, `graph`, `hierarchy`, `search`, `validation`: one section a stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hagd.config.base import Section
+
+Ablation = Literal["mean", "zero", "resample"]
+ErrorMode = Literal["mean", "keep"]
+
+
+class Corpus(Section):
+    """Text whose activations train the transcoders beside the task's own prompts."""
+
+    dataset: str | None = Field(None, description="hub name, streamed through `datasets`")
+    subset: str | None = Field(None, description="configuration of the hub data set")
+    split: str = Field("train", description="split of the hub data set")
+    column: str = Field("text", description="column that holds the text")
+    data_files: str | None = Field(None, description="local text files (glob); replaces the hub data set")
+    n_tokens: int = Field(20_000, ge=1, description="tokens to read")
+    context: int = Field(128, ge=2, description="tokens a sequence")
+
+
+class TranscoderConfig(Section):
+    """Sparse dictionaries of what each layer computes, trained with Eq. 4 of arXiv 2601.12879."""
+
+    site: Literal["mlp", "resid"] = Field(
+        "mlp", description="mlp: from what enters the MLP to what it adds; resid: residual stream to itself (paper)"
+    )
+    layers: tuple[int, ...] | None = Field(None, description="layers to decompose (null = all)")
+    k: int = Field(16, ge=1, description="active features a token")
+    expansion: int = Field(8, ge=1, description="dictionary size m over d_model")
+    lambda_prediction: float = Field(0.1, ge=0, description="λ1, weight of the cross-layer prediction term")
+    lambda_sparsity: float = Field(1e-3, ge=0, description="λ2, weight of the L1 term")
+    prediction_head: Literal["tied", "dense"] = Field(
+        "tied", description="tied: next layer's encoder on a linear map of this layer's output; dense: m × m (paper)"
+    )
+    steps: int = Field(1500, ge=1, description="optimiser steps")
+    batch_size: int = Field(1024, ge=1, description="tokens a step")
+    learning_rate: float = Field(3e-3, gt=0, description="peak rate of Adam")
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
+    decay_fraction: float = Field(0.4, ge=0, le=1, description="share of the steps with falling rate, at the end")
+    aux_weight: float = Field(1 / 32, ge=0, description="weight of the AuxK term that revives dead features")
+    dead_fraction: float = Field(
+        0.05, gt=0, le=1, description="a feature silent for this share of all training tokens counts as dead"
+    )
+    fvu_warning: float = Field(0.25, gt=0, description="warn when the unexplained share of variance exceeds this")
+    shard_mb: int = Field(512, ge=1, description="activations above this size are kept on disk in shards of it")
+    corpus: Corpus | None = Field(None, description="extra text; null = the task's prompts alone")
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> TranscoderConfig:
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers must be ascending and distinct, found {list(self.layers)}")
+        return self
+
+
+class GraphConfig(Section):
+    """Node attribution, candidate nodes and the edges between them."""
+
+    attribution: Literal["integrated_gradients", "gradient_activation"] = Field(
+        "integrated_gradients", description="how candidates are ranked"
+    )
+    ig_steps: int = Field(8, ge=1, description="steps of integrated gradients")
+    metric: Literal["log_probability", "logit_difference"] = Field(
+        "logit_difference", description="what is attributed: log-probability of the answer, or answer − distractor logit"
+    )
+    ablation: Ablation = Field("mean", description="value of a node outside the circuit")
+    error: ErrorMode = Field("mean", description="error terms during discovery: at their mean, or kept")
+    n_max: int = Field(4096, ge=1, description="candidate nodes that enter the graph, by attribution")
+    edges: Literal["direct", "total"] = Field(
+        "direct", description="direct: attention patterns and norm scales frozen; total: nothing frozen"
+    )
+    edge_prompts: int = Field(64, ge=1, description="discovery prompts over which edges are averaged")
+    edges_per_node: int = Field(32, ge=1, description="strongest incoming edges kept a node")
+    batch_size: int = Field(512, ge=1, description="prompts a forward pass")
+
+
+class HierarchyConfig(Section):
+    """Recursive spectral partition of the attribution graph."""
+
+    branching: int = Field(4, ge=2, description="children of a supernode (b)")
+    min_size: int = Field(8, ge=1, description="supernodes of at most this many nodes are not divided")
+
+
+class SearchConfig(Section):
+    """How the circuit is found."""
+
+    method: Literal["hagd", "attribution", "gradient_activation", "gates", "greedy", "random"] = Field(
+        "hagd", description="search method"
+    )
+    n_nodes: int | None = Field(200, ge=1, description="circuit size; null = smallest that keeps target_preservation")
+    target_preservation: float = Field(0.9, gt=0, le=1, description="used when n_nodes is null, on the selection split")
+    sizes: tuple[int, ...] = Field(
+        (10, 20, 50, 100, 200, 500, 1000, 2000), description="sizes of the faithfulness curve"
+    )
+    scorer: str | None = Field(
+        "auto", description="meta-learned scorer: auto (the newest of this project, if any), a path, or null"
+    )
+    traversal: bool = Field(True, description="coarse-to-fine group tests over the hierarchy")
+    traversal_budget: int = Field(200, ge=0, description="model evaluations that group tests may spend")
+    gates: bool = Field(True, description="refine with stochastic gates under an L0 price")
+    gate_steps: int = Field(200, ge=1, description="gradient steps of the gates")
+    gate_learning_rate: float = Field(0.1, gt=0, description="rate of Adam on gate logits")
+    gate_batch: int = Field(256, ge=1, description="prompts a gate step")
+    pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
+    pruning_budget: int = Field(100, ge=0, description="model evaluations that pruning may spend")
+
+
+class ValidationConfig(Section):
+    """Causal validation on prompts that nothing before has read."""
+
+    n_random: int = Field(10, ge=1, description="random circuits, matched per layer and slot")
+    n_bootstrap: int = Field(1000, ge=10, description="bootstrap resamples of the prompts")
+    batch_size: int = Field(256, ge=1, description="prompts a forward pass")

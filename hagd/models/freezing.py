@@ -1,0 +1,85 @@
+"""The frozen linear model: attention patterns and norm scales held at their clean values.
+
+With both frozen and every MLP replaced by constants and features, the residual stream is linear in what is
+written to it, so gradients are exact *direct* effects (`DESIGN.md`, definition of an edge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hagd.models.language_model import LanguageModel
+
+_FROZEN = "hagd_frozen"
+
+
+@contextmanager
+def frozen_linear(lm: LanguageModel) -> Iterator[None]:
+    """Within: gradients flow through values and outputs of attention only, and norms are linear maps.
+
+    Forward values do not change; only the backward pass does.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_frozen_attention(lm))
+        for norm in lm.norms():
+            stack.callback(norm.register_forward_hook(_freeze_norm).remove)
+        yield
+
+
+@contextmanager
+def _frozen_attention(lm: LanguageModel) -> Iterator[None]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = lm.model.config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(_FROZEN, _attention_with_constant_pattern)
+    lm.model.config._attn_implementation = _FROZEN
+    try:
+        yield
+    finally:
+        lm.model.config._attn_implementation = before
+
+
+def _attention_with_constant_pattern(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Causal softmax attention whose pattern is a constant. Heads `[B, H, T, d_head]`; grouped keys are repeated."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scores = query.detach() @ key.detach().transpose(-1, -2) * scale
+    n = scores.shape[-1]
+    causal = torch.ones(n, n, dtype=torch.bool, device=scores.device).tril()
+    pattern = scores.float().masked_fill(~causal, float("-inf")).softmax(-1).to(value.dtype)
+    return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+
+def _freeze_norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The same output as a linear function of the input: the scale is a constant."""
+    x = inputs[0]
+    if isinstance(module, nn.LayerNorm):
+        centred = x - x.mean(-1, keepdim=True)
+        scale = torch.rsqrt(centred.detach().pow(2).mean(-1, keepdim=True) + module.eps)
+        return centred * scale * module.weight + (module.bias if module.bias is not None else 0.0)
+    # RMSNorm of every family is x · scale(x) · gain; the gain's parametrisation (w or 1 + w) is read off a
+    # vector of ones, whose own scale is known.
+    eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
+    gain = _rms_gain(module, x.shape[-1], eps)
+    scale = torch.rsqrt(x.detach().float().pow(2).mean(-1, keepdim=True) + eps)
+    return (x * scale.to(x.dtype)) * gain
+
+
+def _rms_gain(module: nn.Module, width: int, eps: float) -> Tensor:
+    weight = module.weight
+    ones = torch.ones(width, dtype=weight.dtype, device=weight.device)
+    return module.forward(ones) * (1.0 + eps) ** 0.5

@@ -1,0 +1,118 @@
+"""A causal language model with named sites.
+
+Shape legend: B sequences, T positions, A scored positions, d = d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hagd.errors import ModelError
+from hagd.models.adapter import Adapter
+from hagd.models.architectures import all_adapters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LanguageModel:
+    """A frozen `transformers` model, its adapter and its tokenizer (None for symbolic vocabularies)."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "model"
+    ) -> None:
+        self.adapter = adapter_for(model)
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def n_layers(self) -> int:
+        """Transformer blocks."""
+        return len(self.layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the unembedding."""
+        return int(self.model.config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding, where token ids go."""
+        return self.embedding.weight.device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer blocks."""
+        return self._get(self.adapter.layers)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding."""
+        return self._get(self.adapter.embedding)
+
+    @property
+    def unembedding(self) -> nn.Module:
+        """The map from the final-normed residual stream to logits."""
+        return self._get(self.adapter.unembedding)
+
+    def mlp(self, layer: int) -> nn.Module:
+        """The MLP of a layer."""
+        return self.layers[layer].get_submodule(self.adapter.mlp)
+
+    def norms(self) -> list[nn.Module]:
+        """Every normalisation of the residual stream."""
+        per_layer = (self.adapter.attention_norm, self.adapter.mlp_norm)
+        return [layer.get_submodule(path) for layer in self.layers for path in per_layer] + [
+            self._get(self.adapter.final_norm)
+        ]
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Final-normed residual stream `[B, T, d]` for `tokens` `[B, T]`."""
+        return self._get(self.adapter.backbone)(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def logits_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits `[B, A, V]` at `positions` `[B, A]` only; negative positions give those of 0."""
+        hidden = self.hidden(tokens)
+        index = positions.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
+        return self.unembedding(hidden.gather(1, index)).float()
+
+    def token_text(self, token: int) -> str:
+        """Text of one token of a tokenizer's vocabulary."""
+        if self.tokenizer is None:
+            raise ModelError(f"model {self.name} has no tokenizer; read token texts from the task's vocabulary")
+        return str(self.tokenizer.decode([token]))
+
+
+    def _get(self, path: str) -> Any:
+        return self.model.get_submodule(path)
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a model's class.
+
+    Raises:
+        ModelError: unknown architecture; lists those that are supported.
+    """
+    name = type(model).__name__
+    for adapter in all_adapters():
+        if name in adapter.classes:
+            return adapter
+    raise ModelError(unsupported(name))
+
+
+def unsupported(class_name: str) -> str:
+    """The message for a class without adapter."""
+    known = ", ".join(sorted(name for adapter in all_adapters() for name in adapter.classes))
+    return (
+        f"model: no adapter for architecture {class_name}; supported: {known}. "
+        "To add one, write a file in hagd/models/architectures that names its sites"
+    )

@@ -1,0 +1,21 @@
+"""A model that exists already, from wherever its configuration says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hagd.config.model import PackagedModel, PretrainedModel
+from hagd.models.language_model import LanguageModel
+from hagd.models.pretrained import load_pretrained
+from hagd.models.smollm2 import load_smollm2
+
+
+def load_model(config: PretrainedModel | PackagedModel, cache: Path) -> LanguageModel:
+    """The model and its tokenizer; `cache` keeps converted copies between runs.
+
+    Raises:
+        ModelError: it cannot be loaded; says why and what to do.
+    """
+    if isinstance(config, PackagedModel):
+        return load_smollm2(config, cache)
+    return load_pretrained(config)

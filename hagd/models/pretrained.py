@@ -1,0 +1,166 @@
+"""Pretrained models from a local folder or from the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hagd.config.model import PretrainedModel
+from hagd.errors import ModelError
+from hagd.hub import hub_problem
+from hagd.models.architectures import all_adapters
+from hagd.models.language_model import LanguageModel, unsupported
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+def load_pretrained(config: PretrainedModel) -> LanguageModel:
+    """Model and tokenizer of `config.path`; the architecture is checked before any weight is read.
+
+    Only safetensors are read and no code from the repository runs.
+
+    Raises:
+        ModelError: names model.path (or the key at fault): missing folder, damaged or missing files, unknown
+            architecture, unreachable hub, gated or unknown repository.
+    """
+    if config.device_map is not None and importlib.util.find_spec("accelerate") is None:
+        raise ModelError(
+            f"model.device_map={config.device_map}: needs the package accelerate, which is not installed; "
+            "pip install accelerate, or set model.device_map=null"
+        )
+    local = Path(config.path).expanduser()
+    folder = local if local.exists() else None
+    if folder is None and not _HUB_NAME.fullmatch(config.path):
+        raise ModelError(f"model.path={config.path}: no such folder; give an existing folder or a hub name")
+    description = _read_json(folder / "config.json" if folder else _download_config(config), config)
+    _check_architecture(description, config)
+    source = str(folder) if folder else config.path
+    return LanguageModel(_load_weights(source, config), _load_tokenizer(source, config), config.name)
+
+
+def _read_json(path: Path, config: PretrainedModel) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelError(
+            f"model.path={config.path}: has no config.json; expected a folder as `save_pretrained` writes it"
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"model.path={config.path}: config.json is damaged ({error}); copy the folder again") from None
+    if not isinstance(description, dict):
+        raise ModelError(f"model.path={config.path}: config.json holds no object; copy the folder again")
+    return description
+
+
+def _download_config(config: PretrainedModel) -> Path:
+    """`config.json` of a hub repository, from the local cache where it is complete or the network is away."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    problem = hub_problem()
+    where = f"model.path={config.path}: "
+    try:
+        return Path(
+            hf_hub_download(config.path, "config.json", revision=config.revision, local_files_only=problem is not None)
+        )
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{where}no such folder and not in the local hub cache, and the hub is away: "
+            f"{problem or 'the connection failed'}; set model.path to a local folder, check the network, or download "
+            "the model once and set HF_HUB_OFFLINE=1"
+        ) from None
+    except GatedRepoError:
+        raise ModelError(
+            f"{where}access is gated; accept its licence on its hub page and log in with `hf auth login`, "
+            "or set model.path to a local folder"
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{where}has no revision {config.revision}; set model.revision to one that exists") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(
+            f"{where}neither a local folder nor a repository of the hub that you may read; check the spelling, "
+            "or log in with `hf auth login` if it is private"
+        ) from None
+    except EntryNotFoundError:
+        raise ModelError(f"{where}this hub repository has no config.json, so it is no transformers model") from None
+    except Exception as error:  # transport errors have no common base
+        raise ModelError(f"{where}download failed ({_first_line(error)}); check the network and try again") from None
+
+
+def _check_architecture(description: dict[str, Any], config: PretrainedModel) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model_type = str(description.get("model_type", "unnamed"))
+    by_type = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, model_type)
+    name = str((description.get("architectures") or [by_type])[0])
+    if not any(name in adapter.classes for adapter in all_adapters()):
+        raise ModelError(f"model.path={config.path}: {unsupported(name)}")
+
+
+def _load_weights(source: str, config: PretrainedModel) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    where = f"model.path={config.path}: "
+    load: Any = AutoModelForCausalLM.from_pretrained  # typed as if it always returned the model alone
+    model: PreTrainedModel
+    try:
+        model, info = load(
+            source,
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            device_map=config.device_map,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    # Missing shards, truncated files, sizes that differ from config.json: each raises a type of its own.
+    except Exception as error:
+        raise ModelError(
+            f"{where}the weights cannot be loaded ({_first_line(error)}); expected complete safetensors files that "
+            "fit config.json; copy or download the model again"
+        ) from error
+    lacking = sorted(map(str, info["missing_keys"]))
+    if lacking:  # transformers would go on with random values
+        raise ModelError(
+            f"{where}the weights lack {len(lacking)} tensors ({', '.join(lacking[:3])}, …); "
+            "copy or download the model again"
+        )
+    return model
+
+
+def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False
+        )
+        if not tokenizer("text").input_ids:  # what transformers makes of files that do not fit the class
+            raise ValueError("it turns text into nothing")
+    except Exception as error:  # as for the weights
+        raise ModelError(
+            f"model.path={config.path}: no usable tokenizer ({_first_line(error)}); expected tokenizer.json beside "
+            "config.json; copy or download the model again"
+        ) from error
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

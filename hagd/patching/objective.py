@@ -1,0 +1,137 @@
+"""What a circuit is judged by during discovery: how far the patched model is from the full one, on one split.
+
+Shape legend: N prompts, C options, A scored positions, V vocabulary, G gate settings, L, S, m as in
+`hagd.patching.patched_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hagd.config.stages import Ablation, ErrorMode
+from hagd.patching.patched_model import PatchedModel
+from hagd.tasks.records import PADDING, Prompts, TaskData
+from hagd.tasks.scoring import is_correct, log_probability, logit_difference, option_scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per-prompt results of one patched model.
+
+    Attributes:
+        correct: bool `[N]`.
+        logit_difference: `[N]`, nats.
+    """
+
+    correct: Tensor
+    logit_difference: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct prompts."""
+        return float(self.correct.float().mean())
+
+
+class Objective:
+    """Runs circuits on one split of a task; `patched.evaluations` counts what that costs."""
+
+    def __init__(
+        self,
+        patched: PatchedModel,
+        task: TaskData,
+        prompts: Prompts,
+        *,
+        ablation: Ablation,
+        error: ErrorMode,
+        batch_size: int,
+    ) -> None:
+        self.patched = patched
+        self.task = task
+        self.prompts = prompts.to(patched.lm.device)
+        self.ablation = ablation
+        self.error = error
+        self.batch_size = batch_size
+        self._target = torch.cat([self._distribution(self._full(part), part) for part in self._parts()])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def full(self) -> Outcome:
+        """The unpatched model."""
+        return self._outcome(self._full)
+
+    def outcome(self, gates: Tensor) -> Outcome:
+        """The patched model with gates `[L, S, m]`."""
+        return self._outcome(lambda part: self._logits(part, gates))
+
+    def divergence(self, gates: Tensor, index: Tensor) -> Tensor:
+        """Mean KL(full ‖ patched) over the prompts `index`, nats; differentiable in `gates`."""
+        logits = self._logits(self.prompts[index], gates)
+        return self._kl(self._target[index], logits, self.prompts[index]).mean()
+
+    @torch.no_grad()
+    def divergences(self, gates: Tensor, index: Tensor) -> Tensor:
+        """The same for G gate settings at once: `[G, L, S, m]` → `[G]`."""
+        part = self.prompts[index]
+        at_once = max(1, self.batch_size // max(len(index), 1))
+        values = []
+        for chunk in gates.split(at_once):
+            repeated = torch.arange(len(index), device=gates.device).repeat(len(chunk))
+            owner = torch.arange(len(chunk), device=gates.device).repeat_interleave(len(index))
+            tiled = part[repeated]
+            logits = self._logits(tiled, chunk, owner)
+            kl = self._kl(self._target[index][repeated], logits, tiled)
+            values.append(kl.view(len(chunk), len(index)).mean(1))
+        return torch.cat(values)
+
+    def metric(self, name: str, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
+        """`log_probability` or `logit_difference` of the prompts `index`, `[n]`; differentiable in `gates`."""
+        score = log_probability if name == "log_probability" else logit_difference
+        part = self.prompts[index]
+        return score(self._logits(part, gates, owner), part, self.task.length_normalised)
+
+    def sample(self, size: int, generator: torch.Generator) -> Tensor:
+        """Indices of `size` random prompts, all of them in order when there are no more."""
+        if size >= len(self):
+            return torch.arange(len(self))
+        return torch.randperm(len(self), generator=generator)[:size]
+
+    def _logits(self, part: Prompts, gates: Tensor, owner: Tensor | None = None) -> Tensor:
+        return self.patched.logits(part, gates, ablation=self.ablation, error=self.error, owner=owner)
+
+    @torch.no_grad()
+    def _full(self, part: Prompts) -> Tensor:
+        n, c = part.tokens.shape[:2]
+        logits = self.patched.lm.logits_at(part.tokens.flatten(0, 1), part.scored.flatten(0, 1))
+        return logits.unflatten(0, (n, c))
+
+    @torch.no_grad()
+    def _outcome(self, run: Callable[[Prompts], Tensor]) -> Outcome:
+        correct, lead = [], []
+        for part in self._parts():
+            logits = run(part)
+            correct.append(is_correct(logits, part, self.task.accuracy, self.task.length_normalised))
+            lead.append(logit_difference(logits, part, self.task.length_normalised))
+        return Outcome(torch.cat(correct).cpu(), torch.cat(lead).cpu())
+
+    def _parts(self) -> Iterator[Prompts]:
+        for start in range(0, len(self), self.batch_size):
+            yield self.prompts[start : start + self.batch_size]
+
+    def _distribution(self, logits: Tensor, part: Prompts) -> Tensor:
+        """Log-probabilities that are compared: of tokens `[N, 1, A, V]`, or of options `[N, C]`."""
+        if logits.shape[1] == 1:
+            return logits.log_softmax(-1)
+        return option_scores(logits, part, self.task.length_normalised).log_softmax(-1)
+
+    def _kl(self, target: Tensor, logits: Tensor, part: Prompts) -> Tensor:
+        patched = self._distribution(logits, part)
+        kl = (target.exp() * (target - patched)).sum(-1)
+        if logits.shape[1] > 1:
+            return kl
+        used = part.scored != PADDING
+        return kl.masked_fill(~used, 0).sum((1, 2)) / used.sum((1, 2))

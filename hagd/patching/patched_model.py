@@ -1,0 +1,168 @@
+"""The patched model M_C: features outside a circuit are held at their ablation value (`DESIGN.md`, section 2).
+
+At every decomposed site `a ← Σ_i (g_i f_i + (1 − g_i) v_i) d_i + b + ε̃`, where `f_i` is recomputed on the
+patched run and `g_i` is 1 inside the circuit, 0 outside, in between for gates and path integrals. The real
+attention, norms and embeddings run.
+
+Shape legend: N prompts, C options, B = N·C sequences, T positions, A scored positions, V vocabulary, G gate
+settings, L decomposed layers, S slots, m dictionary size, d = d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hagd.activations.capture import capture, site_module
+from hagd.config.stages import Ablation, ErrorMode
+from hagd.models.language_model import LanguageModel
+from hagd.patching.records import SlotMeans
+from hagd.tasks.records import Prompts
+from hagd.transcoders.records import Transcoder, TranscoderSet
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One batch of sequences and how its sites are patched."""
+
+    slots: Tensor  # [B, T]
+    gates: Tensor  # [G, L, S, m]
+    owner: Tensor  # [B], which gate setting applies
+    ablated: Tensor | None  # [L, B, T, m] values of this batch; None = means, or zero
+    errors: Tensor | None  # [L, B, T, d] errors of this batch; None = means
+
+
+class PatchedModel:
+    """A language model whose decomposed sites can be patched.
+
+    Attributes:
+        evaluations: sequences run forward through the patched model since construction; a backward pass
+            counts as two further forward passes. The unit of every search budget, divided by the number of
+            prompts of a split.
+    """
+
+    def __init__(self, lm: LanguageModel, transcoders: TranscoderSet, means: SlotMeans) -> None:
+        self.lm = lm
+        self.transcoders = transcoders
+        self.means = means
+        self.evaluations = 0
+
+    @property
+    def gate_shape(self) -> tuple[int, int, int]:
+        """(L, S, m)."""
+        layers, slots, m = self.means.features.shape
+        return layers, slots, m
+
+    def logits(
+        self,
+        prompts: Prompts,
+        gates: Tensor,
+        *,
+        ablation: Ablation = "mean",
+        error: ErrorMode = "mean",
+        owner: Tensor | None = None,
+    ) -> Tensor:
+        """Logits `[N, C, A, V]` at the scored positions.
+
+        Args:
+            prompts: N prompts.
+            gates: `[L, S, m]`, or `[G, L, S, m]` with `owner`.
+            ablation: value of a node whose gate is 0.
+            error: error term at its mean, or kept from the clean run.
+            owner: int64 `[N]`, the gate setting of each prompt.
+        """
+        n, c = prompts.tokens.shape[:2]
+        flat = _flatten(prompts)
+        gates = gates if gates.dim() == 4 else gates[None]
+        owners = torch.zeros(n, dtype=torch.long, device=gates.device) if owner is None else owner
+        run = _Run(
+            slots=flat.slots,
+            gates=gates,
+            owner=owners.repeat_interleave(c),
+            ablated=self._ablation_values(flat, ablation),
+            errors=self._clean_errors(flat) if error == "keep" else None,
+        )
+        self.evaluations += n * (3 if gates.requires_grad else 1)
+        with self._patched(run, zero=ablation == "zero"):
+            logits = self.lm.logits_at(flat.tokens, flat.scored)
+        return logits.unflatten(0, (n, c))
+
+    def features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean features `[L, B, T, m]` and errors `[L, B, T, d]` of sequences `[B, T]`."""
+        x, y = capture(self.lm, tokens, self.transcoders.site, self.transcoders.layers)
+        f = torch.stack([t.encode(xl) for t, xl in zip(self.transcoders.transcoders, x, strict=True)])
+        errors = torch.stack(
+            [yl - t.decode(fl) for t, fl, yl in zip(self.transcoders.transcoders, f, y, strict=True)]
+        )
+        return f, errors
+
+    def _ablation_values(self, flat: Prompts, ablation: Ablation) -> Tensor | None:
+        return self.features(flat.counterfactual)[0] if ablation == "resample" else None
+
+    def _clean_errors(self, flat: Prompts) -> Tensor:
+        return self.features(flat.tokens)[1]
+
+    @contextmanager
+    def _patched(self, run: _Run, zero: bool) -> Iterator[None]:
+        handles = []
+        for index, transcoder in enumerate(self.transcoders.transcoders):
+            module = site_module(self.lm, self.transcoders.site, transcoder.layer)
+            hook = self._hook(index, transcoder, run, zero)
+            handles.append(module.register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, index: int, transcoder: Transcoder, run: _Run, zero: bool) -> Callable[..., Any]:
+        slots = run.slots.clamp(min=0)
+        gate = run.gates[:, index][run.owner[:, None], slots]  # [B, T, m]
+        ablated = run.ablated[index] if run.ablated is not None else self.means.features[index][slots]
+        error = run.errors[index] if run.errors is not None else self.means.errors[index][slots]
+
+        def patch(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            y = output if isinstance(output, Tensor) else output[0]
+            x = inputs[0] if self.transcoders.site == "mlp" else y
+            f = transcoder.encode(x)
+            f = gate * f if zero else ablated + gate * (f - ablated)
+            patched = (transcoder.decode(f) + error).to(y.dtype)
+            return patched if isinstance(output, Tensor) else (patched, *output[1:])
+
+        return patch
+
+
+def slot_means(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, n_slots: int, batch: int) -> SlotMeans:
+    """Means over `prompts` of features and errors, and firing frequencies, by slot."""
+    n_layers, m, d = len(transcoders.layers), transcoders.m, lm.d_model
+    features = torch.zeros(n_layers, n_slots, m, device=lm.device)
+    errors = torch.zeros(n_layers, n_slots, d, device=lm.device)
+    fired = torch.zeros(n_layers, n_slots, m, device=lm.device)
+    count = torch.zeros(n_slots, device=lm.device)
+    probe = PatchedModel(lm, transcoders, SlotMeans(features, errors, fired))
+    for start in range(0, len(prompts), batch):
+        flat = _flatten(prompts[start : start + batch])
+        f, e = probe.features(flat.tokens)
+        keep = flat.slots >= 0
+        slots = flat.slots[keep]
+        count.index_add_(0, slots, torch.ones_like(slots, dtype=count.dtype))
+        features.index_add_(1, slots, f[:, keep])
+        errors.index_add_(1, slots, e[:, keep])
+        fired.index_add_(1, slots, (f[:, keep] > 0).float())
+    per = count.clamp(min=1)[None, :, None]
+    return SlotMeans(features / per, errors / per, fired / per)
+
+
+def _flatten(prompts: Prompts) -> Prompts:
+    """Options as sequences of their own: every field `[N·C, …]`."""
+    return Prompts(
+        *(
+            getattr(prompts, name).flatten(0, 1)
+            for name in ("tokens", "counterfactual", "slots", "scored", "answers", "distractors")
+        )
+    )

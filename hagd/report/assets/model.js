@@ -1,0 +1,137 @@
+// The circuit as typed columns, and which supernodes are open. No drawing here.
+"use strict";
+
+const Report = {};
+
+Report.Circuit = class {
+  constructor(data) {
+    Object.assign(this, data);
+    this.size = data.nodes.id.length;
+    this.shown = this.size; // nodes kept by the size slider
+    this.order = Array.from({ length: this.size }, (_, i) => i).sort((a, b) => data.nodes.score[b] - data.nodes.score[a]);
+    this.rank = new Int32Array(this.size);
+    this.order.forEach((node, rank) => (this.rank[node] = rank));
+    this.opened = new Set(); // keys "level:supernode"
+    this.members = data.levels.map((level) => level.labels.map(() => []));
+    data.nodes.path.forEach((path, node) => path.forEach((group, level) => this.members[level][group].push(node)));
+    this.colourLevel = Math.max(0, data.levels.findIndex((level) => level.labels.length > 1));
+    this.rowOf = data.nodes.row;
+    this.edgesOfNode = this.incidence();
+    this.openLevels(this.colourLevel);
+  }
+
+  incidence() {
+    const lists = Array.from({ length: this.size }, () => []);
+    for (let e = 0; e < this.edges.source.length; e++) {
+      lists[this.edges.source[e]].push(e);
+      lists[this.edges.target[e]].push(e);
+    }
+    return lists;
+  }
+
+  // Open every supernode above `level`, so that supernodes of `level` show; the number of levels shows all nodes.
+  openLevels(level) {
+    this.opened.clear();
+    for (let l = 0; l < level; l++) this.members[l].forEach((_, group) => this.opened.add(`${l}:${group}`));
+  }
+
+  open(level, group) {
+    this.opened.add(`${level}:${group}`);
+    const next = level + 1;
+    if (next >= this.levels.length) return;
+    const children = new Set(this.members[level][group].map((node) => this.nodes.path[node][next]));
+    if (children.size === 1) this.open(next, [...children][0]); // a level that divides nothing
+  }
+
+  // Close a supernode and everything inside it.
+  close(level, group) {
+    this.opened.delete(`${level}:${group}`);
+    for (const node of this.members[level][group])
+      for (let l = level + 1; l < this.levels.length; l++) this.opened.delete(`${l}:${this.nodes.path[node][l]}`);
+  }
+
+  reveal(node) {
+    this.nodes.path[node].forEach((group, level) => this.opened.add(`${level}:${group}`));
+  }
+
+  // The closed supernode that hides a node, as a level; -1 when the node itself shows.
+  hiddenAt(node) {
+    const path = this.nodes.path[node];
+    for (let l = 0; l < path.length; l++)
+      if (!this.opened.has(`${l}:${path[l]}`)) return this.members[l][path[l]].length === 1 ? -1 : l;
+    return -1;
+  }
+
+  // Items to draw. A closed supernode shows once in every cell in which it has members.
+  items() {
+    const items = [], byKey = new Map();
+    this.itemOf = new Int32Array(this.size).fill(-1);
+    for (const node of this.order.slice(0, this.shown)) {
+      const level = this.hiddenAt(node), row = this.rowOf[node], slot = this.nodes.slot[node];
+      const group = level < 0 ? -1 : this.nodes.path[node][level];
+      const key = level < 0 ? `n${node}` : `${level}:${group}@${row}:${slot}`;
+      let index = byKey.get(key);
+      if (index === undefined) {
+        index = items.length;
+        byKey.set(key, index);
+        items.push({ key, index, level, group, row, slot, nodes: [], score: 0 });
+      }
+      items[index].nodes.push(node);
+      items[index].score += Math.max(0, this.nodes.score[node]);
+      this.itemOf[node] = index;
+    }
+    return items;
+  }
+
+  // Edges between items, summed, strongest first: the same sums as supernode edges, divided among the cells.
+  itemEdges(count) {
+    const sums = new Map(), { source, target, weight } = this.edges;
+    for (let e = 0; e < source.length; e++) {
+      const from = this.itemOf[source[e]], to = this.itemOf[target[e]];
+      if (from < 0 || to < 0 || from === to) continue;
+      const key = from * count + to;
+      sums.set(key, (sums.get(key) || 0) + weight[e]);
+    }
+    const edges = Array.from(sums, ([key, value]) => ({ from: Math.floor(key / count), to: key % count, weight: value }));
+    return edges.sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+  }
+
+  colourOf(node) {
+    const path = this.nodes.path[node];
+    return path.length ? path[this.colourLevel] : -1;
+  }
+
+  place(node) {
+    const row = this.rows[this.rowOf[node]];
+    return `${row} · ${this.slots[this.nodes.slot[node]]}`;
+  }
+
+  title(item) {
+    if (item.level >= 0) return this.levels[item.level].labels[item.group];
+    return this.nodes.label[item.nodes[0]];
+  }
+
+  // Text in which a search looks, made at the first search.
+  haystack() {
+    if (!this.texts)
+      this.texts = this.order.map((node) => {
+        const n = this.nodes, groups = n.path[node].map((group, level) => this.levels[level].labels[group]);
+        const tokens = n.promoted[node].concat(n.inputs[node]).map((pair) => pair[0]);
+        const layer = this.place(node).replace(/^layer (\d+)/, "L$1 layer $1");
+        const words = [n.label[node], n.kind[node], layer, `#${n.feature[node]}`, ...groups, ...tokens];
+        return { node, text: ` ${words.join(" ").toLowerCase()} ` };
+      });
+    return this.texts;
+  }
+
+  search(query, limit) {
+    // Short words and numbers must match whole: "1" should not find "11".
+    const whole = (word) => (word.length < 3 || /^\W?\d+$/.test(word) ? ` ${word} ` : word), found = [];
+    const words = query.toLowerCase().split(/\s+/).filter(Boolean).map(whole);
+    let total = 0;
+    if (!words.length) return { found, total };
+    for (const { node, text } of this.haystack())
+      if (words.every((word) => text.includes(word)) && ++total <= limit) found.push(node);
+    return { found, total };
+  }
+};

@@ -1,0 +1,81 @@
+"""The circuit as the JSON that the page's own scripts read (`assets/model.js`)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from hagd.report.records import NodeView, ReportData
+from hagd.report.wording import node_label
+
+
+def payload(data: ReportData) -> dict[str, Any]:
+    """Columns of plain values: nodes (one entry a node in every column), edges by node position, names.
+
+    Prompts that several nodes share are stored once; nodes refer to them as
+    `[prompt, position, activation]`. Values that are not finite become null.
+    """
+    rows = ["tokens", *(f"layer {layer}" for layer in _layers(data)), "logits"]
+    row_of = {layer: row for row, layer in enumerate(_layers(data), start=1)}
+    prompts: dict[tuple[str, ...], int] = {}
+    shown = [
+        [[prompts.setdefault(p.tokens, len(prompts)), p.position, _short(p.activation)] for p in node.prompts]
+        for node in data.nodes
+    ]
+    return {
+        "rows": rows,
+        "slots": list(data.slot_names),
+        "levels": [{"labels": list(level.labels)} for level in data.levels],
+        "prompts": [list(tokens) for tokens in prompts],
+        "nodes": {
+            "id": [node.id for node in data.nodes],
+            "kind": [node.kind for node in data.nodes],
+            "row": [_row(node, row_of, len(rows)) for node in data.nodes],
+            "slot": [node.slot for node in data.nodes],
+            "feature": [node.feature for node in data.nodes],
+            "label": [node_label(node) for node in data.nodes],
+            "score": [_short(node.score) or 0.0 for node in data.nodes],
+            "mean": [_short(node.mean_activation) for node in data.nodes],
+            "effect": [_short(node.ablation_effect) for node in data.nodes],
+            "path": [list(node.supernodes) for node in data.nodes],
+            "promoted": [[[token, _short(value)] for token, value in node.promoted] for node in data.nodes],
+            "inputs": [[[token, _short(value)] for token, value in node.inputs] for node in data.nodes],
+            "prompts": shown,
+        },
+        "edges": _edges(data),
+    }
+
+
+def embed(content: dict[str, Any]) -> str:
+    """JSON that may stand inside a `<script>` element: no `<` that could end it or open a comment."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _layers(data: ReportData) -> list[int]:
+    inner = {node.layer for node in data.nodes if node.kind not in ("token", "logit")}
+    return sorted(inner | {record.layer for record in data.reconstruction})
+
+
+def _row(node: NodeView, row_of: dict[int, int], n_rows: int) -> int:
+    if node.kind == "token":
+        return 0
+    return n_rows - 1 if node.kind == "logit" else row_of[node.layer]
+
+
+def _edges(data: ReportData) -> dict[str, list[Any]]:
+    ids = np.array([node.id for node in data.nodes], dtype=np.int64)
+    order = np.argsort(ids)
+    place = {
+        end: order[np.searchsorted(ids, getattr(data.edges, end), sorter=order)].tolist()
+        for end in ("source", "target")
+    }
+    return {**place, "weight": [_short(weight) or 0.0 for weight in data.edges.weight.tolist()]}
+
+
+def _short(value: float | None) -> float | None:
+    """Four significant digits are more than a page shows, and halve its size."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

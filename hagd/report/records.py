@@ -1,0 +1,242 @@
+"""Record of the report stage: everything that figures, terminal and page show, as plain values.
+
+The figures, the terminal tables and the page read nothing else, so a stored report can be drawn again
+without the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+
+from hagd.errors import ArtifactError
+
+NodeKind = Literal["feature", "error", "token", "logit"]
+
+REQUIRED_METRICS = (
+    "model.accuracy",
+    "model.chance",
+    "empty.accuracy",
+    "circuit.nodes",
+    "circuit.edges",
+    "validation.preservation",
+    "validation.n_prompts",
+)
+"""Keys without which no headline can be written; every other metric is shown when present."""
+
+
+@dataclass(frozen=True)
+class SearchPart:
+    """One part of the search: what it changed and what it cost.
+
+    Attributes:
+        name: `scorer`, `traversal`, `gates`, `pruning`, or a baseline's name.
+        evaluations: model evaluations spent.
+        seconds: wall-clock time.
+        changed_nodes: nodes that entered or left the circuit.
+        preservation_before, preservation_after: on the selection split; None where not measured.
+        note: one line for the reader, empty if there is nothing to say.
+    """
+
+    name: str
+    evaluations: int
+    seconds: float
+    changed_nodes: int
+    preservation_before: float | None = None
+    preservation_after: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method at several circuit sizes, on the validation split.
+
+    Attributes:
+        method: shown beside the line (`HAGD circuit`, `integrated gradients`, `random`).
+        sizes: nodes kept, ascending.
+        faithfulness, preservation: `F` and `φ` at each size.
+        low, high: 95 % interval of `preservation`; empty when there is none.
+        control: whether the method is a control; the others are drawn bold.
+    """
+
+    method: str
+    sizes: tuple[int, ...]
+    faithfulness: tuple[float, ...]
+    preservation: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    control: bool = True
+
+
+@dataclass(frozen=True)
+class LayerReconstruction:
+    """How well one layer's transcoder explains what the layer computes.
+
+    Attributes:
+        layer: index in the model.
+        fvu: unexplained share of variance over all slots.
+        l0: mean number of active features a token.
+        dead: share of features that never fire.
+        slot_fvu: `fvu` per slot, in the order of `ReportData.slot_names`; NaN where not measured.
+    """
+
+    layer: int
+    fvu: float
+    l0: float
+    dead: float
+    slot_fvu: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TopPrompt:
+    """A prompt on which a node is strongly active: token texts, the position, the activation there."""
+
+    tokens: tuple[str, ...]
+    position: int
+    activation: float
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node of the circuit, with what a reader needs to name it.
+
+    Attributes:
+        id: distinct among the nodes of the report; edges refer to it.
+        kind: decides the row for `token` (bottom) and `logit` (top).
+        layer: of the model; not read for tokens and logits.
+        slot: index into `ReportData.slot_names`.
+        feature: dictionary index, vocabulary index for tokens and logits, 0 for errors.
+        score: importance by which the circuit was ranked; larger is kept longer.
+        mean_activation: over the discovery split.
+        ablation_effect: drop of the task metric when this node alone is ablated; None where not measured.
+        label: short name; empty to name the node by what it promotes.
+        prompts: strongest first.
+        promoted: (token, logit) pairs, strongest first.
+        inputs: (token, mean activation) pairs, strongest first.
+        supernodes: index of its supernode at each hierarchy level, coarse to fine; empty outside the hierarchy.
+    """
+
+    id: int
+    kind: NodeKind
+    layer: int
+    slot: int
+    feature: int
+    score: float
+    mean_activation: float
+    ablation_effect: float | None = None
+    label: str = ""
+    prompts: tuple[TopPrompt, ...] = ()
+    promoted: tuple[tuple[str, float], ...] = ()
+    inputs: tuple[tuple[str, float], ...] = ()
+    supernodes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Circuit edges: `source`, `target` int64 `[E]` (node ids) and `weight` float `[E]`."""
+
+    source: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class HierarchyLevel:
+    """One level of the partition, coarse to fine; `labels[i]` names supernode `i`."""
+
+    labels: tuple[str, ...]
+    modularity: float
+    eigengap: float
+    conductance: float
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The results of one extraction.
+
+    Attributes:
+        model, task: names as in the configuration.
+        seed: of the run.
+        settings: resolved configuration, flat (`search.n_nodes` → `200`).
+        metrics: flat; `<key>.low` and `<key>.high` bound a 95 % interval.
+        slot_names: position roles, in column order.
+        search: parts of the search that ran, in order.
+        curves: the extracted circuit's method first.
+        reconstruction: one record a decomposed layer.
+        nodes, edges: the circuit.
+        levels: coarse to fine.
+        warnings: what the reader must know before believing a number.
+
+    Raises:
+        ArtifactError: parts that do not fit together; all of them in one message.
+    """
+
+    model: str
+    task: str
+    seed: int
+    settings: dict[str, str]
+    metrics: dict[str, float]
+    slot_names: tuple[str, ...]
+    search: tuple[SearchPart, ...]
+    curves: tuple[Curve, ...]
+    reconstruction: tuple[LayerReconstruction, ...]
+    nodes: tuple[NodeView, ...]
+    edges: Edges
+    levels: tuple[HierarchyLevel, ...]
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = [
+            *(f"metrics lack {key!r}; measure it in validation" for key in REQUIRED_METRICS if key not in self.metrics),
+            *chain.from_iterable(_curve_problems(curve) for curve in self.curves),
+            *self._node_problems(),
+            *self._edge_problems(),
+        ]
+        if problems:
+            raise ArtifactError("ReportData does not fit together: " + "; ".join(problems))
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The 95 % interval of a metric, None where there is none."""
+        low, high = self.metrics.get(f"{key}.low"), self.metrics.get(f"{key}.high")
+        return None if low is None or high is None else (low, high)
+
+    def coarsest(self) -> int | None:
+        """The coarsest level that divides the circuit, whose supernodes give the colours; None without one."""
+        return next((depth for depth, level in enumerate(self.levels) if len(level.labels) > 1), None)
+
+    def _node_problems(self) -> list[str]:
+        problems = []
+        if len({node.id for node in self.nodes}) != len(self.nodes):
+            problems.append("node ids must be distinct, found repeated ones")
+        slots = range(len(self.slot_names))
+        stray = sorted({node.slot for node in self.nodes if node.slot not in slots})
+        if stray:
+            problems.append(f"node slots must index the {len(slots)} slot_names, found {stray[:5]}")
+        widths = tuple(len(level.labels) for level in self.levels)
+        lost = [node.id for node in self.nodes if node.supernodes and not _path_fits(node.supernodes, widths)]
+        if lost:
+            problems.append(f"node.supernodes must index levels of sizes {widths}, found others in nodes {lost[:5]}")
+        return problems
+
+    def _edge_problems(self) -> list[str]:
+        edges, ids = self.edges, np.array([node.id for node in self.nodes], dtype=np.int64)
+        shapes = (edges.source.shape, edges.target.shape, edges.weight.shape)
+        if len(set(shapes)) != 1 or edges.source.ndim != 1:
+            return [f"edges.source, target and weight must be vectors of one length, found shapes {shapes}"]
+        stray = np.setdiff1d(np.concatenate([edges.source, edges.target]), ids)
+        return [f"edges must join nodes of the report, found ids {stray[:5].tolist()}"] if stray.size else []
+
+
+def _path_fits(path: tuple[int, ...], widths: tuple[int, ...]) -> bool:
+    return len(path) == len(widths) and all(0 <= index < width for index, width in zip(path, widths, strict=True))
+
+
+def _curve_problems(curve: Curve) -> list[str]:
+    lengths = {len(curve.sizes), len(curve.faithfulness), len(curve.preservation)}
+    lengths |= {len(bound) for bound in (curve.low, curve.high) if bound}
+    if len(lengths) == 1 and bool(curve.low) == bool(curve.high):
+        return []
+    return [f"curve {curve.method!r} must have one value a size ({len(curve.sizes)}), found lengths {sorted(lengths)}"]

@@ -1,0 +1,115 @@
+"""The results of one extraction in the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hagd.report.records import ReportData
+from hagd.report.wording import bounds, comparisons, control_line, headline, number, percent, verdict
+
+STANDING_STYLE = {"above": "green", "overlaps": "yellow", "below": "red"}
+
+MAX_SLOT_COLUMNS = 6
+"""More slots than this do not fit a terminal; the page shows them all."""
+
+
+def print_summary(data: ReportData, console: Console) -> None:
+    """Print the headline, its verdict against the controls, and compact tables of every stage."""
+    standing, sentence = verdict(data)
+    console.print()
+    console.print(Text(f"{data.model} · {data.task} · seed {data.seed}", style="dim"))
+    console.print(Text(headline(data) + ".", style="bold"))
+    console.print(Text(control_line(data)))
+    console.print(Text(sentence, style=STANDING_STYLE[standing]))
+    for warning in data.warnings:
+        console.print(Text(f"Warning: {warning}", style="yellow"))
+    tables = (_controls(data), _validation(data), _curves(data), _search(data), _reconstruction(data), _hierarchy(data))
+    for table in tables:
+        if table.row_count:
+            console.print(Padding(table, (1, 0, 0, 0)))
+    console.print()
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.show_edge = False
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index == 0 else "right")
+    return table
+
+
+def _controls(data: ReportData) -> Table:
+    table = _table("Preservation", "circuit", "φ", "95 %", "ours is")
+    own = data.metrics["validation.preservation"]
+    table.add_row(
+        Text("this circuit", style="bold"), percent(own), bounds(data.interval("validation.preservation")), ""
+    )
+    for item in comparisons(data):
+        standing = Text(item.standing, style=STANDING_STYLE[item.standing])
+        table.add_row(item.control, percent(item.preservation), bounds(item.interval), standing)
+    return table
+
+
+def _validation(data: ReportData) -> Table:
+    table = _table(
+        "Causal checks on held-out prompts", "sufficiency", "necessity", "φ lenient", "φ resample", "CPR log", "CMD"
+    )
+    keys = ("validation.sufficiency", "validation.necessity")
+    shares = ("validation.preservation_lenient", "validation.preservation_resample")
+    table.columns[0].justify = "right"
+    table.add_row(
+        *(number(data.metrics.get(key)) for key in keys),
+        *(percent(data.metrics.get(key)) for key in shares),
+        *(number(data.metrics.get(key)) for key in ("curve.cpr_log", "curve.cmd")),
+    )
+    return table
+
+
+def _curves(data: ReportData) -> Table:
+    sizes = sorted({size for curve in data.curves for size in curve.sizes})
+    table = _table("Preservation by circuit size", "method", *(number(size) for size in sizes))
+    for curve in data.curves:
+        values = dict(zip(curve.sizes, curve.preservation, strict=True))
+        cells = (f"{values[size]:.2f}" if size in values else "" for size in sizes)
+        table.add_row(Text(curve.method, style="" if curve.control else "bold"), *cells)
+    return table
+
+
+def _search(data: ReportData) -> Table:
+    table = _table("Search", "part", "evaluations", "seconds", "nodes changed", "φ before", "φ after")
+    for part in data.search:
+        table.add_row(
+            Text(part.name),
+            number(part.evaluations),
+            f"{part.seconds:.1f}",
+            number(part.changed_nodes),
+            percent(part.preservation_before),
+            percent(part.preservation_after),
+        )
+    return table
+
+
+def _reconstruction(data: ReportData) -> Table:
+    slots = data.slot_names if len(data.slot_names) <= MAX_SLOT_COLUMNS else ()
+    table = _table("Transcoders", "layer", "FVU", "active", "dead", *(f"FVU at {slot}" for slot in slots))
+    for layer in data.reconstruction:
+        table.add_row(
+            str(layer.layer),
+            number(layer.fvu),
+            number(layer.l0),
+            percent(layer.dead),
+            *(number(value, 2) for value in layer.slot_fvu[: len(slots)]),
+        )
+    return table
+
+
+def _hierarchy(data: ReportData) -> Table:
+    table = _table("Hierarchy", "level", "supernodes", "modularity", "eigengap", "conductance")
+    for depth, level in enumerate(data.levels, start=1):
+        values = (level.modularity, level.eigengap, level.conductance)
+        table.add_row(str(depth), number(len(level.labels)), *(number(value) for value in values))
+    return table

@@ -1,0 +1,161 @@
+"""Sentences and number formats that the terminal and the page share, so that both say the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from hagd.report.records import NodeView, ReportData
+
+Standing = Literal["above", "overlaps", "below"]
+
+CONTROLS = (
+    ("empty circuit", "empty.preservation"),
+    ("random nodes", "control.random.preservation"),
+    ("integrated gradients", "control.attribution.preservation"),
+)
+
+METRIC_NAMES = {
+    "model.accuracy": "Full model, accuracy",
+    "model.chance": "Uniform guess, accuracy",
+    "empty.accuracy": "Empty circuit, accuracy",
+    "transcoder.spliced_accuracy": "Model with transcoders spliced in, accuracy",
+    "transcoder.fvu": "Transcoders, unexplained variance",
+    "transcoder.l0": "Transcoders, active features a token",
+    "transcoder.dead": "Transcoders, dead features",
+    "graph.nodes": "Attribution graph, nodes",
+    "graph.edges": "Attribution graph, edges",
+    "hierarchy.levels": "Hierarchy, levels",
+    "hierarchy.modularity": "Hierarchy, modularity",
+    "circuit.nodes": "Circuit, nodes",
+    "circuit.edges": "Circuit, edges",
+    "validation.preservation": "Preservation (error terms at their mean)",
+    "validation.preservation_lenient": "Preservation (error terms kept)",
+    "validation.preservation_resample": "Preservation (ablation by resampling)",
+    "validation.sufficiency": "Sufficiency",
+    "validation.necessity": "Necessity",
+    "validation.n_prompts": "Held-out prompts",
+    "control.random.preservation": "Control: random nodes, preservation",
+    "control.attribution.preservation": "Control: integrated gradients, preservation",
+    "curve.cpr_log": "Curve, CPR over log size",
+    "curve.cpr": "Curve, CPR",
+    "curve.cmd": "Curve, CMD",
+    "time.total_s": "Time, seconds",
+    "memory.peak_mb": "Peak memory, MB",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The circuit against one control of its own size.
+
+    Attributes:
+        control: name of the control.
+        preservation: of the control.
+        interval: 95 %, None where the control has none.
+        standing: `above` or `below` only when the 95 % intervals are apart.
+    """
+
+    control: str
+    preservation: float
+    interval: tuple[float, float] | None
+    standing: Standing
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A value to `digits` significant digits; an en dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if float(value).is_integer() and abs(value) < 1e12:
+        return f"{int(value):,}"
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent with one decimal; an en dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def bounds(interval: tuple[float, float] | None) -> str:
+    """A 95 % interval of a share, `[92.0, 96.9]` in per cent; empty where there is none."""
+    return "" if interval is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def comparisons(data: ReportData) -> tuple[Comparison, ...]:
+    """The circuit's preservation against the empty circuit and the controls that were measured."""
+    value = data.metrics["validation.preservation"]
+    ours = data.interval("validation.preservation") or (value, value)
+    accuracy = data.metrics["model.accuracy"]
+    measured = {
+        **data.metrics,
+        "empty.preservation": data.metrics["empty.accuracy"] / accuracy if accuracy else math.nan,
+    }
+    return tuple(
+        Comparison(name, measured[key], interval, _standing(ours, interval or (measured[key], measured[key])))
+        for name, key in CONTROLS
+        if key in measured
+        for interval in [data.interval(key)]
+    )
+
+
+def _standing(ours: tuple[float, float], other: tuple[float, float]) -> Standing:
+    if ours[0] > other[1]:
+        return "above"
+    return "below" if ours[1] < other[0] else "overlaps"
+
+
+def headline(data: ReportData) -> str:
+    """Circuit size, preservation with its interval, and the number of held-out prompts."""
+    nodes, prompts = number(data.metrics["circuit.nodes"]), number(data.metrics["validation.n_prompts"])
+    preserved, interval = data.metrics["validation.preservation"], data.interval("validation.preservation")
+    share = f"{percent(preserved)} {bounds(interval)}".strip()
+    return f"A circuit of {nodes} nodes preserves {share} of the model’s accuracy on {prompts} held-out prompts"
+
+
+def control_line(data: ReportData) -> str:
+    """What the empty circuit scores, and the controls at the circuit's size."""
+    empty, *sized = (
+        f"{_listed([item.control])} {percent(item.preservation)}{f' {bounds(item.interval)}' if item.interval else ''}"
+        for item in comparisons(data)
+    )
+    return f"For comparison: {empty}" + (f"; at the same size {' and '.join(sized)}." if sized else ".")
+
+
+def verdict(data: ReportData) -> tuple[Standing, str]:
+    """The worst standing against any control, and what this run therefore shows."""
+    found = comparisons(data)
+    below, overlaps = (
+        [item.control for item in found if item.standing == standing] for standing in ("below", "overlaps")
+    )
+    if data.interval("validation.preservation") is None:
+        return "overlaps", "No interval was computed, so this run does not show that the circuit beats its controls."
+    if below:
+        return "below", f"The circuit does worse than {_listed(below)} at the same size: do not use it as it is."
+    if overlaps:
+        return "overlaps", (
+            f"Its 95 % interval overlaps that of {_listed(overlaps)}: this run does not show that the circuit "
+            "does better. More prompts or more seeds may decide it."
+        )
+    return "above", f"Its 95 % interval lies above {_listed([item.control for item in found])}."
+
+
+def _listed(names: list[str]) -> str:
+    names = ["the empty circuit" if name == "empty circuit" else name for name in names]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def node_label(node: NodeView) -> str:
+    """The node's own label, else what it promotes, else its kind and index."""
+    if node.label:
+        return visible(node.label)
+    if node.kind == "error":
+        return "error"
+    if node.promoted:
+        return " ".join(visible(token) for token, _ in node.promoted[:3])
+    return f"{node.kind} {node.feature}"
+
+
+def visible(token: str) -> str:
+    """A token with its white space made visible."""
+    return token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") if token.strip() != token else token

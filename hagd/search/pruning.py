@@ -1,0 +1,102 @@
+"""Causal pruning: exchange the nodes that interventions show to be idle against better ones outside.
+
+Each member of a circuit is ablated alone, and each of the best outsiders is added alone; both are measured, not
+estimated. The least useful members then make room for the most useful outsiders, as many as lower the divergence
+(tried at halving numbers). The size never changes and the divergence on the discovery split never rises.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hagd.patching.objective import Objective
+from hagd.search.gates import scatter
+
+_OUTSIDERS = 2  # outsiders tried, in units of the circuit's size
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The circuit afterwards, `[n]` indices of candidates, and how many nodes were exchanged."""
+
+    members: np.ndarray
+    exchanged: int
+
+
+def exchange_idle(
+    objective: Objective,
+    flat: Tensor,
+    members: np.ndarray,
+    ranking: np.ndarray,
+    *,
+    budget: float,
+    prompts: int,
+    generator: torch.Generator,
+) -> Exchange:
+    """Improve a circuit at its size within `budget` model evaluations.
+
+    Args:
+        objective: the discovery split.
+        flat: int64 `[n_candidates]`, positions of the candidates in the flattened gates.
+        members: indices of candidates in the circuit.
+        ranking: candidates from best to worst; the order in which outsiders are tried.
+        budget: model evaluations, in units of the whole discovery split.
+        prompts: prompts a test.
+        generator: of the prompt samples.
+    """
+    spent, exchanged = 0.0, 0
+    members = members.copy()
+    while True:
+        index = objective.sample(prompts, generator)
+        share = len(index) / len(objective)
+        inside = np.zeros(len(flat), dtype=bool)
+        inside[members] = True
+        outsiders = ranking[~inside[ranking]][: _OUTSIDERS * len(members)]
+        trials = _halvings(min(len(members), len(outsiders)) // 4)
+        cost = share * (len(members) + len(outsiders) + len(trials) + 1)
+        if not trials or spent + cost > budget:
+            return Exchange(members, exchanged)
+        spent += cost
+        flips = np.concatenate([members, outsiders])
+        effect = _divergences(objective, flat, _flip_each(inside, flips), index)
+        worst = members[np.argsort(effect[: len(members)])]
+        best = outsiders[np.argsort(effect[len(members) :])]
+        tried = [inside] + [_swap(inside, worst[:n], best[:n]) for n in trials]
+        results = _divergences(objective, flat, np.stack(tried), index)
+        winner = int(results.argmin())
+        if winner == 0:
+            return Exchange(members, exchanged)
+        members = np.flatnonzero(tried[winner])
+        exchanged += trials[winner - 1]
+
+
+def _halvings(n: int) -> list[int]:
+    """n, n/2, …, 1."""
+    return [n >> i for i in range(n.bit_length())]
+
+
+def _flip_each(inside: np.ndarray, flips: np.ndarray) -> np.ndarray:
+    rows = np.repeat(inside[None], len(flips), axis=0)
+    rows[np.arange(len(flips)), flips] ^= True
+    return rows
+
+
+def _swap(inside: np.ndarray, leave: np.ndarray, enter: np.ndarray) -> np.ndarray:
+    swapped = inside.copy()
+    swapped[leave], swapped[enter] = False, True
+    return swapped
+
+
+def _divergences(objective: Objective, flat: Tensor, rows: np.ndarray, index: Tensor) -> np.ndarray:
+    device = objective.patched.lm.device
+    at_once = max(1, 4 * objective.batch_size // len(index))
+    values = []
+    for start in range(0, len(rows), at_once):
+        part = torch.as_tensor(rows[start : start + at_once], dtype=torch.float32, device=device)
+        gates = torch.stack([scatter(row, flat.to(device), objective.patched.gate_shape) for row in part])
+        values.append(objective.divergences(gates, index))
+    return torch.cat(values).cpu().numpy()

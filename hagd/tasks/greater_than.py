@@ -1,0 +1,99 @@
+"""Greater-than (Hanna et al. 2023, arXiv 2305.00586): a war ends after it began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hagd.config.task import GreaterThan
+from hagd.errors import TaskError
+from hagd.tasks.examples import Example, assemble, next_token_example
+from hagd.tasks.records import TaskData
+from hagd.tasks.splits import seeded, split_codes, split_sizes
+from hagd.tasks.tokenise import Encoded, aligned_words, encode, fill, slot_names, words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE = "The {noun} lasted from the year {century}{year} to the year {end}"
+NOUNS = words(
+    "war conflict campaign dispute siege revolt rebellion crisis expedition voyage project study search program "
+    "treaty alliance reign famine strike trial"
+)
+CENTURIES = tuple(str(century) for century in range(11, 20))
+LOW = "01"
+"""Year of the counterfactual, as in the paper: a start that rules out next to nothing."""
+
+
+def build(config: GreaterThan, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:
+    """Right when the years after the start are together more probable than the others.
+
+    Tokenizers that cut 1732 into 17 and 32 (GPT-2) answer with a two-digit token: accepted are those above 32, and
+    the rest distract. Tokenizers with a token a digit (SmolLM2, Llama 2) answer with the decade's digit: accepted
+    are those above 3, and those below distract; 3 itself is neither, as 1739 is later and 1730 is not. Slots: noun,
+    century, year (numbered where they have two tokens), t1, t2, …, last. The counterfactual starts in year 01.
+    Chance is 1/2.
+
+    Raises:
+        TaskError: another way of cutting years, or too few distinct prompts.
+    """
+    nouns = aligned_words(tokenizer, config.name, {"nouns": NOUNS}, at_least=2)["nouns"]
+    width, starts = _starts(tokenizer, nouns[0])
+    tokens = _number_tokens(tokenizer, nouns[0], width)
+    generator = seeded(seed)
+    fix = "choose a model whose tokenizer cuts more years alike"
+    codes = split_codes(split_sizes(config), (len(nouns), len(starts)), fix, generator)
+
+    def example(noun: str, century: str, year: str) -> Example:
+        clean = _prompt(tokenizer, noun, century, year)
+        low = _prompt(tokenizer, noun, century, LOW)
+        begin = year[:width]
+        answers = [token for number, token in tokens.items() if number > begin]
+        below: Callable[[str], bool] = begin.__gt__ if width == 1 else begin.__ge__
+        distractors = [token for number, token in tokens.items() if below(number)]
+        return next_token_example(clean.tokens, low.tokens, slot_names(clean, "last"), answers, distractors)
+
+    splits = {
+        split: [example(nouns[noun], *starts[start]) for noun, start in rows.tolist()] for split, rows in codes.items()
+    }
+    return assemble(name=config.name, splits=splits, accuracy="pairwise", chance=0.5)
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, noun: str, century: str, year: str, more: str = "") -> Encoded:
+    fields = {"noun": noun, "century": century, "year": year, "end": century + more}
+    return encode(tokenizer, fill(TEMPLATE, fields))
+
+
+def _starts(tokenizer: PreTrainedTokenizerBase, noun: str) -> tuple[int, list[tuple[str, str]]]:
+    """Digits of an answer token, and the (century, year) that are cut like that and leave years on both sides."""
+    found: dict[int, list[tuple[str, str]]] = {1: [], 2: []}
+    for century in CENTURIES:
+        for year in (f"{number:02d}" for number in range(2, 99)):
+            roles = _prompt(tokenizer, noun, century, year).roles
+            for width, starts in found.items():
+                parts = 3 - width
+                cut_alike = all(roles.count(role) == parts for role in ("century", "year", "end"))
+                if cut_alike and (width == 2 or "0" < year[0] < "9"):
+                    starts.append((century, year))
+    width, starts = max(found.items(), key=lambda item: len(item[1]))
+    # The counterfactual must be cut in the same way as the prompt it replaces.
+    alike = {c for c in CENTURIES if _prompt(tokenizer, noun, c, LOW).roles.count("year") == 3 - width}
+    starts = [(century, year) for century, year in starts if century in alike]
+    if not starts:
+        raise TaskError(
+            "task=greater_than: the model's tokenizer cuts years neither into two-digit tokens nor into single digits; "
+            "choose a model whose tokenizer does, such as GPT-2 or SmolLM2"
+        )
+    return width, starts
+
+
+def _number_tokens(tokenizer: PreTrainedTokenizerBase, noun: str, width: int) -> dict[str, int]:
+    """The token of each `width`-digit number that follows a century, from the first century that shows it."""
+    tokens: dict[str, int] = {}
+    for century in CENTURIES:
+        prompt = _prompt(tokenizer, noun, century, LOW).tokens
+        for number in (f"{i:0{width}d}" for i in range(10**width)):
+            longer = _prompt(tokenizer, noun, century, LOW, more=number).tokens
+            if longer[: len(prompt)] == prompt and len(longer) == len(prompt) + 1:
+                tokens.setdefault(number, longer[-1])
+    return dict(sorted(tokens.items()))

@@ -1,0 +1,146 @@
+"""Subject–verb agreement across an attractor (Linzen et al. 2016, arXiv 1611.01368)."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from hagd.config.task import SubjectVerbAgreement
+from hagd.errors import TaskError
+from hagd.tasks.data_files import Record, read_records
+from hagd.tasks.examples import Example, assemble, next_token_example
+from hagd.tasks.records import TaskData
+from hagd.tasks.splits import seeded, split_codes, split_groups, split_sizes
+from hagd.tasks.tokenise import Piece, aligned_words, encode, fill, first_token, single_token_words, slot_names, words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COLUMNS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
+WITH_ATTRACTOR = "The {subject} {preposition} the {attractor}"
+WITHOUT_ATTRACTOR = "The {subject} {adverb}"
+SUBJECTS = words(
+    "boy girl teacher doctor lawyer student friend farmer singer writer artist guard driver actor player soldier "
+    "officer parent father mother brother sister king worker manager visitor customer child:children man:men "
+    "woman:women"
+)
+ATTRACTORS = words("table chair car house tree book door window truck box bike desk dog bird tower garden wall lamp")
+PREPOSITIONS = words("near behind beside above below by")
+ADVERBS = words("probably clearly certainly also often usually still really always now")
+VERBS = (("is", "are"), ("has", "have"), ("does", "do"), ("goes", "go"), ("was", "were"))
+"""Singular and plural."""
+
+
+def build(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:
+    """Right when the verbs of the subject's number are together more probable than those of the other.
+
+    The counterfactual is the sentence with the subject in the other number; the two never fall into different
+    splits. Without `data_files` three quarters of the generated prompts have an attractor (a second noun, of
+    either number, before the verb) and the others an adverb. Chance is 1/2.
+
+    Raises:
+        TaskError: too few words are single tokens, too few distinct prompts exist, or a file is malformed.
+    """
+    splits = _from_files(config, tokenizer, seed) if config.data_files else _generated(config, tokenizer, seed)
+    return assemble(name=config.name, splits=splits, accuracy="pairwise", chance=0.5)
+
+
+def _generated(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, list[Example]]:
+    """Slots: t1 (The), subject, preposition, t2 (the), last (attractor or adverb)."""
+    subjects = _both_numbers(tokenizer, SUBJECTS)
+    attractors = _both_numbers(tokenizer, ATTRACTORS)
+    lists = {"prepositions": PREPOSITIONS, "adverbs": ADVERBS}
+    kept = aligned_words(tokenizer, config.name, lists, at_least=1)
+    if not subjects or not attractors:
+        raise TaskError(
+            f"task={config.name}: the model's tokenizer has no subject or attractor as a single token in both numbers "
+            "(task.data_files=… can give other sentences)"
+        )
+    generator = seeded(seed)
+    verbs = [tuple(first_token(tokenizer, f" {verb[number]}") for verb in VERBS) for number in (0, 1)]
+    fix = "give sentences with task.data_files=…"
+
+    def example(template: str, subject: tuple[str, str], others: dict[str, str], number: int) -> Example:
+        clean, other = (
+            encode(tokenizer, fill(template, {"subject": subject[n], **others})) for n in (number, 1 - number)
+        )
+        slots = slot_names(clean, "last")
+        return next_token_example(clean.tokens, other.tokens, slots, verbs[number], verbs[1 - number])
+
+    def with_attractor(row: list[int]) -> Example:
+        subject, preposition, attractor, attractor_number, number = row
+        others = {
+            "preposition": kept["prepositions"][preposition],
+            "attractor": attractors[attractor][attractor_number],
+        }
+        return example(WITH_ATTRACTOR, subjects[subject], others, number)
+
+    def without_attractor(row: list[int]) -> Example:
+        subject, adverb, number = row
+        return example(WITHOUT_ATTRACTOR, subjects[subject], {"adverb": kept["adverbs"][adverb]}, number)
+
+    plain = {name: size // 4 for name, size in split_sizes(config).items()}
+    attracted = {name: size - plain[name] for name, size in split_sizes(config).items()}
+    splits: dict[str, list[Example]] = {name: [] for name in plain}
+    kinds: tuple[tuple[dict[str, int], tuple[int, ...], Callable[[list[int]], Example]], ...] = (
+        (attracted, (len(subjects), len(kept["prepositions"]), len(attractors), 2), with_attractor),
+        (plain, (len(subjects), len(kept["adverbs"])), without_attractor),
+    )
+    for sizes, radices, make in kinds:
+        for name, rows in split_codes(sizes, radices, fix, generator).items():
+            numbers = torch.randint(2, (len(rows), 1), generator=generator)
+            splits[name] += [make(row) for row in torch.cat([rows, numbers], dim=1).tolist()]
+    return splits
+
+
+def _both_numbers(tokenizer: PreTrainedTokenizerBase, nouns: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(singular, plural) of the nouns that are one token in both; `man:men` gives an irregular plural."""
+    pairs = []
+    for noun in nouns:
+        singular, _, plural = noun.partition(":")
+        pair = (singular, plural or f"{singular}{'es' if singular.endswith('x') else 's'}")
+        if len(single_token_words(tokenizer, pair)) == 2:
+            pairs.append(pair)
+    return pairs
+
+
+def _from_files(
+    config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> dict[str, list[Example]]:
+    """Slots: first, subject (where the two prefixes differ), before, after, last.
+
+    Rows with the same prefix are one prompt that accepts each row's answer. Pairs of unequal token length are
+    left out. Sizes are upper bounds; fewer prompts are divided in proportion.
+    """
+    assert config.data_files is not None
+    pairs: dict[frozenset[str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for row in read_records(config.data_files, COLUMNS):
+        pairs[frozenset((row["clean_prefix"], row["patch_prefix"]))][row["clean_prefix"]].append(row)
+    groups = list(pairs.values())
+    random.Random(seed).shuffle(groups)
+
+    def examples() -> Iterator[list[Example]]:
+        for group in groups:
+            found = [_from_rows(rows, tokenizer) for rows in group.values()]
+            usable = [example for example in found if example]
+            if usable:
+                yield usable
+
+    return split_groups(examples(), split_sizes(config), f"task.data_files={config.data_files}")
+
+
+def _from_rows(rows: list[Record], tokenizer: PreTrainedTokenizerBase) -> Example | None:
+    clean, patch = (encode(tokenizer, [Piece(rows[0][column], "text")]) for column in COLUMNS[:2])
+    changed = [i for i, pair in enumerate(zip(clean.tokens, patch.tokens, strict=False)) if pair[0] != pair[1]]
+    answers, distractors = ([first_token(tokenizer, row[column]) for row in rows] for column in COLUMNS[2:])
+    if len(clean) != len(patch) or not changed or set(answers) & set(distractors):
+        return None
+    names = ["before" if i < changed[0] else "after" for i in range(len(clean))]
+    names[0], names[-1] = "first", "last"
+    for i in changed:
+        names[i] = "subject"
+    return next_token_example(clean.tokens, patch.tokens, tuple(names), answers, distractors)

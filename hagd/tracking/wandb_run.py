@@ -1,0 +1,157 @@
+"""One Weights & Biases run per job: offline unless asked, quiet, marked failed when the job fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hagd.config.run import TrackingConfig
+from hagd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import WandbLogger
+
+STEP = "step"
+"""Metric that plots use as their x-axis. W&B's own step must never go back, which stages in turn would do."""
+
+
+class Run:
+    """What the pipeline uses of a W&B run; in disabled mode every call is accepted and nothing is kept."""
+
+    def __init__(self, run: Any, mode: str) -> None:
+        self._run = run
+        self._mode = mode
+        self._has_step: set[str] = set()
+
+    @property
+    def id(self) -> str:
+        return str(self._run.id)
+
+    @property
+    def url(self) -> str | None:
+        """Page of an online run; None offline."""
+        return self._run.url if self._mode == "online" else None
+
+    @property
+    def dir(self) -> Path | None:
+        """Folder that holds the run's `.wandb` file; None when disabled."""
+        return None if self._mode == "disabled" else Path(self._run.dir).parent
+
+    def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log `metrics`, plotted over `step` when it is given; each metric may count its own steps."""
+        if step is None:
+            self._run.log(dict(metrics))
+            return
+        for name in metrics.keys() - self._has_step:
+            self._run.define_metric(name, step_metric=STEP)
+            self._has_step.add(name)
+        self._run.log({**metrics, STEP: step})
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Final figures, one value a name; shown in W&B's table of runs."""
+        self._run.summary.update(dict(figures))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table. A column may mix numbers, text and None."""
+        import wandb
+
+        data = [list(row) for row in rows]
+        self._run.log({name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
+
+    def figure(self, name: str, png_path: Path) -> None:
+        """Log an image file; its content is copied into the run."""
+        import wandb
+
+        self._run.log({name: wandb.Image(str(png_path))})
+
+    def html(self, name: str, path: Path) -> None:
+        """Log a self-contained HTML page; its content is copied into the run."""
+        import wandb
+
+        self._run.log({name: wandb.Html(str(path), inject=False)})
+
+    def artifact(self, name: str, type: str, path: Path) -> None:
+        """Log a file or folder as a W&B artifact. Its files are referred to, not copied: they must stay in place."""
+        import wandb
+
+        artifact = wandb.Artifact(name, type=type)
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        for file in files:
+            relative = file.name if path.is_file() else str(file.relative_to(path))
+            artifact.add_file(str(file), name=relative, policy="immutable", skip_cache=True)
+        self._run.log_artifact(artifact)
+
+    def lightning_logger(self) -> WandbLogger:
+        """Logger for a Lightning trainer that writes into this run, over the trainer's own global step."""
+        from pytorch_lightning.loggers import WandbLogger
+
+        self._run.define_metric("trainer/global_step")
+        self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return WandbLogger(experiment=self._run)
+
+
+@contextmanager
+def tracked_run(
+    tracking: TrackingConfig,
+    *,
+    name: str,
+    group: str | None,
+    job_type: str,
+    config: Mapping[str, Any],
+    directory: Path,
+) -> Iterator[Run]:
+    """A W&B run for the duration of the block; an exception that leaves the block marks it as failed.
+
+    Args:
+        tracking: mode, project, entity, group and tags.
+        name: shown in W&B.
+        group: used unless `tracking.group` is set; the sweep's name.
+        job_type: `extract` or `train`.
+        config: the resolved configuration as a plain container.
+        directory: root of all results; every run's files go below its folder `wandb`.
+
+    Raises:
+        ConfigError: an online run cannot be started (no login, no network).
+    """
+    import wandb
+
+    if tracking.mode != "disabled":
+        directory.mkdir(parents=True, exist_ok=True)
+        # Tables are kept here until `wandb sync`; the default is the home folder, which a cluster may not share.
+        for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+            os.environ.setdefault(variable, str(directory.absolute() / "wandb" / "local"))
+    try:
+        run = wandb.init(
+            mode=tracking.mode,
+            project=tracking.project,
+            entity=tracking.entity,
+            group=tracking.group or group,
+            tags=tracking.tags,
+            name=name,
+            job_type=job_type,
+            config=dict(config),
+            dir=None if tracking.mode == "disabled" else str(directory),  # W&B makes the folder even when disabled
+            settings=_settings(),
+        )
+    except wandb.Error as error:
+        raise ConfigError(
+            f"tracking.mode: W&B could not start a run with mode {tracking.mode} ({error}); run `wandb login` and "
+            "check the network, or set tracking.mode=offline and upload later with `wandb sync`"
+        ) from error
+    with run:  # finishes the run, with a non-zero exit code after an exception
+        yield Run(run, tracking.mode)
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",  # the terminal and the log file belong to the job
+        reinit="create_new",  # one run a job, also where a launcher reuses its workers
+        x_disable_stats=True,  # no sampling thread beside the computation
+        x_transaction_log_flush_interval=0.5,  # a kill loses half a second, not fifteen
+    )

@@ -1,0 +1,125 @@
+"""One way to train: Lightning with exact resume, clean interruption and no chatter."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hagd.config.run import TrainerConfig
+from hagd.training.loader import StepLoader
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule
+    from pytorch_lightning.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+
+def fit(
+    module: LightningModule,
+    loader: StepLoader[Any],
+    trainer_config: TrainerConfig,
+    n_steps: int,
+    checkpoint_dir: Path,
+    loggers: Sequence[Logger] = (),
+    metrics: tuple[str, ...] = ("loss",),
+    *,
+    stage: str = "training",
+    seed: int = 0,
+    gradient_clip: float | None = None,
+) -> None:
+    """Train `module` in place for `n_steps` optimiser steps.
+
+    A training that was killed continues from `checkpoint_dir` with the same result, bit for bit on a CPU. The
+    folder is removed after success: the caller stores the result. The global random state is left as it was.
+
+    Args:
+        module: its training step returns a dict with `loss` and further detached scalars to show and log; its
+            `configure_optimizers` must not read `trainer.estimated_stepping_batches`, which would break resuming.
+        loader: one batch a step.
+        trainer_config: where it runs.
+        n_steps: optimiser steps in all, those before an interruption included.
+        checkpoint_dir: holds `last.ckpt` while training; nothing else may live there.
+        loggers: Lightning loggers that receive `stage/metric`.
+        metrics: names in the training step's dict that the progress bar shows.
+        stage: what is trained, for messages.
+        seed: decides randomness inside the module (dropout, sampled gates).
+        gradient_clip: largest gradient norm (None = no clipping).
+
+    Raises:
+        NumericalError: the loss is NaN or infinite.
+        SystemExit: 143 after SIGTERM; the checkpoint is saved first.
+    """
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    from hagd.training.checkpoints import FiniteLoss, StepCheckpoint, usable_checkpoint
+    from hagd.training.progress import TrainingProgress
+
+    # The watch for non-finite losses comes before the checkpoint, so that a bad state is never saved.
+    callbacks = [
+        FiniteLoss(stage, trainer_config.checkpoint_every),
+        StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
+        TrainingProgress(stage, metrics),
+    ]
+    with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        trainer = Trainer(
+            max_steps=n_steps,
+            accelerator=trainer_config.accelerator,
+            devices=trainer_config.devices,
+            num_nodes=trainer_config.num_nodes,
+            strategy=trainer_config.strategy,
+            precision=trainer_config.precision,
+            plugins=_environment(trainer_config),
+            callbacks=callbacks,
+            logger=list(loggers) or False,
+            gradient_clip_val=gradient_clip,
+            default_root_dir=checkpoint_dir,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        checkpoint = usable_checkpoint(checkpoint_dir, module)
+        if checkpoint:
+            log.info("%s: continues from %s", stage, checkpoint)
+        try:
+            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if trainer.is_global_zero:
+            shutil.rmtree(checkpoint_dir, ignore_errors=True)
+
+
+def _environment(config: TrainerConfig) -> list[Any]:
+    """One process needs no cluster environment; under SLURM, requeueing is the job launcher's business."""
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+    if config.devices == 1 and config.num_nodes == 1:
+        return [LightningEnvironment()]
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence, by name, what Lightning says in every training; anything else still gets through."""
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    with warnings.catch_warnings():
+        for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*LeafSpec.*"):
+            warnings.filterwarnings("ignore", message=message)
+        lightning.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            lightning.setLevel(level)

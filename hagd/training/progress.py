@@ -1,0 +1,99 @@
+"""Progress of a training: a bar on a terminal, a line now and then in a log; metrics to the loggers.
+
+A training step returns a dict with `loss` and any further scalars; they are read here at intervals only,
+because reading a scalar off an accelerator waits for it, and Lightning's `self.log` costs as much as a small step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+BAR_SECONDS = 0.25
+"""Between two updates of the bar."""
+
+
+class TrainingProgress(Callback):
+    """Shows steps, rate, time left and chosen metrics; sends every metric to the loggers.
+
+    Args:
+        stage: what is trained, first word of every line and prefix of every logged metric.
+        metrics: names in the training step's dict that are shown.
+        seconds: between two lines where there is no terminal.
+        log_every: steps between two records to the loggers.
+        console: where the bar goes (standard error).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        metrics: tuple[str, ...] = ("loss",),
+        seconds: float = 15.0,
+        log_every: int = 50,
+        console: Console | None = None,
+    ) -> None:
+        self.stage = stage
+        self.metrics = metrics
+        self.seconds = seconds
+        self.log_every = log_every
+        self.console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+        self._shown_at = self._began_at = 0.0
+        self._began = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began, self._began_at = trainer.global_step, time.monotonic()
+        self._shown_at = self._began_at
+        if trainer.is_global_zero and self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+            )
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.add_task(self.stage, total=trainer.max_steps, completed=self._began, rate="", metrics="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        last = step == trainer.max_steps
+        if trainer.loggers and (step % self.log_every == 0 or last):
+            values = {f"{self.stage}/{name}": float(value) for name, value in outputs.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step)
+        now = time.monotonic()
+        if trainer.is_global_zero and (last or now - self._shown_at >= (BAR_SECONDS if self._bar else self.seconds)):
+            self._shown_at = now
+            self._show(step, trainer.max_steps, outputs, now)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _show(self, step: int, n_steps: int, outputs: dict[str, Any], now: float) -> None:
+        rate = (step - self._began) / max(now - self._began_at, 1e-9)
+        values = " ".join(f"{name} {float(outputs[name]):.4g}" for name in self.metrics if name in outputs)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step, rate=f"{rate:.1f}/s", metrics=values)
+        else:
+            left = time.strftime("%H:%M:%S", time.gmtime((n_steps - step) / max(rate, 1e-9)))
+            log.info("%s: step %d of %d, %.1f/s, %s left, %s", self.stage, step, n_steps, rate, left, values)
+
+    def _close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None

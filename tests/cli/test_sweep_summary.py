@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from hagd.cli.sweep_summary import read_jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+APP = """
+import json, os, sys
+from pathlib import Path
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base=None, config_path="conf", config_name="app")
+def main(config):
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.x == 2:
+        (folder / "error.txt").write_text("task.p: must be at least 2 [found 1]\\nmore")
+        raise ValueError("bad")
+    if config.x == 3:
+        return
+    metrics = {"circuit": {"nodes": 10 * config.x}, "validation.preservation": 0.5 + config.x / 100, "other": 1}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+main()
+"""
+
+CONFIG = """
+x: 0
+defaults: [_self_%s]
+hydra:
+  callbacks:
+    summary:
+      _target_: hagd.cli.sweep_summary.SweepSummary
+  sweep: {dir: sweep, subdir: "${hydra.job.num}"}
+"""
+
+
+def sweep(folder: Path, launcher: str = "", jobs: int = 12) -> subprocess.CompletedProcess[str]:
+    (folder / "conf").mkdir()
+    (folder / "conf" / "app.yaml").write_text(CONFIG % launcher)
+    (folder / "app.py").write_text(textwrap.dedent(APP))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    values = ",".join(map(str, range(jobs)))
+    command = [sys.executable, "app.py", "-m", f"x={values}"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def check(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 1, done.stderr  # one job failed
+    jobs = read_jobs(folder / "sweep")
+    assert [job.overrides for job in jobs] == [(f"x={number}",) for number in range(12)]
+    assert [job.status for job in jobs] == ["done", "done", "failed", "unfinished", *["done"] * 8]
+    assert jobs[5].figures == {"circuit.nodes": 50, "validation.preservation": 0.55}
+    assert done.stdout.count("10 of 12 jobs done") == 1
+    assert "x=2: task.p: must be at least 2 [found 1]\n" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if "x=11 " in line)
+    assert "110" in row and "0.610" in row
+    written = json.loads((folder / "sweep" / "sweep.json").read_text())
+    assert written[5]["figures"] == jobs[5].figures and written[2]["error"].startswith("task.p")
+    markdown = (folder / "sweep" / "summary.md").read_text().splitlines()
+    assert markdown[0] == "| job | status | circuit.nodes | validation.preservation |"
+    assert markdown[7] == "| x=5 | done | 50 | 0.550 |"
+    assert markdown[-1] == "- `x=2`: task.p: must be at least 2 [found 1]"
+
+
+def test_summary_of_a_sweep_with_a_failed_job(tmp_path: Path) -> None:
+    check(tmp_path, sweep(tmp_path))
+
+
+def test_summary_of_a_sweep_without_failures_is_printed_once(tmp_path: Path) -> None:
+    done = sweep(tmp_path, jobs=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 of 2 jobs done") == 1
+    assert "Failed" not in (tmp_path / "sweep" / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_summary_with_jobs_in_other_processes(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    check(tmp_path, sweep(tmp_path, ", override hydra/launcher: joblib"))
+
+
+def test_truncated_metrics_are_no_success(tmp_path: Path) -> None:
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[]")
+    (tmp_path / "0" / "metrics.json").write_text('{"circuit.nodes": 1')
+    assert read_jobs(tmp_path)[0].status == "unfinished"

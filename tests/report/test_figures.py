@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hagd.report.circuit_figure import grid_layout
+from hagd.report.figures import write_figures
+from hagd.report.plotting import drawable, spread
+from hagd.report.records import ReportData
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header.startswith(PNG)
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+
+
+def test_all_figures_are_drawn_without_warnings(report: ReportData, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        paths = write_figures(report, tmp_path / "figures")
+    assert [path.name for path in paths] == ["faithfulness.png", "circuit.png", "reconstruction.png"]
+    assert all(width > 600 and height > 400 for width, height in map(png_size, paths))
+
+
+def test_figures_without_data_are_left_out(report: ReportData, tmp_path: Path) -> None:
+    paths = write_figures(replace(report, curves=(), reconstruction=()), tmp_path)
+    assert [path.name for path in paths] == ["circuit.png"]
+
+
+def test_tall_circuits_stay_printable(make_report: Callable[..., ReportData], tmp_path: Path) -> None:
+    data = replace(make_report(800, 1000, n_layers=30), curves=(), reconstruction=())
+    (path,) = write_figures(data, tmp_path)
+    assert png_size(path)[1] < 6500
+
+
+def test_nodes_lie_in_their_cells_and_apart(report: ReportData) -> None:
+    grid = grid_layout(report)
+    slots = np.array([node.slot for node in report.nodes])
+    assert (np.floor(grid.positions[:, 0] / grid.column) == slots).all()
+    rows = np.searchsorted(grid.bottoms, grid.positions[:, 1]) - 1
+    wanted = [{"token": 0, "logit": len(grid.rows) - 1}.get(node.kind, node.layer + 1) for node in report.nodes]
+    assert rows.tolist() == wanted
+    gaps = np.linalg.norm(grid.positions[:, None] - grid.positions[None], axis=2) + 9 * np.eye(len(slots))
+    assert (gaps.min(axis=1) >= grid.room - 1e-9).all()
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12), st.floats(0.1, 20))
+def test_spread_keeps_order_mean_and_gap(positions: list[float], gap: float) -> None:
+    before = np.array(positions)
+    after = spread(before, gap)
+    order = np.argsort(before, kind="stable")
+    assert (np.diff(after[order]) >= gap - 1e-6).all()
+    assert after.mean() == pytest.approx(before.mean(), abs=1e-6)
+
+
+def test_labels_that_do_not_touch_stay_where_they_are() -> None:
+    assert spread(np.array([5.0, 1.0, 9.0]), 2.0).tolist() == [5.0, 1.0, 9.0]
+
+
+def test_glyphs_that_the_font_lacks_are_replaced() -> None:
+    assert drawable("日a") == "□a"
+    assert drawable(" Paris") == "␣Paris"
+    assert drawable("abcdefghijklmnopq", 5) == "abcd…"

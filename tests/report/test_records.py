@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hagd.errors import ArtifactError
+from hagd.report.records import Curve, Edges, ReportData
+
+
+def test_every_problem_is_named_at_once(report: ReportData) -> None:
+    metrics = {key: value for key, value in report.metrics.items() if key != "empty.accuracy"}
+    edges = Edges(np.array([10**6]), np.array([0]), np.array([1.0]))
+    nodes = (replace(report.nodes[5], slot=9), *report.nodes)
+    curves = (Curve("short", (10, 20), (0.1,), (0.1, 0.2)),)
+    with pytest.raises(ArtifactError) as error:
+        replace(report, metrics=metrics, edges=edges, nodes=nodes, curves=curves)
+    message = str(error.value)
+    for part in ("empty.accuracy", "1000000", "distinct", "found [9]", "'short'"):
+        assert part in message
+
+
+def test_supernode_paths_must_index_every_level(report: ReportData) -> None:
+    node = next(node for node in report.nodes if node.supernodes)
+    with pytest.raises(ArtifactError, match=r"node\.supernodes"):
+        replace(report, nodes=(replace(node, supernodes=(99, 0, 0)), *(n for n in report.nodes if n.id != node.id)))
+
+
+def test_edges_of_unequal_length_are_refused(report: ReportData) -> None:
+    with pytest.raises(ArtifactError, match="one length"):
+        replace(report, edges=Edges(np.zeros(2, int), np.zeros(3, int), np.zeros(2)))
+
+
+def test_interval_needs_both_bounds(report: ReportData) -> None:
+    assert report.interval("validation.preservation") == (0.927, 0.969)
+    assert report.interval("validation.necessity") is None
+
+
+def test_colours_come_from_the_coarsest_level_that_divides(report: ReportData) -> None:
+    nodes = tuple(replace(node, supernodes=(0, *node.supernodes) if node.supernodes else ()) for node in report.nodes)
+    root = replace(report.levels[0], labels=("everything",))
+    assert report.coarsest() == 0
+    assert replace(report, nodes=nodes, levels=(root, *report.levels)).coarsest() == 1

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hagd.report.records import ReportData
+from hagd.report.wording import comparisons, control_line, headline, node_label, number, percent, verdict, visible
+
+
+def with_metrics(data: ReportData, **changes: float | None) -> ReportData:
+    """The report with metrics set (dots written as double underscores), or removed where None."""
+    metrics = dict(data.metrics)
+    for key, value in changes.items():
+        name = key.replace("__", ".")
+        if value is None:
+            del metrics[name]
+        else:
+            metrics[name] = value
+    return replace(data, metrics=metrics)
+
+
+def test_headline_states_size_interval_and_prompts(report: ReportData) -> None:
+    assert headline(report) == (
+        "A circuit of 200 nodes preserves 94.8 % [92.7, 96.9] of the model’s accuracy on 512 held-out prompts"
+    )
+    assert control_line(report) == (
+        "For comparison: the empty circuit 8.0 %; at the same size random nodes 10.2 % [9.0, 11.5] "
+        "and integrated gradients 89.4 % [86.6, 92.1]."
+    )
+
+
+def test_empty_circuit_is_compared_on_the_scale_of_preservation(report: ReportData) -> None:
+    empty = comparisons(with_metrics(report, model__accuracy=0.5))[0]
+    assert empty.control == "empty circuit"
+    assert empty.preservation == pytest.approx(0.16)
+
+
+def test_intervals_apart_allow_a_claim(report: ReportData) -> None:
+    standing, sentence = verdict(report)
+    assert standing == "above"
+    assert sentence == "Its 95 % interval lies above the empty circuit, random nodes and integrated gradients."
+
+
+def test_overlap_with_one_control_is_said(report: ReportData) -> None:
+    standing, sentence = verdict(with_metrics(report, control__attribution__preservation__high=0.93))
+    assert standing == "overlaps"
+    assert "integrated gradients" in sentence and "random" not in sentence
+    assert "does not show" in sentence
+
+
+def test_a_better_control_outweighs_an_overlap(report: ReportData) -> None:
+    worse = with_metrics(
+        report, control__random__preservation__low=0.98, control__random__preservation__high=0.99, empty__accuracy=0.95
+    )
+    standing, sentence = verdict(worse)
+    assert standing == "below"
+    assert "random nodes" in sentence
+
+
+def test_no_claim_without_an_interval(report: ReportData) -> None:
+    bare = with_metrics(report, validation__preservation__low=None, validation__preservation__high=None)
+    assert verdict(bare)[0] == "overlaps"
+    assert "preserves 94.8 % of" in headline(bare)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.00523, "0.00523"),
+        (3155, "3,155"),
+        (98412.4, "98,412"),
+        (0.5, "0.5"),
+        (0, "0"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_percent_of_nothing_is_a_dash() -> None:
+    assert percent(float("nan")) == "–"
+
+
+def test_labels_show_white_space_and_fall_back_to_promoted_tokens(report: ReportData) -> None:
+    node = next(node for node in report.nodes if node.kind == "feature")
+    assert visible(" Paris") == "␣Paris"
+    assert node_label(replace(node, promoted=((" a", 2.0), ("b", 1.0)))) == "␣a b"
+    assert node_label(replace(node, promoted=(), feature=7)) == "feature 7"
+    assert node_label(replace(node, label="sums near 3")) == "sums near 3"

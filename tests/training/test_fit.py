@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from rich.console import Console
+from torch import Tensor
+
+from hagd.errors import NumericalError
+from hagd.training import progress
+from tests.training.toy import Toy, train
+
+N_STEPS = 40
+TOY = Path(__file__).with_name("toy.py")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Weights of a training that nothing interrupted."""
+    return train(tmp_path_factory.mktemp("reference"), N_STEPS).state_dict()
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Crash(Toy):
+    """Fails within step `at`, after its batch was drawn."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        if batch[0] == self.at:
+            raise RuntimeError("power cut")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("at", [3, 7, 20, 39])
+def test_a_crash_within_any_step_resumes_bit_for_bit(tmp_path: Path, reference: dict[str, Tensor], at: int) -> None:
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "c", N_STEPS, Crash(at))
+    resumed = train(tmp_path / "c", N_STEPS)
+    assert resumed.seen == list(range(at - at % 7, N_STEPS))
+    assert same(resumed.state_dict(), reference)
+
+
+def test_it_resumes_again_and_again(tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    for at in (9, 16, 30):
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tmp_path / "c", N_STEPS, Crash(at))
+    assert same(train(tmp_path / "c", N_STEPS).state_dict(), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_killed_process_resumes_bit_for_bit(
+    tmp_path: Path, reference: dict[str, Tensor], how: signal.Signals, code: int
+) -> None:
+    folder = tmp_path / "c"
+    env = os.environ | {"PYTHONPATH": str(TOY.parents[2])}
+    process = subprocess.Popen([sys.executable, str(TOY), str(folder), str(N_STEPS), "0.1"], env=env)
+    deadline = time.monotonic() + 120
+    while not (folder / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.25)
+    process.send_signal(how)
+    assert process.wait(timeout=60) == code
+    resumed = train(folder, N_STEPS)
+    assert 7 <= resumed.seen[0] < N_STEPS and resumed.seen == list(range(resumed.seen[0], N_STEPS))
+    assert same(resumed.state_dict(), reference)
+
+
+def test_a_signal_saves_at_once(tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    class Signalled(Toy):
+        def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            if batch[0] == 10:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "c", N_STEPS, Signalled())
+    assert stop.value.code == 143
+    resumed = train(tmp_path / "c", N_STEPS)
+    assert resumed.seen[0] == 11
+    assert same(resumed.state_dict(), reference)
+
+
+def test_a_finished_training_leaves_nothing_behind(tmp_path: Path) -> None:
+    train(tmp_path / "c", 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "other model"])
+def test_a_damaged_checkpoint_starts_over(
+    tmp_path: Path, reference: dict[str, Tensor], caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "c", N_STEPS, Crash(20))
+    last = tmp_path / "c" / "last.ckpt"
+    match damage:
+        case "truncated":
+            last.write_bytes(last.read_bytes()[:2000])
+        case "text":
+            last.write_text("not a checkpoint")
+        case _:
+            torch.save({"state_dict": {"net.0.weight": torch.zeros(3, 3)}}, last)
+    resumed = train(tmp_path / "c", N_STEPS)
+    assert "training starts from the beginning" in caplog.text
+    assert resumed.seen[0] == 0
+    assert same(resumed.state_dict(), reference)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path, value: float) -> None:
+    class Diverges(Toy):
+        def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            result = super().training_step(batch, batch_idx)
+            return result | {"loss": result["loss"] * (value if batch[0] >= 13 else 1)}
+
+    with pytest.raises(NumericalError, match="transcoder: the loss is not finite at step 14 of 40"):
+        train(tmp_path / "c", N_STEPS, Diverges(), stage="transcoder")
+
+
+def test_the_random_state_outside_is_untouched(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(tmp_path / "c", 5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_gradient_clipping_changes_the_result(tmp_path: Path) -> None:
+    free = train(tmp_path / "a", 5).state_dict()
+    clipped = train(tmp_path / "b", 5, gradient_clip=1e-12).state_dict()
+    assert not same(free, clipped)
+
+
+def test_loggers_receive_every_metric(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    train(tmp_path / "c", 60, loggers=[logger], stage="toy")
+    logger.save()
+    header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert set(header.split(",")) == {"step", "toy/loss", "toy/size"}
+    assert len(rows) == 2
+
+
+def test_without_terminal_the_last_step_is_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="hagd"):
+        train(tmp_path / "c", 9, metrics=("loss", "size"), stage="toy")
+    (line,) = [record.getMessage() for record in caplog.records if "step 9 of 9" in record.getMessage()]
+    assert line.startswith("toy: ") and "loss " in line and "size " in line
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+
+    def terminal(**_: Any) -> Console:
+        return Console(file=screen, force_terminal=True, width=120)
+
+    monkeypatch.setattr(progress, "Console", terminal)
+    train(tmp_path / "c", 9, stage="toy")
+    assert "9/9" in screen.getvalue() and "loss" in screen.getvalue()
+
+
+def test_nothing_is_said_by_lightning(tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: Any) -> None:
+    with caplog.at_level(logging.INFO):
+        train(tmp_path / "c", 5)
+    assert [record.name for record in caplog.records] == ["hagd.training.progress"]
+    assert [str(warning.message) for warning in recwarn.list] == []
