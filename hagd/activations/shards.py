@@ -5,6 +5,7 @@ Shape legend: L layers, n tokens, d = d_model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def collect(
     total = sum(len(part.tokens) for part in sequences)
     positions = sum(int(part.keep.sum()) for part in sequences)
     size_mb = positions * len(layers) * lm.d_model * 8 / 2**20
-    n_shards = max(1, -(-int(size_mb) // shard_mb))
+    n_shards = max(1, math.ceil(size_mb / shard_mb))
     chunks = [
         Sequences(part.tokens[i : i + batch_size], part.keep[i : i + batch_size])
         for part in sequences
@@ -88,7 +89,11 @@ def collect(
     for index in range(0, len(chunks), per_shard):
         path = folder / f"activations-{len(sources):05d}.safetensors"
         part = chunks[index : index + per_shard]
-        if not path.exists():
+        if path.exists():
+            done += sum(len(chunk.tokens) for chunk in part)
+            if progress is not None:
+                progress(done, total)
+        else:
             read = []
             for chunk in part:
                 read.append(_tokens_of(lm, chunk, site, layers))
@@ -98,6 +103,7 @@ def collect(
             x, y = _without_outliers(*(torch.cat(side, dim=1) for side in zip(*read, strict=True)))
             if n_shards == 1:
                 return ActivationShards([(x, y)], seed)
+            folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             save_file({"x": x.contiguous(), "y": y.contiguous()}, partial)
             partial.replace(path)

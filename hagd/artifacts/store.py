@@ -100,6 +100,10 @@ class ArtifactStore:
                 stored = None
             return stored or self._compute(path, cls, compute, json.loads(origin))
 
+    def contains(self, stage: str, key: str) -> bool:
+        """Whether the result is there (it may still turn out to be damaged when it is read)."""
+        return (self.root / stage / key / META_FILE).is_file()
+
     def _work(self, path: Path) -> Path:
         return self.root / "work" / f"{path.parent.name}-{path.name}"
 

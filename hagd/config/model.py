@@ -16,7 +16,7 @@ class LMTraining(Section):
 
     steps: int = Field(1500, ge=1, description="optimiser steps at most")
     batch_size: int = Field(512, ge=1, description="sequences a step")
-    learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW, cosine decay to a tenth")
+    learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW, cosine decay to a hundredth")
     warmup_steps: int = Field(50, ge=0, description="linear warm-up")
     weight_decay: float = Field(1.0, ge=0, description="AdamW weight decay of matrices (embeddings included)")
     target_accuracy: float = Field(

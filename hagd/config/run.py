@@ -98,12 +98,18 @@ class GNNConfig(Section):
     tasks: tuple[str, ...] = Field(("modular_addition", "parity", "sorting"), description="configs of conf/task")
     seeds: tuple[int, ...] = Field((100, 101), description="model seeds, apart from those that are evaluated")
     edges: bool = Field(True, description="message passing over edges; false = the edge-less control")
-    hidden: int = Field(64, ge=1, description="width")
+    hidden: int = Field(64, ge=1, description="width, a multiple of heads")
     heads: int = Field(4, ge=1, description="attention heads of GATv2")
     n_layers: int = Field(2, ge=1, description="message-passing layers")
     epochs: int = Field(200, ge=1, description="passes over the graphs")
     learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(1e-2, ge=0, description="weight decay of AdamW")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> GNNConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"gnn.hidden must be a multiple of gnn.heads={self.heads}, found {self.hidden}")
+        return self
 
 
 class TrainConfig(StagesConfig):

@@ -10,6 +10,7 @@ from hagd.config.base import Section
 
 Ablation = Literal["mean", "zero", "resample"]
 ErrorMode = Literal["mean", "keep"]
+AttributionMethod = Literal["integrated_gradients", "gradient_activation"]
 
 
 class Corpus(Section):
@@ -38,8 +39,8 @@ class TranscoderConfig(Section):
     prediction_head: Literal["tied", "dense"] = Field(
         "tied", description="tied: next layer's encoder on a linear map of this layer's output; dense: m × m (paper)"
     )
-    steps: int = Field(1500, ge=1, description="optimiser steps")
-    batch_size: int = Field(1024, ge=1, description="tokens a step")
+    steps: int = Field(1200, ge=1, description="optimiser steps")
+    batch_size: int = Field(512, ge=1, description="tokens a step")
     learning_rate: float = Field(3e-3, gt=0, description="peak rate of Adam")
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
     decay_fraction: float = Field(0.4, ge=0, le=1, description="share of the steps with falling rate, at the end")
@@ -61,7 +62,7 @@ class TranscoderConfig(Section):
 class GraphConfig(Section):
     """Node attribution, candidate nodes and the edges between them."""
 
-    attribution: Literal["integrated_gradients", "gradient_activation"] = Field(
+    attribution: AttributionMethod = Field(
         "integrated_gradients", description="how candidates are ranked"
     )
     ig_steps: int = Field(8, ge=1, description="steps of integrated gradients")
@@ -103,11 +104,11 @@ class SearchConfig(Section):
     traversal: bool = Field(True, description="coarse-to-fine group tests over the hierarchy")
     traversal_budget: int = Field(200, ge=0, description="model evaluations that group tests may spend")
     gates: bool = Field(True, description="refine with stochastic gates under an L0 price")
-    gate_steps: int = Field(200, ge=1, description="gradient steps of the gates")
+    gate_steps: int = Field(280, ge=1, description="gradient steps of the gates, shared by all sizes")
     gate_learning_rate: float = Field(0.1, gt=0, description="rate of Adam on gate logits")
     gate_batch: int = Field(256, ge=1, description="prompts a gate step")
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
-    pruning_budget: int = Field(100, ge=0, description="model evaluations that pruning may spend")
+    pruning_budget: int = Field(300, ge=0, description="model evaluations that pruning may spend")
 
 
 class ValidationConfig(Section):

@@ -15,7 +15,7 @@ from hagd.models.language_model import LanguageModel
 from hagd.tasks.records import IGNORED
 
 BETAS = (0.9, 0.98)
-FINAL_RATE = 0.1
+FINAL_RATE = 0.01
 """Share of the peak learning rate that is left at the end."""
 
 

@@ -14,9 +14,6 @@ from hagd.models.language_model import LanguageModel
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-INIT_STD = 0.08
-"""Standard deviation of initial weights; `transformers`' 0.02 is meant for widths near 1,000 and starts slowly here."""
-
 
 def build_mini(config: MiniModel, vocab_size: int, n_positions: int, seed: int) -> LanguageModel:
     """An untrained mini model: no dropout, no special tokens, untied unembedding.
@@ -72,7 +69,6 @@ def _build(config: MiniModel, vocab_size: int, n_positions: int) -> PreTrainedMo
         "eos_token_id": None,
         "pad_token_id": None,
         "tie_word_embeddings": False,
-        "initializer_range": INIT_STD,
         "attn_implementation": "eager",
     }
     # Llama and NeoX name their sizes alike; GPT-2 has names and dropouts of its own.

@@ -1,0 +1,69 @@
+"""What both entry points share: from Hydra's composed configuration to a job with clean errors and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from hagd.config.base import Section
+
+S = TypeVar("S", bound="Section")
+
+
+def run_job(
+    composed: DictConfig, schema: type[S], job: Callable[[S, Path, str | None], dict[str, float]]
+) -> dict[str, float]:
+    """Validate the configuration and run the job in its Hydra folder.
+
+    A problem that the user can act on is printed as its message alone; the exit code is 1. In a sweep the other
+    jobs go on. Ctrl-C exits with 130, SIGTERM with 143; finished stages and checkpoints are kept either way.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from hagd.config.load import load_config
+    from hagd.errors import HagdError
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    sweep = hydra.mode == RunMode.MULTIRUN
+    group = Path(hydra.sweep.dir).name if sweep else None
+    previous = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
+    try:
+        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+        assert isinstance(container, dict)
+        return job(load_config(schema, {str(key): value for key, value in container.items()}), folder, group)
+    except HagdError as error:
+        (folder / "error.txt").write_text(f"{error}\n")
+        print(f"error: {error}", file=sys.stderr)
+        if sweep:
+            raise
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; finished stages are kept, the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+        logging.getLogger(__name__).error("job in %s failed", folder)
+        raise
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

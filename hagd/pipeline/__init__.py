@@ -1,0 +1,1 @@
+"""The chain of stages, from a configuration to a validated circuit."""

@@ -1,0 +1,88 @@
+"""`extract.py`: the whole chain for one configuration, its run folder and its W&B run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from hagd.config.run import ExtractConfig
+from hagd.errors import ConfigError
+from hagd.pipeline.outputs import track, write_config, write_manifest, write_results
+from hagd.pipeline.pipeline import Pipeline
+from hagd.report.records import ReportData
+from hagd.report.terminal import print_summary
+from hagd.tracking.wandb_run import tracked_run
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+PARTS = ("task", "lm", "prompts", "transcoders", "means", "graph", "hierarchy", "search", "validation", "report")
+
+
+def run_extraction(config: ExtractConfig, folder: Path, group: str | None, console: Console) -> dict[str, float]:
+    """Extract one circuit into `folder`; returns the flat metrics.
+
+    Raises:
+        HagdError: anything that the user can act on.
+    """
+    start = time.perf_counter()
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder)
+    scorer = find_scorer(config)
+    settings = config.model_dump(mode="json")
+    name = f"{config.model.name}-{config.task.name}-{config.seed}"
+    with tracked_run(
+        config.tracking, name=name, group=group, job_type="extract", config=settings, directory=Path(config.paths.runs)
+    ) as run:
+
+        def loggers() -> list[Logger]:
+            return [run.lightning_logger()]
+
+        pipeline = Pipeline(config, console, loggers, scorer)
+        data: ReportData = pipeline.get("report")
+        for part in PARTS[:-1]:
+            if part in pipeline.parents("report") or part == "task":
+                pipeline.get(part)
+        stored = pipeline.used.values()
+        metrics = {
+            **data.metrics,
+            "time.total_s": sum(each.seconds for each in stored),
+            "time.wall_s": time.perf_counter() - start,
+            "memory.peak_mb": max(each.peak_mb for each in stored),
+        }
+        figures = write_results(data, metrics, folder)
+        write_manifest(config, pipeline.used, folder)
+        track(run, data, metrics, figures, folder)
+    print_summary(data, console)
+    console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+def find_scorer(config: ExtractConfig) -> Path | None:
+    """The folder of the meta-learned scorer, or None when the search starts from attribution.
+
+    Raises:
+        ConfigError: `search.scorer` names a folder that holds none.
+    """
+    choice = config.search.scorer
+    if choice is None or config.search.method != "hagd":
+        return None
+    if choice != "auto":
+        folder = Path(choice)
+        if not (folder / "record.json").is_file():
+            raise ConfigError(
+                f"search.scorer: expected auto, null or a folder with a trained scorer, found {choice}; "
+                "train one with: python train.py stage=gnn"
+            )
+        return folder
+    trained = sorted((Path(config.paths.runs) / "artifacts" / "scorer").glob("*/meta.json"), key=lambda f: f.stat().st_mtime)
+    return trained[-1].parent if trained else None

@@ -1,0 +1,120 @@
+"""The run folder: what scripts and people read after an extraction."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hagd.artifacts.manifest import git_revision, versions
+from hagd.artifacts.store import Stored
+from hagd.config.run import StagesConfig
+from hagd.report.figures import write_figures
+from hagd.report.html import write_report
+from hagd.report.records import ReportData
+from hagd.tracking.wandb_run import Run
+
+
+def write_config(config: StagesConfig, folder: Path) -> None:
+    """`config.yaml`, resolved."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (folder / "config.yaml").write_text(text)
+
+
+def write_manifest(config: StagesConfig, used: dict[str, Stored[Any]], folder: Path) -> None:
+    """`manifest.json`: versions, git revision, seed, and per stage its key, time and peak memory."""
+    manifest = {
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "command": sys.argv,
+        "seed": config.seed,
+        "stages": {
+            name: {
+                "key": stored.key,
+                "reused": stored.reused,
+                "seconds": stored.seconds,
+                "peak_mb": stored.peak_mb,
+            }
+            for name, stored in used.items()
+        },
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def write_results(data: ReportData, metrics: dict[str, float], folder: Path) -> tuple[Path, ...]:
+    """`circuit.json`, `figures/*.png`, `report.html` and, last, `metrics.json`; returns the figures."""
+    (folder / "circuit.json").write_text(json.dumps(circuit_json(data), indent=1, allow_nan=False))
+    figures = write_figures(data, folder / "figures")
+    write_report(data, figures, folder / "report.html")
+    clean = {key: value for key, value in sorted(metrics.items()) if value == value}
+    (folder / "metrics.json").write_text(json.dumps(clean, indent=1, allow_nan=False))
+    return figures
+
+
+def circuit_json(data: ReportData) -> dict[str, Any]:
+    """Nodes and edges of the circuit; edges point from source to target."""
+    return {
+        "model": data.model,
+        "task": data.task,
+        "seed": data.seed,
+        "slots": list(data.slot_names),
+        "nodes": [
+            {
+                "id": node.id,
+                "kind": node.kind,
+                "layer": node.layer,
+                "slot": data.slot_names[node.slot],
+                "feature": node.feature,
+                "score": node.score,
+                "mean_activation": node.mean_activation,
+                "ablation_effect": node.ablation_effect,
+                "supernodes": list(node.supernodes),
+            }
+            for node in data.nodes
+        ],
+        "edges": [
+            {"source": int(s), "target": int(t), "weight": float(w)}
+            for s, t, w in zip(data.edges.source, data.edges.target, data.edges.weight, strict=True)
+        ],
+    }
+
+
+def track(run: Run, data: ReportData, metrics: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
+    """Metrics, tables, figures and the report into the W&B run."""
+    run.summary(metrics)
+    run.table(
+        "search",
+        ("part", "evaluations", "seconds", "changed nodes", "preservation", "note"),
+        [(p.name, p.evaluations, p.seconds, p.changed_nodes, p.preservation_after, p.note) for p in data.search],
+    )
+    run.table(
+        "curves",
+        ("method", "nodes", "faithfulness", "preservation", "low", "high"),
+        [
+            (curve.method, *point)
+            for curve in data.curves
+            for point in zip(curve.sizes, curve.faithfulness, curve.preservation, curve.low, curve.high, strict=True)
+        ],
+    )
+    run.table(
+        "reconstruction",
+        ("layer", "fvu", "l0", "dead"),
+        [(layer.layer, layer.fvu, layer.l0, layer.dead) for layer in data.reconstruction],
+    )
+    run.table(
+        "hierarchy",
+        ("level", "supernodes", "modularity", "conductance", "eigengap"),
+        [
+            (depth, len(level.labels), level.modularity, level.conductance, level.eigengap)
+            for depth, level in enumerate(data.levels)
+        ],
+    )
+    for figure in figures:
+        run.figure(figure.stem, figure)
+    run.html("report", folder / "report.html")
+    run.artifact(f"circuit-{run.id}", "circuit", folder / "circuit.json")
+    run.artifact(f"report-{run.id}", "report", folder / "report.html")

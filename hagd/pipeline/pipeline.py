@@ -1,0 +1,271 @@
+"""The list of stages: what each one reads, which part of the configuration decides it, what it computes.
+
+A stage runs only when its result is not stored yet; then the results it reads are brought up first, the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from hagd.artifacts.keys import stage_key
+from hagd.artifacts.store import ArtifactStore, Stored
+from hagd.attribution.records import AttributionGraph
+from hagd.config.model import MiniModel, PretrainedModel
+from hagd.config.run import StagesConfig
+from hagd.hierarchy.records import Hierarchy
+from hagd.models.language_model import LanguageModel
+from hagd.models.records import TrainedLM
+from hagd.patching.patched_model import PatchedModel
+from hagd.patching.records import SlotMeans
+from hagd.pipeline import stages
+from hagd.pipeline.progress import StageProgress
+from hagd.report.assemble import assemble
+from hagd.report.records import ReportData
+from hagd.search.records import SearchResult
+from hagd.tasks.records import TaskData
+from hagd.transcoders.records import TranscoderSet
+from hagd.validation.records import Validation
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        record: class of the result.
+        version: raised whenever the stage's code gives other results for the same inputs.
+        parents: stages whose results it reads.
+        config: the part of the configuration that decides the result.
+        compute: called with the pipeline, the scratch folder and a progress reporter.
+    """
+
+    record: type[Any]
+    version: int
+    parents: tuple[str, ...]
+    config: Callable[[Pipeline], dict[str, Any]]
+    compute: Callable[[Pipeline, Path, StageProgress], Any]
+
+
+class Pipeline:
+    """All stages of one configuration; `get` gives a stage's result, computing what is missing.
+
+    Attributes:
+        config: the whole configuration.
+        used: stage → its stored result, for every stage that was asked for so far.
+    """
+
+    def __init__(
+        self,
+        config: StagesConfig,
+        console: Console,
+        loggers: Callable[[], list[Logger]] = list,
+        scorer: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.console = console
+        self.loggers = loggers
+        self.scorer = scorer
+        self.runs = Path(config.paths.runs)
+        self.store = ArtifactStore(self.runs / "artifacts")
+        self.used: dict[str, Stored[Any]] = {}
+
+    def get(self, name: str) -> Any:
+        """The record of a stage."""
+        if name not in self.used:
+            stage, key = STAGES[name], self.key(name)
+            if not self.store.contains(name, key):
+                for parent in self.parents(name):
+                    self.get(parent)
+            self.used[name] = self.store.get_or_compute(
+                name, key, stage.record, lambda work: self._compute(name, work), self._provenance(name)
+            )
+            self._report(name)
+        return self.used[name].record
+
+    def key(self, name: str) -> str:
+        """Content address of a stage's result."""
+        stage = STAGES[name]
+        parents = {parent: self.key(parent) for parent in self.parents(name)}
+        return stage_key(name, stage.version, stage.config(self), parents, self.config.seed)
+
+    def parents(self, name: str) -> tuple[str, ...]:
+        """Stages that a stage reads; only mini models have a stage of their own."""
+        mini = isinstance(self.config.model, MiniModel)
+        return tuple(parent for parent in STAGES[name].parents if parent != "lm" or mini)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded when first needed."""
+        model = self.config.model
+        if isinstance(model, MiniModel):
+            from hagd.models.mini import mini_from_state
+
+            trained: TrainedLM = self.get("lm")
+            return mini_from_state(model, trained.vocab_size, trained.n_positions, trained.state)
+        from hagd.models.load import load_model
+
+        return load_model(model, self.runs / "models")
+
+    @cached_property
+    def patched(self) -> PatchedModel:
+        """The model with its dictionaries and ablation values."""
+        return PatchedModel(self.lm, self.get("transcoders"), self.get("means"))
+
+    @cached_property
+    def model_identity(self) -> dict[str, Any]:
+        """What decides a pretrained model's weights: its configuration and, for a folder, its files."""
+        model = self.config.model
+        identity = model.model_dump(mode="json")
+        if isinstance(model, PretrainedModel) and Path(model.path).is_dir():
+            files = sorted(file for file in Path(model.path).iterdir() if file.is_file())
+            listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            identity["files"] = hashlib.sha256(repr(listing).encode()).hexdigest()
+        return identity
+
+    def _compute(self, name: str, work: Path) -> Any:
+        self.console.print(f"[bold]{name}[/bold] …", highlight=False)
+        with StageProgress(name, self.console) as progress:
+            return STAGES[name].compute(self, work, progress)
+
+    def _provenance(self, name: str) -> dict[str, Any]:
+        return {
+            "config": STAGES[name].config(self),
+            "parents": {parent: self.key(parent) for parent in self.parents(name)},
+            "seed": self.config.seed,
+        }
+
+    def _report(self, name: str) -> None:
+        stored = self.used[name]
+        how = "reused" if stored.reused else f"{stored.seconds:.1f} s, {stored.peak_mb:.0f} MB"
+        self.console.print(f"[bold]{name}[/bold] {stored.key} {how}", highlight=False)
+
+
+def _task_config(p: Pipeline) -> dict[str, Any]:
+    config = p.config.task.model_dump(mode="json", exclude={"only_correct"})
+    data_files = config.get("data_files")
+    if data_files and Path(data_files).is_file():
+        config["data_sha256"] = hashlib.sha256(Path(data_files).read_bytes()).hexdigest()
+    # A tokenizer decides the prompts of text tasks; mini models have none.
+    return config if isinstance(p.config.model, MiniModel) else {**config, "model": p.model_identity}
+
+
+def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
+    from hagd.tasks.build import build_task
+
+    tokenizer = None if isinstance(p.config.model, MiniModel) else p.lm.tokenizer
+    return build_task(p.config.task, tokenizer, p.config.seed)
+
+
+def _search_scores(p: Pipeline) -> np.ndarray | None:
+    if p.scorer is None:
+        return None
+    from hagd.artifacts.codec import load_record
+    from hagd.search.scorer.apply import score
+    from hagd.search.scorer.records import TrainedScorer
+
+    return score(load_record(TrainedScorer, p.scorer), p.get("graph"), p.get("hierarchy"), p.lm.n_layers)
+
+
+def _scorer_identity(p: Pipeline) -> str | None:
+    if p.scorer is None:
+        return None
+    files = sorted(file for file in p.scorer.iterdir() if file.suffix in (".safetensors", ".json"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.name != "meta.json")).hexdigest()
+
+
+STAGES: dict[str, Stage] = {
+    "task": Stage(TaskData, 1, (), _task_config, _build_task),
+    "lm": Stage(
+        TrainedLM,
+        1,
+        ("task",),
+        lambda p: {**p.config.model.model_dump(mode="json"), "precision": p.config.trainer.precision},
+        lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers()),
+    ),
+    "prompts": Stage(
+        TaskData,
+        1,
+        ("task", "lm"),
+        lambda p: {"only_correct": p.config.task.only_correct},
+        lambda p, _, __: stages.select_prompts(p.config, p.lm, p.get("task")),
+    ),
+    "transcoders": Stage(
+        TranscoderSet,
+        1,
+        ("prompts", "lm"),
+        lambda p: {**p.config.transcoder.model_dump(mode="json"), "precision": p.config.trainer.precision},
+        lambda p, work, progress: stages.fit_transcoders(
+            p.config, p.lm, p.get("prompts"), work, p.loggers(), progress
+        ),
+    ),
+    "means": Stage(
+        SlotMeans,
+        1,
+        ("prompts", "lm", "transcoders"),
+        lambda _: {},
+        lambda p, _, __: stages.measure_means(p.config, p.lm, p.get("prompts"), p.get("transcoders")),
+    ),
+    "graph": Stage(
+        AttributionGraph,
+        1,
+        ("prompts", "lm", "transcoders", "means"),
+        lambda p: p.config.graph.model_dump(mode="json", exclude={"batch_size"}),
+        lambda p, _, progress: stages.attribute(p.config, p.patched, p.get("prompts"), progress),
+    ),
+    "hierarchy": Stage(
+        Hierarchy,
+        1,
+        ("graph",),
+        lambda p: p.config.hierarchy.model_dump(mode="json"),
+        lambda p, _, progress: stages.partition(p.config, p.get("graph"), progress),
+    ),
+    "search": Stage(
+        SearchResult,
+        1,
+        ("prompts", "lm", "transcoders", "means", "graph", "hierarchy"),
+        lambda p: {**p.config.search.model_dump(mode="json", exclude={"scorer"}), "scorer": _scorer_identity(p)},
+        lambda p, _, progress: stages.search(
+            p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("hierarchy"), _search_scores(p), progress
+        ),
+    ),
+    "validation": Stage(
+        Validation,
+        1,
+        ("prompts", "lm", "transcoders", "means", "graph", "search"),
+        lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size"}),
+        lambda p, _, progress: stages.validate_circuit(
+            p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("search"), progress
+        ),
+    ),
+    "report": Stage(
+        ReportData,
+        1,
+        ("prompts", "lm", "transcoders", "means", "graph", "hierarchy", "search", "validation"),
+        lambda _: {},
+        lambda p, _, progress: assemble(
+            p.config,
+            p.patched,
+            stages.discovery_objective(p.config, p.patched, p.get("prompts")),
+            p.get("prompts"),
+            p.get("graph"),
+            p.get("hierarchy"),
+            p.get("search"),
+            p.get("validation"),
+            progress,
+        ),
+    ),
+}

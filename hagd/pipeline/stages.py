@@ -1,0 +1,230 @@
+"""What each stage computes: functions from the records of other stages to one record.
+
+Nothing here decides whether a stage runs; `hagd.pipeline.pipeline` does, by content address.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hagd.activations.shards import Sequences, collect
+from hagd.attribution.graph import build_graph
+from hagd.attribution.node_attribution import attribute_nodes
+from hagd.attribution.records import AttributionGraph
+from hagd.config.model import MiniModel
+from hagd.config.run import StagesConfig
+from hagd.errors import ConfigError, TaskError
+from hagd.hierarchy.partition import build_hierarchy
+from hagd.hierarchy.records import Hierarchy
+from hagd.models.language_model import LanguageModel
+from hagd.models.records import TrainedLM
+from hagd.patching.objective import Objective
+from hagd.patching.patched_model import PatchedModel, slot_means
+from hagd.patching.records import SlotMeans
+from hagd.pipeline.progress import StageProgress
+from hagd.search.baselines import by_method
+from hagd.search.find_circuit import Searched, find_circuit
+from hagd.search.records import SearchResult
+from hagd.tasks.records import Prompts, TaskData
+from hagd.tasks.scoring import is_correct
+from hagd.transcoders.records import TranscoderSet
+from hagd.validation.records import Validation
+from hagd.validation.validate import validate
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+
+def train_mini(config: StagesConfig, task: TaskData, work: Path, loggers: list[Logger]) -> TrainedLM:
+    """Stage `lm`: a mini model trained on the task's training sequences."""
+    from hagd.models.lm_training import held_out_accuracy, n_positions, train_lm
+    from hagd.models.mini import mini_state
+
+    assert isinstance(config.model, MiniModel)
+    lm = train_lm(config.model, task, config.seed, config.trainer, work / "checkpoints", loggers)
+    return TrainedLM(mini_state(lm), len(task.vocabulary), n_positions(task), held_out_accuracy(lm, task))
+
+
+@torch.no_grad()
+def select_prompts(config: StagesConfig, lm: LanguageModel, task: TaskData) -> TaskData:
+    """Stage `prompts`: discovery and selection without the prompts that the full model gets wrong.
+
+    The validation split stays as it is: the model's own accuracy is measured there.
+
+    Raises:
+        TaskError: a split is empty afterwards, or the vocabularies do not fit.
+    """
+    highest = max(int(split.tokens.max()) for split in (task.discovery, task.selection, task.validation))
+    if highest >= lm.vocab_size:
+        raise TaskError(
+            f"task {task.name}: expected token ids below the model's vocabulary of {lm.vocab_size}, found {highest}; "
+            "choose the tokenizer's own model, or train a mini model for this task"
+        )
+    if not config.task.only_correct:
+        return task
+    kept, dropped = {}, 0
+    for name in ("discovery", "selection"):
+        prompts: Prompts = getattr(task, name)
+        right = torch.cat([_correct(lm, task, prompts[i : i + 64]) for i in range(0, len(prompts), 64)])
+        if not right.any():
+            raise TaskError(
+                f"task {task.name}: the model answers none of the {len(prompts)} {name} prompts correctly; train it "
+                "longer (model.training.steps), choose another model, or set task.only_correct=false"
+            )
+        kept[name] = prompts[right.nonzero()[:, 0]]
+        dropped += int((~right).sum())
+    return replace(task, discovery=kept["discovery"], selection=kept["selection"], n_dropped=dropped)
+
+
+def _correct(lm: LanguageModel, task: TaskData, prompts: Prompts) -> torch.Tensor:
+    prompts = prompts.to(lm.device)
+    logits = lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
+    logits = logits.unflatten(0, prompts.tokens.shape[:2])
+    return is_correct(logits, prompts, task.accuracy, task.length_normalised).cpu()
+
+
+def fit_transcoders(
+    config: StagesConfig, lm: LanguageModel, task: TaskData, work: Path, loggers: list[Logger], progress: StageProgress
+) -> TranscoderSet:
+    """Stage `transcoders`: activations are captured, dictionaries trained and measured on the selection split."""
+    from hagd.transcoders.quality import measure
+    from hagd.transcoders.training import train_transcoders
+
+    options = config.transcoder
+    layers = tuple(range(lm.n_layers)) if options.layers is None else options.layers
+    if layers[-1] >= lm.n_layers or options.k > options.expansion * lm.d_model:
+        raise ConfigError(
+            f"transcoder.layers and transcoder.k: expected layers below {lm.n_layers} and k at most "
+            f"m = {options.expansion * lm.d_model}, found layers {list(layers)} and k = {options.k}"
+        )
+    activations = collect(
+        lm,
+        _training_sequences(config, lm, task),
+        options.site,
+        layers,
+        shard_mb=options.shard_mb,
+        folder=work,
+        seed=config.seed,
+        progress=lambda done, total: progress.part("activations", done, total),
+    )
+    transcoders, module = train_transcoders(
+        options, layers, activations, config.seed, config.trainer, work / "checkpoints", loggers
+    )
+    quality = measure(lm, transcoders, options.site, module, task.selection, len(task.slot_names))
+    for layer in quality:
+        if layer.fvu > options.fvu_warning:
+            log.warning(
+                "transcoder of layer %d leaves %.0f %% of the variance unexplained (warning above %.0f %%): raise "
+                "transcoder.k, transcoder.expansion or transcoder.steps, or circuits will miss what it misses",
+                layer.layer,
+                100 * layer.fvu,
+                100 * options.fvu_warning,
+            )
+    return TranscoderSet(lm.name, options.site, transcoders, quality)
+
+
+def _training_sequences(config: StagesConfig, lm: LanguageModel, task: TaskData) -> list[Sequences]:
+    """The task's training and discovery prompts, then the corpus."""
+    splits = [task.discovery] if task.train is None else [task.train, task.discovery]
+    parts = [Sequences(s.tokens.flatten(0, 1), s.slots.flatten(0, 1) >= 0) for s in splits]
+    corpus = config.transcoder.corpus
+    if corpus is not None:
+        from hagd.activations.corpus import corpus_tokens
+
+        if lm.tokenizer is None:
+            raise ConfigError(
+                f"transcoder.corpus: expected null for model {lm.name}, which has no tokenizer, found a corpus"
+            )
+        tokens = corpus_tokens(corpus, lm.tokenizer)
+        parts.append(Sequences(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+    return parts
+
+
+def measure_means(config: StagesConfig, lm: LanguageModel, task: TaskData, transcoders: TranscoderSet) -> SlotMeans:
+    """Stage `means`: ablation values over the discovery split.
+
+    Raises:
+        ConfigError: the dictionaries were trained for another model.
+    """
+    if transcoders.model != lm.name:
+        raise ConfigError(f"transcoders: expected ones trained for model {lm.name}, found {transcoders.model}")
+    return slot_means(lm, transcoders, task.discovery.to(lm.device), len(task.slot_names), config.graph.batch_size)
+
+
+def attribute(
+    config: StagesConfig, patched: PatchedModel, task: TaskData, progress: StageProgress
+) -> AttributionGraph:
+    """Stage `graph`: node attribution, candidates, edges."""
+    objective = discovery_objective(config, patched, task)
+    attribution = attribute_nodes(objective, config.graph, lambda d, t: progress.part("node attribution", d, t))
+    return build_graph(
+        patched, task, task.discovery, attribution, config.graph, lambda d, t: progress.part("edges", d, t)
+    )
+
+
+def partition(config: StagesConfig, graph: AttributionGraph, progress: StageProgress) -> Hierarchy:
+    """Stage `hierarchy`."""
+    return build_hierarchy(graph, config.hierarchy, config.seed, progress)
+
+
+def search(
+    config: StagesConfig,
+    patched: PatchedModel,
+    task: TaskData,
+    graph: AttributionGraph,
+    hierarchy: Hierarchy,
+    scores: np.ndarray | None,
+    progress: StageProgress,
+) -> SearchResult:
+    """Stage `search`: sees the discovery and the selection split."""
+    searched = Searched(
+        discovery=discovery_objective(config, patched, task),
+        selection=objective_on(config, patched, task, task.selection),
+        graph=graph,
+        hierarchy=hierarchy,
+        graph_config=config.graph,
+        scores=scores,
+        progress=progress.part,
+    )
+    return find_circuit(searched, config.search, config.seed)
+
+
+def validate_circuit(
+    config: StagesConfig,
+    patched: PatchedModel,
+    task: TaskData,
+    graph: AttributionGraph,
+    result: SearchResult,
+    progress: StageProgress,
+) -> Validation:
+    """Stage `validation`: the only one that reads the validation split."""
+    discovery = discovery_objective(config, patched, task)
+    controls = {
+        "attribution": by_method(discovery, graph, config.graph, "integrated_gradients"),
+        "gradient_activation": by_method(discovery, graph, config.graph, "gradient_activation"),
+    }
+    ablation = config.graph.ablation if config.graph.ablation != "resample" else "mean"
+    return validate(
+        patched, task, graph, result, controls, ablation, config.validation, config.seed, progress
+    )
+
+
+def discovery_objective(config: StagesConfig, patched: PatchedModel, task: TaskData) -> Objective:
+    """The objective of attribution and search."""
+    return objective_on(config, patched, task, task.discovery)
+
+
+def objective_on(config: StagesConfig, patched: PatchedModel, task: TaskData, prompts: Prompts) -> Objective:
+    """An objective with the configured ablation and error mode."""
+    graph = config.graph
+    return Objective(
+        patched, task, prompts, ablation=graph.ablation, error=graph.error, batch_size=graph.batch_size
+    )

@@ -1,0 +1,277 @@
+"""From the records of all stages to the one record that figures, terminal and page read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hagd.attribution.records import FEATURE, KIND_NAMES, LOGIT, TOKEN, AttributionGraph
+from hagd.config.run import StagesConfig
+from hagd.hierarchy.records import Hierarchy
+from hagd.patching.objective import Objective
+from hagd.patching.patched_model import PatchedModel
+from hagd.report.records import (
+    Curve,
+    Edges,
+    HierarchyLevel,
+    LayerReconstruction,
+    NodeView,
+    ReportData,
+    SearchPart,
+    TopPrompt,
+)
+from hagd.search.records import SearchResult
+from hagd.tasks.records import TaskData
+from hagd.validation.records import Validation
+
+_METHODS = {
+    "circuit": "HAGD circuit",
+    "attribution": "integrated gradients",
+    "gradient_activation": "gradient × activation",
+    "random": "random nodes",
+}
+_TOP_PROMPTS = 5
+_TOP_TOKENS = 8
+_EFFECT_PROMPTS = 128
+
+
+def assemble(
+    config: StagesConfig,
+    patched: PatchedModel,
+    discovery: Objective,
+    task: TaskData,
+    graph: AttributionGraph,
+    hierarchy: Hierarchy,
+    result: SearchResult,
+    validation: Validation,
+    progress: Callable[[int, int], None],
+) -> ReportData:
+    """Everything that is shown of one extraction; examples and effects come from the discovery split."""
+    members = _members(graph, result)
+    rows = np.concatenate([members, np.flatnonzero(graph.nodes.kind != FEATURE)])
+    edges = _edges(graph, rows)
+    touched = np.union1d(edges.source, edges.target)
+    rows = np.concatenate([members, [row for row in rows[len(members) :] if row in touched]]).astype(np.int64)
+    metrics = _metrics(patched, task, graph, hierarchy, result, validation, len(edges.weight))
+    return ReportData(
+        model=config.model.name,
+        task=config.task.name,
+        seed=config.seed,
+        settings=_flat(config.model_dump(mode="json")),
+        metrics=metrics,
+        slot_names=task.slot_names,
+        search=tuple(
+            SearchPart(s.name, round(s.evaluations), s.seconds, s.changed, None, s.preservation, s.note)
+            for s in result.steps
+        ),
+        curves=tuple(
+            Curve(_METHODS[c.method], c.sizes, c.faithfulness, c.preservation, c.low, c.high, c.method != "circuit")
+            for c in validation.curves
+        ),
+        reconstruction=tuple(
+            LayerReconstruction(q.layer, q.fvu, q.l0, q.dead, q.fvu_by_slot) for q in patched.transcoders.quality
+        ),
+        nodes=_node_views(patched, discovery, task, graph, hierarchy, result, rows, progress),
+        edges=edges,
+        levels=tuple(_level(graph, task, level) for level in hierarchy.levels),
+        warnings=_warnings(config, task, patched, metrics, result),
+    )
+
+
+def _metrics(
+    patched: PatchedModel,
+    task: TaskData,
+    graph: AttributionGraph,
+    hierarchy: Hierarchy,
+    result: SearchResult,
+    validation: Validation,
+    n_edges: int,
+) -> dict[str, float]:
+    quality = patched.transcoders.quality
+    return {
+        **validation.metrics,
+        "model.chance": task.chance,
+        "task.dropped": float(task.n_dropped),
+        "transcoder.fvu": float(np.mean([q.fvu for q in quality])),
+        "transcoder.l0": float(np.mean([q.l0 for q in quality])),
+        "transcoder.dead": float(np.mean([q.dead for q in quality])),
+        "graph.nodes": float(len(graph.nodes)),
+        "graph.features": float(graph.n_features),
+        "graph.edges": float(graph.edge_index.shape[1]),
+        "hierarchy.levels": float(len(hierarchy.levels)),
+        "hierarchy.modularity": max(level.modularity for level in hierarchy.levels),
+        "circuit.nodes": float(result.size),
+        "circuit.edges": float(n_edges),
+        "search.evaluations": result.evaluations,
+    }
+
+
+def _members(graph: AttributionGraph, result: SearchResult) -> np.ndarray:
+    """Rows of the circuit's features in the graph, best first."""
+    inside = np.flatnonzero(np.isin(graph.flat, result.circuit.nodes))
+    return inside[np.argsort(-result.score[inside], kind="stable")]
+
+
+def _edges(graph: AttributionGraph, rows: np.ndarray) -> Edges:
+    """Edges of the graph between the circuit's features, and from errors and tokens to them and to the logit."""
+    inside = np.zeros(len(graph.nodes), dtype=bool)
+    inside[rows] = True
+    kept = inside[graph.edge_index].all(0)
+    source, target = graph.edge_index[:, kept]
+    return Edges(source, target, graph.edge_attr[kept])
+
+
+@torch.no_grad()
+def _node_views(
+    patched: PatchedModel,
+    discovery: Objective,
+    task: TaskData,
+    graph: AttributionGraph,
+    hierarchy: Hierarchy,
+    result: SearchResult,
+    rows: np.ndarray,
+    progress: Callable[[int, int], None],
+) -> tuple[NodeView, ...]:
+    prompts = discovery.prompts[:_EFFECT_PROMPTS]
+    tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
+    features = patched.features(tokens)[0]
+    text = _token_text(patched, task)
+    effects = _ablation_effects(patched, discovery, graph, result, rows)
+    nodes, views = graph.nodes, []
+    for done, row in enumerate(rows.tolist()):
+        kind, layer, slot, feature = (int(x[row]) for x in (nodes.kind, nodes.layer, nodes.slot, nodes.feature))
+        common: dict[str, Any] = {
+            "id": row,
+            "kind": KIND_NAMES[kind],
+            "layer": layer,
+            "slot": slot,
+            "feature": feature,
+            "score": float(result.score[row]) if kind == FEATURE else 0.0,
+            "mean_activation": float(nodes.mean[row]),
+            "supernodes": tuple(int(level.supernode[row]) for level in hierarchy.levels),
+        }
+        if kind == FEATURE:
+            index = patched.transcoders.layers.index(layer)
+            activation = features[index][..., feature].masked_fill(slots != slot, 0)
+            common |= {
+                "ablation_effect": effects[row],
+                "prompts": _top_prompts(activation, tokens, slots, text),
+                "promoted": _promoted(patched, index, feature, text),
+                "inputs": _inputs(activation, tokens, text),
+            }
+        else:
+            common["label"] = _label(kind, layer, task.slot_names[slot])
+        views.append(NodeView(**common))
+        progress(done + 1, len(rows))
+    return tuple(views)
+
+
+def _ablation_effects(
+    patched: PatchedModel, discovery: Objective, graph: AttributionGraph, result: SearchResult, rows: np.ndarray
+) -> dict[int, float]:
+    """Rise of KL(full ‖ circuit) when one node of the circuit is ablated, by row."""
+    features = [row for row in rows.tolist() if graph.nodes.kind[row] == FEATURE]
+    gates = result.circuit.gates(patched.gate_shape).to(patched.lm.device)
+    index = torch.arange(min(len(discovery), _EFFECT_PROMPTS))
+    base = float(discovery.divergences(gates[None], index)[0])
+    effects: dict[int, float] = {}
+    for start in range(0, len(features), 64):
+        part = features[start : start + 64]
+        ablated = gates.repeat(len(part), 1, 1, 1)
+        ablated.flatten(1)[torch.arange(len(part)), torch.as_tensor(graph.flat[part])] = 0.0
+        rises = discovery.divergences(ablated, index) - base
+        effects |= dict(zip(part, rises.tolist(), strict=True))
+    return effects
+
+
+def _top_prompts(
+    activation: Tensor, tokens: Tensor, slots: Tensor, text: Callable[[int], str]
+) -> tuple[TopPrompt, ...]:
+    strongest, position = activation.max(-1)
+    order = strongest.topk(min(_TOP_PROMPTS, len(strongest))).indices.tolist()
+    return tuple(
+        TopPrompt(
+            tuple(text(int(t)) for t, s in zip(tokens[i], slots[i], strict=True) if s >= 0),
+            int(position[i]),
+            float(strongest[i]),
+        )
+        for i in order
+        if strongest[i] > 0
+    )
+
+
+def _promoted(
+    patched: PatchedModel, index: int, feature: int, text: Callable[[int], str]
+) -> tuple[tuple[str, float], ...]:
+    """Tokens whose logits the feature's decoder direction raises most, read through the unembedding alone."""
+    direction = patched.transcoders.transcoders[index].W_dec[feature]
+    unembedding: Any = patched.lm.unembedding
+    logits = (unembedding.weight.float() @ direction.float()).cpu()
+    best = (logits - logits.mean()).topk(min(_TOP_TOKENS, len(logits)))
+    return tuple((text(i), v) for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+
+
+def _inputs(activation: Tensor, tokens: Tensor, text: Callable[[int], str]) -> tuple[tuple[str, float], ...]:
+    """Tokens at which the feature is on average most active, among those at which it fires."""
+    where = activation > 0
+    ids, inverse = tokens[where].unique(return_inverse=True)
+    total = torch.zeros(len(ids), device=activation.device).index_add_(0, inverse, activation[where])
+    count = torch.zeros_like(total).index_add_(0, inverse, torch.ones_like(activation[where]))
+    mean = total / count.clamp(min=1)
+    best = mean.topk(min(_TOP_TOKENS, len(mean)))
+    return tuple((text(int(ids[i])), v) for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+
+
+def _token_text(patched: PatchedModel, task: TaskData) -> Callable[[int], str]:
+    if task.vocabulary:
+        return lambda token: task.vocabulary[token]
+    return patched.lm.token_text
+
+
+def _label(kind: int, layer: int, slot: str) -> str:
+    if kind == TOKEN:
+        return f"token {slot}"
+    return "answer − distractor" if kind == LOGIT else f"error L{layer} {slot}"
+
+
+def _level(graph: AttributionGraph, task: TaskData, level: Any) -> HierarchyLevel:
+    labels = tuple(_supernode_label(graph, task, level.supernode == i) for i in range(level.n_supernodes))
+    return HierarchyLevel(labels, level.modularity, level.eigengap, level.conductance)
+
+
+def _supernode_label(graph: AttributionGraph, task: TaskData, members: np.ndarray) -> str:
+    """Layer range and most frequent slot of the members."""
+    layers, slots = graph.nodes.layer[members], graph.nodes.slot[members]
+    slot = task.slot_names[int(np.bincount(slots).argmax())]
+    span = f"L{layers.min()}" if layers.min() == layers.max() else f"L{layers.min()}–{layers.max()}"
+    return f"{slot} {span.replace('L-1', 'tokens')} ({int(members.sum())})"
+
+
+def _warnings(
+    config: StagesConfig, task: TaskData, patched: PatchedModel, metrics: dict[str, float], result: SearchResult
+) -> tuple[str, ...]:
+    found = [
+        f"layer {q.layer}: {q.fvu:.0%} of the variance is unexplained"
+        for q in patched.transcoders.quality
+        if q.fvu > config.transcoder.fvu_warning
+    ]
+    if task.n_dropped:
+        found.append(f"{task.n_dropped} discovery and selection prompts that the full model gets wrong were left out")
+    if metrics["empty.accuracy"] > 0.5 * metrics["model.accuracy"]:
+        found.append("the empty circuit keeps more than half of the accuracy: preservation says little here")
+    found += [step.note for step in result.steps if step.name == "scorer" and "no meta-learned" in step.note]
+    return tuple(found)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = "null" if value is None else str(value)
+    return flat

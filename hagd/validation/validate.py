@@ -1,0 +1,213 @@
+"""Causal validation of circuits on prompts that nothing before has read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hagd.attribution.records import AttributionGraph
+from hagd.config.stages import Ablation, ErrorMode, ValidationConfig
+from hagd.patching.objective import Objective, Outcome
+from hagd.patching.patched_model import PatchedModel
+from hagd.search.records import Circuit, SearchResult
+from hagd.tasks.records import TaskData
+from hagd.validation.measures import (
+    Interval,
+    area_linear,
+    area_log,
+    bootstrap,
+    distance_linear,
+    faithfulness,
+    preservation,
+)
+from hagd.validation.records import CurvePoints, Validation
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The validation split under one ablation and error mode, with its two reference points."""
+
+    objective: Objective
+    full: Outcome
+    empty: Outcome
+    config: ValidationConfig
+    seed: int
+
+    def run(self, gates: Tensor) -> Outcome:
+        return self.objective.outcome(gates.to(self.objective.patched.lm.device))
+
+    def preservation(self, outcome: Outcome) -> Interval:
+        return self._interval(preservation(outcome, self.full))
+
+    def faithfulness(self, outcome: Outcome) -> Interval:
+        return self._interval(faithfulness(outcome, self.full, self.empty))
+
+    def _interval(self, statistic: Callable[[np.ndarray], float]) -> Interval:
+        return bootstrap(statistic, len(self.objective), self.config.n_bootstrap, self.seed)
+
+
+def validate(
+    patched: PatchedModel,
+    task: TaskData,
+    graph: AttributionGraph,
+    result: SearchResult,
+    controls: dict[str, np.ndarray],
+    ablation: Ablation,
+    config: ValidationConfig,
+    seed: int,
+    progress: Progress | None = None,
+) -> Validation:
+    """Headline figures, controls at the same size, and curves over all sizes.
+
+    Args:
+        patched: the patched model.
+        task: its validation split is read here and nowhere else.
+        graph: candidates, for the random controls and the complement.
+        result: the circuits.
+        controls: method → ranking `[n_features]` of the candidates, made on the discovery split.
+        ablation: value of ablated nodes, `mean` or `zero`; `resample` is always measured besides.
+        config: numbers of draws.
+        seed: of random circuits and the bootstrap.
+        progress: called with circuits measured and to measure.
+    """
+    shape = patched.gate_shape
+
+    def bench(kind: Ablation, error: ErrorMode) -> _Bench:
+        objective = Objective(
+            patched, task, task.validation, ablation=kind, error=error, batch_size=config.batch_size
+        )
+        empty = objective.outcome(torch.zeros(shape, device=patched.lm.device))
+        return _Bench(objective, objective.full(), empty, config, seed)
+
+    strict, lenient = bench(ablation, "mean"), bench(ablation, "keep")
+    resampled = bench("resample", "mean")
+    gates = result.circuit.gates(shape)
+    everything = Circuit(np.sort(graph.flat)).gates(shape)
+    metrics = _reference_metrics(strict, lenient)
+    metrics |= _named("validation.preservation", strict.preservation(strict.run(gates)))
+    metrics |= _named("validation.preservation_lenient", lenient.preservation(lenient.run(gates)))
+    metrics |= _named("validation.preservation_resample", resampled.preservation(resampled.run(gates)))
+    metrics |= _named("validation.faithfulness", strict.faithfulness(strict.run(gates)))
+    metrics |= _named("validation.sufficiency", lenient.faithfulness(lenient.run(gates)))
+    complement = lenient.faithfulness(lenient.run(everything - gates))
+    metrics |= _named("validation.necessity", Interval(1 - complement.value, 1 - complement.high, 1 - complement.low))
+    metrics["validation.n_prompts"] = float(len(task.validation))
+    metrics["empty.resample_accuracy"] = resampled.empty.accuracy
+    curves = _curves(strict, graph, result, controls, config, seed, progress)
+    metrics |= _control_metrics(curves, result.size)
+    points = curves[0]
+    n = graph.n_features
+    sizes, values = _with_all(points, strict, everything, n)
+    metrics["curve.cpr_log"] = area_log(sizes, values)
+    metrics["curve.cpr"] = area_linear(sizes, values, n)
+    metrics["curve.cmd"] = distance_linear(sizes, values, n)
+    for other in curves[1:]:
+        sizes, values = _with_all(other, strict, everything, n)
+        metrics[f"control.{other.method}.cpr_log"] = area_log(sizes, values)
+    return Validation(metrics, curves)
+
+
+def _reference_metrics(strict: _Bench, lenient: _Bench) -> dict[str, float]:
+    spliced = strict.run(torch.ones(strict.objective.patched.gate_shape))
+    return {
+        "model.accuracy": strict.full.accuracy,
+        "model.logit_difference": float(strict.full.logit_difference.mean()),
+        "empty.accuracy": strict.empty.accuracy,
+        "empty.lenient_accuracy": lenient.empty.accuracy,
+        "empty.logit_difference": float(strict.empty.logit_difference.mean()),
+        "transcoder.spliced_accuracy": spliced.accuracy,
+    }
+
+
+def _curves(
+    bench: _Bench,
+    graph: AttributionGraph,
+    result: SearchResult,
+    controls: dict[str, np.ndarray],
+    config: ValidationConfig,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[CurvePoints, ...]:
+    sizes = [len(circuit) for circuit in result.circuits]
+    total = len(sizes) * (1 + len(controls) + config.n_random)
+    done = 0
+
+    def measured(circuit: Circuit) -> Outcome:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return bench.run(circuit.gates(bench.objective.patched.gate_shape))
+
+    curves = [_curve("circuit", sizes, [[measured(circuit)] for circuit in result.circuits], bench)]
+    for name, ranking in controls.items():
+        best = np.argsort(-ranking, kind="stable")
+        outcomes = [[measured(Circuit(np.sort(graph.flat[best[:size]])))] for size in sizes]
+        curves.append(_curve(name, sizes, outcomes, bench))
+    draws = [
+        [measured(each) for each in random_matched(graph, circuit, config.n_random, seed)]
+        for circuit in result.circuits
+    ]
+    curves.append(_curve("random", sizes, draws, bench))
+    return tuple(curves)
+
+
+def _curve(method: str, sizes: Sequence[int], draws: Sequence[Sequence[Outcome]], bench: _Bench) -> CurvePoints:
+    """Means over draws; the interval is over prompts for one draw, over draws for several."""
+    kept, faithful, lows, highs = [], [], [], []
+    everything = np.arange(len(bench.objective))
+    for outcomes in draws:
+        values = [preservation(outcome, bench.full)(everything) for outcome in outcomes]
+        faithful.append(float(np.mean([faithfulness(o, bench.full, bench.empty)(everything) for o in outcomes])))
+        kept.append(float(np.mean(values)))
+        if len(outcomes) == 1:
+            _, low, high = bench.preservation(outcomes[0])
+        else:
+            low, high = (float(x) for x in np.percentile(values, [2.5, 97.5]))
+        lows.append(low)
+        highs.append(high)
+    return CurvePoints(method, tuple(sizes), tuple(faithful), tuple(kept), tuple(lows), tuple(highs))
+
+
+def random_matched(graph: AttributionGraph, circuit: Circuit, n: int, seed: int) -> list[Circuit]:
+    """`n` random circuits with as many nodes in each (layer, slot) as `circuit`, drawn among the candidates."""
+    rng = np.random.default_rng(seed)
+    features = graph.n_features
+    cell = graph.nodes.layer[:features] * (graph.nodes.slot.max() + 1) + graph.nodes.slot[:features]
+    inside = np.isin(graph.flat, circuit.nodes)
+    pools = [(np.flatnonzero(cell == c), int(inside[cell == c].sum())) for c in np.unique(cell)]
+    return [
+        Circuit(np.sort(graph.flat[np.concatenate([rng.choice(pool, size, replace=False) for pool, size in pools])]))
+        for _ in range(n)
+    ]
+
+
+def _control_metrics(curves: Sequence[CurvePoints], size: int) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for curve in curves[1:]:
+        at = curve.sizes.index(size)
+        interval = Interval(curve.preservation[at], curve.low[at], curve.high[at])
+        metrics |= _named(f"control.{curve.method}.preservation", interval)
+        metrics[f"control.{curve.method}.faithfulness"] = curve.faithfulness[at]
+    return metrics
+
+
+def _with_all(
+    points: CurvePoints, bench: _Bench, everything: Tensor, n: int
+) -> tuple[list[int], list[float]]:
+    """The curve with its end, all candidates."""
+    sizes, values = list(points.sizes), list(points.faithfulness)
+    if sizes[-1] < n:
+        sizes.append(n)
+        values.append(faithfulness(bench.run(everything), bench.full, bench.empty)(np.arange(len(bench.objective))))
+    return sizes, values
+
+
+def _named(key: str, interval: Interval) -> dict[str, float]:
+    return {key: interval.value, f"{key}.low": interval.low, f"{key}.high": interval.high}

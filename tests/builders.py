@@ -1,0 +1,124 @@
+"""Tiny random models, dictionaries and prompts, for every test of the numerical core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hagd.activations.capture import Site
+from hagd.config.model import Architecture, MiniModel
+from hagd.config.task import ModularArithmetic
+from hagd.models.language_model import LanguageModel
+from hagd.models.mini import build_mini
+from hagd.patching.patched_model import PatchedModel, slot_means
+from hagd.patching.records import SlotMeans
+from hagd.tasks.build import build_task
+from hagd.tasks.records import PADDING, Prompts, TaskData
+from hagd.transcoders.records import Transcoder, TranscoderSet
+from tests.reference import features_of, mean_by_slot
+
+ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "gpt_neox", "llama")
+
+VOCABULARY = 8
+"""Seven numbers and `=`."""
+
+
+def tiny_task() -> TaskData:
+    """`a + b mod 7`: three slots of one token each, one accepted token, one distractor."""
+    config = ModularArithmetic(p=7, n_train=20, n_discovery=13, n_selection=8, n_validation=8)
+    return build_task(config, None, seed=0)
+
+
+def random_model(
+    architecture: Architecture = "gpt2", *, n_layers: int = 2, length: int = 3, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """16 wide, 4 heads (2 of keys in Llama), with random biases and gains, so that none is neutral."""
+    config = MiniModel(
+        name="tiny",
+        architecture=architecture,
+        n_layers=n_layers,
+        d_model=16,
+        n_heads=4,
+        n_kv_heads=2 if architecture == "llama" else None,
+        d_mlp=32,
+    )
+    lm = build_mini(config, VOCABULARY, length, seed=1)
+    randomise(lm)
+    lm.model.to(dtype)
+    return lm
+
+
+def randomise(lm: LanguageModel, seed: int = 2) -> None:
+    """Weights that make attention, norms and MLPs all matter."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in lm.model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        with torch.no_grad():
+            parameter.copy_(0.35 * noise if parameter.ndim > 1 else parameter + 0.3 * noise)
+
+
+def random_transcoders(
+    lm: LanguageModel,
+    *,
+    site: Site = "mlp",
+    layers: tuple[int, ...] | None = None,
+    m: int = 12,
+    k: int = 4,
+    seed: int = 3,
+    dtype: torch.dtype = torch.float32,
+) -> TranscoderSet:
+    """Untrained dictionaries: their errors are large."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    d = lm.d_model
+    built = tuple(
+        Transcoder(layer, k, draw(m, d) / d**0.5, 0.2 * draw(m), 0.4 * draw(m, d), 0.1 * draw(d))
+        for layer in (range(lm.n_layers) if layers is None else layers)
+    )
+    return TranscoderSet(lm.name, site, built, ())
+
+
+def random_prompts(*, n: int = 5, c: int = 1, length: int = 6, n_slots: int = 3, seed: int = 4) -> Prompts:
+    """Of unequal length, slots that several positions share, one or two scored positions.
+
+    With one option: two answers and one distractor at each scored position. With several: each option's own tokens.
+    """
+    g = torch.Generator().manual_seed(seed)
+    tokens, counterfactual = (torch.randint(VOCABULARY, (n, c, length), generator=g) for _ in range(2))
+    slots = torch.randint(n_slots, (n, c, length), generator=g)
+    scored = torch.full((n, c, 2), PADDING)
+    answers, distractors = (torch.full((n, c, 2, 2), PADDING) for _ in range(2))
+    for row in range(n):
+        for option in range(c):
+            used = int(torch.randint(3, length + 1, (1,), generator=g))
+            slots[row, option, used:] = PADDING
+            for i in range(1 + row % 2):
+                scored[row, option, i] = used - 1 - i
+                chosen = torch.randperm(VOCABULARY, generator=g)
+                answers[row, option, i, : 2 if c == 1 else 1] = chosen[: 2 if c == 1 else 1]
+                if c == 1:
+                    distractors[row, option, i, 0] = chosen[2]
+    return Prompts(tokens, counterfactual, slots, scored, answers, distractors)
+
+
+def prompts_task(prompts: Prompts, n_slots: int = 3) -> TaskData:
+    """A task whose splits are all `prompts`."""
+    names = tuple(f"slot{i}" for i in range(n_slots))
+    rule = "argmax" if prompts.tokens.shape[1] == 1 else "choice"
+    return TaskData("random", names, rule, False, 0.0, (), None, prompts, prompts, prompts)
+
+
+def patched_model(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, n_slots: int = 3) -> PatchedModel:
+    """With means over `prompts`."""
+    return PatchedModel(lm, transcoders, slot_means(lm, transcoders, prompts, n_slots, batch=4))
+
+
+def patched_double(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, n_slots: int = 3) -> PatchedModel:
+    """The same for double precision, its means taken from the reference implementation."""
+    f, errors = features_of(lm, transcoders, prompts.tokens.flatten(0, 1))
+    slots = prompts.slots.flatten(0, 1)
+    means = SlotMeans(*(mean_by_slot(x, slots, n_slots) for x in (f, errors, (f > 0).to(f.dtype))))
+    return PatchedModel(lm, transcoders, means)

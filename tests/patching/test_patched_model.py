@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from hagd.activations.capture import Site
+from hagd.config.model import Architecture
+from hagd.config.stages import Ablation, ErrorMode
+from hagd.models.language_model import LanguageModel
+from hagd.patching.patched_model import PatchedModel, slot_means
+from hagd.tasks.records import PADDING, Prompts
+from hagd.transcoders.records import TranscoderSet
+from tests.builders import ARCHITECTURES, patched_model, random_model, random_prompts, random_transcoders
+from tests.reference import encode, features_of, mean_by_slot, run
+
+SITES: tuple[Site, ...] = ("mlp", "resid")
+EVERYWHERE = pytest.mark.parametrize(("architecture", "site"), list(product(ARCHITECTURES, SITES)))
+
+
+def tiny(
+    architecture: Architecture, site: Site, prompts: Prompts, layers: tuple[int, ...] | None = None
+) -> PatchedModel:
+    lm = random_model(architecture, n_layers=3, length=6)
+    return patched_model(lm, random_transcoders(lm, site=site, layers=layers), prompts)
+
+
+def at_scored(logits: Tensor, prompts: Prompts) -> Tensor:
+    """Of `[N·C, T, V]`, those at the scored positions, `[N, C, A, V]`, zero where nothing is scored."""
+    n, c, a = prompts.scored.shape
+    out = torch.zeros(n, c, a, logits.shape[-1])
+    for row, option, i in product(range(n), range(c), range(a)):
+        if prompts.scored[row, option, i] != PADDING:
+            out[row, option, i] = logits[row * c + option, prompts.scored[row, option, i]]
+    return out
+
+
+def used(logits: Tensor, prompts: Prompts) -> Tensor:
+    return logits.masked_fill((prompts.scored == PADDING)[..., None], 0)
+
+
+def slow_logits(
+    patched: PatchedModel, prompts: Prompts, gates: Tensor, ablation: Ablation, error: ErrorMode
+) -> Tensor:
+    """Feature by feature, position by position; gates `[L, S, m]`."""
+    lm, transcoders, means = patched.lm, patched.transcoders, patched.means
+    tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
+    clean_errors = features_of(lm, transcoders, tokens)[1]
+    counterfactual = features_of(lm, transcoders, prompts.counterfactual.flatten(0, 1))[0]
+
+    def rewrite(layer: int, read: Tensor, written: Tensor) -> Tensor:
+        if layer not in transcoders.layers:
+            return written
+        i = transcoders.layers.index(layer)
+        transcoder = transcoders.transcoders[i]
+        f = encode(transcoder, read)
+        out = torch.zeros_like(written)
+        for b, t in product(range(tokens.shape[0]), range(tokens.shape[1])):
+            slot = int(slots[b, t])
+            if slot == PADDING:
+                continue  # nothing later reads it: models are causal and padding is on the right
+            value = transcoder.b_dec + (clean_errors[i, b, t] if error == "keep" else means.errors[i, slot])
+            for j in range(transcoders.m):
+                v = {"mean": means.features[i, slot, j], "zero": 0.0, "resample": counterfactual[i, b, t, j]}[ablation]
+                value = value + (gates[i, slot, j] * f[b, t, j] + (1 - gates[i, slot, j]) * v) * transcoder.W_dec[j]
+            out[b, t] = value
+        return out
+
+    if transcoders.site == "mlp":
+        return at_scored(run(lm, tokens, write=rewrite).logits, prompts)
+    return at_scored(run(lm, tokens, write_resid=rewrite).logits, prompts)
+
+
+def random_gates(patched: PatchedModel, *leading: int) -> Tensor:
+    return torch.rand(*leading, *patched.gate_shape, generator=torch.Generator().manual_seed(9))
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("c", [1, 3])
+def test_with_open_gates_and_kept_errors_nothing_is_patched(architecture: Architecture, site: Site, c: int) -> None:
+    prompts = random_prompts(c=c)
+    patched = tiny(architecture, site, prompts)
+    full = patched.lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1)).unflatten(0, (5, c))
+    for ablation in ("mean", "zero", "resample"):
+        logits = patched.logits(prompts, torch.ones(patched.gate_shape), ablation=ablation, error="keep")
+        assert logits.shape == (5, c, 2, 8)
+        torch.testing.assert_close(logits, full, rtol=1e-5, atol=1e-5)
+    strict = patched.logits(prompts, torch.ones(patched.gate_shape), error="mean")
+    assert (strict - full).abs().max() > 1e-2, "errors are large here"
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("ablation", ["mean", "zero", "resample"])
+@pytest.mark.parametrize("error", ["mean", "keep"])
+def test_every_mode_is_what_the_slow_implementation_does(
+    architecture: Architecture, site: Site, ablation: Ablation, error: ErrorMode
+) -> None:
+    prompts = random_prompts(n=4)
+    patched = tiny(architecture, site, prompts)
+    gates = random_gates(patched)
+    expected = slow_logits(patched, prompts, gates, ablation, error)
+    found = used(patched.logits(prompts, gates, ablation=ablation, error=error), prompts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_only_decomposed_layers_are_patched(site: Site) -> None:
+    prompts = random_prompts(n=3, c=2)
+    patched = tiny("gpt2", site, prompts, layers=(1,))
+    gates = random_gates(patched)
+    assert gates.shape == (1, 3, 12)
+    found = used(patched.logits(prompts, gates, ablation="resample", error="keep"), prompts)
+    expected = slow_logits(patched, prompts, gates, "resample", "keep")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_closed_gates_leave_constants(architecture: Architecture) -> None:
+    """Then every site writes the same in every prompt, its mean output in the slot."""
+    prompts = random_prompts()
+    patched = tiny(architecture, "mlp", prompts)
+    closed = torch.zeros(patched.gate_shape)
+    tokens, slots = prompts.tokens[:, 0], prompts.slots[:, 0]
+    outputs = torch.stack(run(patched.lm, tokens).mlp_out)
+    mean_output = mean_by_slot(outputs, slots, 3)
+
+    def constant(layer: int, read: Tensor, written: Tensor) -> Tensor:
+        return mean_output[layer][slots.clamp(min=0)]
+
+    expected = at_scored(run(patched.lm, tokens, constant).logits, prompts)
+    torch.testing.assert_close(used(patched.logits(prompts, closed), prompts), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_zero_ablation_leaves_the_bias() -> None:
+    prompts = random_prompts()
+    patched = tiny("llama", "mlp", prompts)
+    patched.means.errors.zero_()
+    biases = [t.b_dec for t in patched.transcoders.transcoders]
+    expected = run(patched.lm, prompts.tokens[:, 0], lambda layer, read, written: biases[layer].expand_as(written))
+    found = used(patched.logits(prompts, torch.zeros(patched.gate_shape), ablation="zero"), prompts)
+    torch.testing.assert_close(found, at_scored(expected.logits, prompts), rtol=1e-4, atol=1e-5)
+
+
+@EVERYWHERE
+def test_resampling_from_the_prompt_itself_changes_nothing(architecture: Architecture, site: Site) -> None:
+    prompts = random_prompts()
+    patched = tiny(architecture, site, prompts)
+    own = replace(prompts, counterfactual=prompts.tokens)
+    full = patched.lm.logits_at(prompts.tokens[:, 0], prompts.scored[:, 0])[:, None]
+    closed = torch.zeros(patched.gate_shape)
+    found = patched.logits(own, closed, ablation="resample", error="keep")
+    torch.testing.assert_close(found, full, rtol=1e-5, atol=1e-5)
+    other = patched.logits(prompts, closed, ablation="resample", error="keep")
+    assert (other - full).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize("ablation", ["mean", "zero", "resample"])
+def test_each_prompt_may_have_its_own_gates(c: int, ablation: Ablation) -> None:
+    prompts = random_prompts(n=6, c=c)
+    patched = tiny("gpt_neox", "mlp", prompts)
+    gates = random_gates(patched, 3)
+    owner = torch.tensor([2, 0, 0, 1, 2, 1])
+    together = patched.logits(prompts, gates, ablation=ablation, owner=owner)
+    for i in range(6):
+        alone = patched.logits(prompts[i : i + 1], gates[owner[i]], ablation=ablation)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+    assert (together - patched.logits(prompts, gates[0], ablation=ablation)).abs().max() > 1e-2
+
+
+def test_gradients_of_gates_are_finite_differences() -> None:
+    prompts = random_prompts()
+    lm = random_model("gpt2", n_layers=2, length=6)
+    patched = patched_model(lm, random_transcoders(lm, k=12), prompts)
+    gates = random_gates(patched).requires_grad_()
+    weights = torch.randn(5, 1, 2, 8, generator=torch.Generator().manual_seed(0))
+    (patched.logits(prompts, gates) * weights).sum().backward()
+    assert gates.grad is not None
+    step = 1e-3
+    largest = gates.grad.flatten().abs().topk(10).indices
+    with torch.no_grad():
+        for j in largest.tolist():
+            ends = []
+            for sign in (1, -1):
+                moved = gates.detach().clone()
+                moved.view(-1)[j] += sign * step
+                ends.append((patched.logits(prompts, moved) * weights).sum().item())
+            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(gates.grad.view(-1)[j].item(), rel=2e-2)
+
+
+def test_padding_does_not_matter() -> None:
+    prompts = random_prompts()
+    patched = tiny("gpt2", "mlp", prompts)
+    gates = random_gates(patched)
+    changed = prompts.tokens.clone()
+    changed[prompts.slots == PADDING] = 7 - changed[prompts.slots == PADDING]
+    assert not torch.equal(changed, prompts.tokens)
+    before = used(patched.logits(prompts, gates, error="keep"), prompts)
+    after = used(patched.logits(replace(prompts, tokens=changed), gates, error="keep"), prompts)
+    torch.testing.assert_close(before, after)
+
+
+def test_evaluations_are_counted() -> None:
+    prompts = random_prompts()
+    patched = tiny("gpt2", "mlp", prompts)
+    gates = random_gates(patched)
+    patched.logits(prompts, gates)
+    assert patched.evaluations == 5
+    patched.logits(prompts[:2], gates.requires_grad_())
+    assert patched.evaluations == 5 + 3 * 2, "a backward pass counts as two forward passes"
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    prompts = random_prompts()
+    patched = tiny("gpt2", "resid", prompts)
+    before = patched.lm.hidden(prompts.tokens[:, 0])
+    patched.logits(prompts, random_gates(patched))
+    with pytest.raises(RuntimeError):
+        patched.logits(prompts, torch.zeros(3, 3, 5))
+    assert torch.equal(patched.lm.hidden(prompts.tokens[:, 0]), before)
+    assert not any(module._forward_hooks for module in patched.lm.model.modules())
+
+
+def test_half_precision_models_can_be_patched() -> None:
+    prompts = random_prompts()
+    lm = random_model("llama", n_layers=2, length=6, dtype=torch.bfloat16)
+    patched = patched_model(lm, random_transcoders(lm), prompts)
+    full = lm.logits_at(prompts.tokens[:, 0], prompts.scored[:, 0])[:, None]
+    found = patched.logits(prompts, torch.ones(patched.gate_shape), error="keep")
+    torch.testing.assert_close(found, full, rtol=0.05, atol=0.05)
+
+
+@EVERYWHERE
+def test_features_and_means_are_those_of_the_slow_implementation(architecture: Architecture, site: Site) -> None:
+    prompts = random_prompts(n=7, c=2)
+    lm: LanguageModel = random_model(architecture, length=6)
+    transcoders: TranscoderSet = random_transcoders(lm, site=site)
+    means = slot_means(lm, transcoders, prompts, 4, batch=3)
+    tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
+    f, errors = features_of(lm, transcoders, tokens)
+    for found, expected in zip(PatchedModel(lm, transcoders, means).features(tokens), (f, errors), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for found, values in ((means.features, f), (means.errors, errors), (means.frequency, (f > 0).float())):
+        torch.testing.assert_close(found, mean_by_slot(values, slots, 4), rtol=1e-4, atol=1e-5)
+    assert (means.features[:, 3] == 0).all(), "a slot without positions"

@@ -1,0 +1,177 @@
+"""The models once more, wired by hand from their weights: no hooks, no autograd, nothing of `hagd.patching` or
+`hagd.models.freezing`. Slow and obvious; what the fast code is compared with.
+
+Shape legend: B sequences, T positions, H heads, d = d_model, L decomposed layers, S slots, m dictionary size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hagd.models.language_model import LanguageModel
+from hagd.transcoders.records import Transcoder, TranscoderSet
+
+Write = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, what is read, what would be written) → what is written."""
+
+
+@dataclass
+class Pass:
+    """One forward pass: MLP inputs and outputs, residual stream after each layer (before it is patched), and the end.
+
+    All by layer `[B, T, d]`, but `hidden` `[B, T, d]` and `logits` `[B, T, V]`.
+    """
+
+    mlp_in: list[Tensor]
+    mlp_out: list[Tensor]
+    resid: list[Tensor]
+    hidden: Tensor
+    logits: Tensor
+
+
+def keep(layer: int, read: Tensor, written: Tensor) -> Tensor:
+    return written
+
+
+@torch.no_grad()
+def run(
+    lm: LanguageModel, tokens: Tensor, write: Write = keep, write_resid: Write = keep, attention: Any = None,
+    norm: Any = None, nudge: Tensor | float = 0.0,
+) -> Pass:
+    """A forward pass; `attention` and `norm` replace the real modules, `nudge` is added to the token embedding."""
+    attention = attention or Attention(lm)
+    norm = norm or (lambda module, x: module(x))
+    parallel = lm.adapter.name == "gpt_neox"
+    x = embed(lm, tokens, nudge)
+    found = Pass([], [], [], x, x)
+    for i, layer in enumerate(lm.layers):
+        a = attention(i, norm(layer.get_submodule(lm.adapter.attention_norm), x))
+        read = norm(layer.get_submodule(lm.adapter.mlp_norm), x if parallel else x + a)
+        out = write(i, read, lm.mlp(i)(read))
+        found.mlp_in.append(read)
+        found.mlp_out.append(out)
+        found.resid.append(x + a + out)
+        x = write_resid(i, found.resid[-1], found.resid[-1])
+    found.hidden = norm(lm.model.get_submodule(lm.adapter.final_norm), x)
+    found.logits = found.hidden @ lm.unembedding.weight.T
+    return found
+
+
+def embed(lm: LanguageModel, tokens: Tensor, nudge: Tensor | float = 0.0) -> Tensor:
+    x = lm.embedding.weight[tokens]
+    if lm.model.config.model_type == "gemma":
+        x = x * lm.d_model**0.5
+    x = x + nudge
+    return x + lm.model.transformer.wpe.weight[: tokens.shape[1]] if lm.adapter.name == "gpt2" else x
+
+
+class Attention:
+    """The real attention of each layer, called by itself."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+
+    def __call__(self, layer: int, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        mask = torch.full((n, n), torch.finfo(x.dtype).min, dtype=x.dtype).triu(1)[None, None]
+        options: dict[str, Any] = {}
+        if self.lm.adapter.name != "gpt2":
+            rotary = self.lm.model.get_submodule(self.lm.adapter.backbone).rotary_emb
+            options["position_embeddings"] = rotary(x, torch.arange(n)[None])
+        module = self.lm.layers[layer].get_submodule(self.lm.adapter.attention)
+        return module(hidden_states=x, attention_mask=mask, **options)[0]
+
+
+class Frozen:
+    """The linear model around one clean run: patterns, norm scales and MLP outputs are its constants."""
+
+    def __init__(self, lm: LanguageModel, tokens: Tensor) -> None:
+        self.lm, self.tokens = lm, tokens
+        with torch.no_grad():
+            self.patterns = lm.model(input_ids=tokens, output_attentions=True, use_cache=False).attentions
+        self.inputs: dict[nn.Module, Tensor] = {}
+        self.clean = run(lm, tokens, norm=self._measure)
+
+    def _measure(self, module: nn.Module, x: Tensor) -> Tensor:
+        self.inputs[module] = x
+        return module(x)
+
+    def __call__(self, moved: dict[int, Tensor] | None = None, nudge: Tensor | float = 0.0) -> Pass:
+        """The frozen pass when `moved[layer]` is added to what that MLP wrote and `nudge` to the embedding."""
+        moved = moved or {}
+
+        def write(layer: int, read: Tensor, written: Tensor) -> Tensor:
+            return self.clean.mlp_out[layer] + moved.get(layer, 0.0)
+
+        return run(self.lm, self.tokens, write, attention=self._attend, norm=self._normalise, nudge=nudge)
+
+    def _attend(self, layer: int, x: Tensor) -> Tensor:
+        pattern = self.patterns[layer]
+        heads = pattern.shape[1]
+        module = self.lm.layers[layer].get_submodule(self.lm.adapter.attention)
+        b, t, d = x.shape
+        if self.lm.adapter.name == "gpt2":
+            value = (x @ module.c_attn.weight + module.c_attn.bias)[..., 2 * d :].reshape(b, t, heads, d // heads)
+            project = module.c_proj
+        elif self.lm.adapter.name == "gpt_neox":
+            value = module.query_key_value(x).reshape(b, t, heads, 3, d // heads)[..., 2, :]
+            project = module.dense
+        else:
+            own = module.v_proj(x).reshape(b, t, -1, module.head_dim)
+            value = torch.stack([own[:, :, h * own.shape[2] // heads] for h in range(heads)], dim=2)
+            project = module.o_proj
+        mixed = torch.einsum("bhqk,bkhe->bqhe", pattern, value)
+        return project(mixed.reshape(b, t, -1))
+
+    def _normalise(self, module: nn.Module, x: Tensor) -> Tensor:
+        clean = self.inputs[module]
+        if isinstance(module, nn.LayerNorm):
+            deviation = clean.var(-1, keepdim=True, unbiased=False).add(module.eps).sqrt()
+            return (x - x.mean(-1, keepdim=True)) / deviation * module.weight + module.bias
+        eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+        gain = 1 + module.weight if "Gemma" in type(module).__name__ else module.weight
+        return x / clean.pow(2).mean(-1, keepdim=True).add(eps).sqrt() * gain
+
+
+def encode(transcoder: Transcoder, x: Tensor) -> Tensor:
+    """TopK of ReLU, token by token."""
+    pre = x @ transcoder.W_enc.T + transcoder.b_enc
+    f = torch.zeros_like(pre)
+    for place in torch.cartesian_prod(*(torch.arange(n) for n in pre.shape[:-1])).reshape(-1, pre.dim() - 1).tolist():
+        row = pre[tuple(place)].tolist()
+        for j in sorted(range(len(row)), key=lambda j: -row[j])[: transcoder.k]:
+            f[(*place, j)] = max(row[j], 0.0)
+    return f
+
+
+def site_values(lm: LanguageModel, transcoders: TranscoderSet, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What each decomposed site reads and writes in the unpatched model."""
+    found = run(lm, tokens)
+    if transcoders.site == "resid":
+        return [(found.resid[layer], found.resid[layer]) for layer in transcoders.layers]
+    return [(found.mlp_in[layer], found.mlp_out[layer]) for layer in transcoders.layers]
+
+
+def features_of(lm: LanguageModel, transcoders: TranscoderSet, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Features `[L, B, T, m]` and errors `[L, B, T, d]` of the unpatched model."""
+    values = site_values(lm, transcoders, tokens)
+    f = torch.stack([encode(t, x) for t, (x, _) in zip(transcoders.transcoders, values, strict=True)])
+    errors = [
+        y - (f[i] @ t.W_dec + t.b_dec)
+        for i, (t, (_, y)) in enumerate(zip(transcoders.transcoders, values, strict=True))
+    ]
+    return f, torch.stack(errors)
+
+
+def mean_by_slot(values: Tensor, slots: Tensor, n_slots: int) -> Tensor:
+    """Mean of `values` `[L, B, T, …]` over the positions of each slot, `[L, S, …]`; 0 where there are none."""
+    out = torch.zeros(values.shape[0], n_slots, values.shape[-1], dtype=values.dtype)
+    for s in range(n_slots):
+        if (slots == s).any():
+            out[:, s] = values[:, slots == s].mean(1)
+    return out
