@@ -40,8 +40,13 @@ def keep(layer: int, read: Tensor, written: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run(
-    lm: LanguageModel, tokens: Tensor, write: Write = keep, write_resid: Write = keep, attention: Any = None,
-    norm: Any = None, nudge: Tensor | float = 0.0,
+    lm: LanguageModel,
+    tokens: Tensor,
+    write: Write = keep,
+    write_resid: Write = keep,
+    attention: Any = None,
+    norm: Any = None,
+    nudge: Tensor | float = 0.0,
 ) -> Pass:
     """A forward pass; `attention` and `norm` replace the real modules, `nudge` is added to the token embedding."""
     attention = attention or Attention(lm)

@@ -6,7 +6,7 @@ Shape legend: B sequences, T positions, d = d_model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -39,11 +39,8 @@ def capture(lm: LanguageModel, tokens: Tensor, site: Site, layers: Sequence[int]
         if layer == layers[-1]:
             raise _AllCaptured
 
-    with observe(lm, site, layers, record):
-        try:
-            lm.hidden(tokens)
-        except _AllCaptured:
-            pass
+    with observe(lm, site, layers, record), suppress(_AllCaptured):
+        lm.hidden(tokens)
     for layer, pair in found.items():
         if not all(bool(value.isfinite().all()) for value in pair):
             raise NumericalError(

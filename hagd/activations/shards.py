@@ -111,9 +111,7 @@ def collect(
     return ActivationShards(sources, seed)
 
 
-def _tokens_of(
-    lm: LanguageModel, chunk: Sequences, site: Site, layers: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _tokens_of(lm: LanguageModel, chunk: Sequences, site: Site, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
     x, y = capture(lm, chunk.tokens.to(lm.device), site, layers)
     keep = chunk.keep
     return x.cpu()[:, keep], y.cpu()[:, keep]

@@ -70,7 +70,8 @@ class DirectEdges:
         where = (self.slots == slot) & self.deviations.active[layer][..., feature]
         if not where.any():
             return torch.empty(0, dtype=torch.long), torch.empty(0)
-        pre = (self.forward.read[layer][where] @ transcoder.W_enc[feature]).sum()
+        read = self.forward.read[layer][where].to(transcoder.W_enc.dtype)
+        pre = (read @ transcoder.W_enc[feature]).sum()
         return self._from_gradients(pre, layer)
 
     def _from_gradients(self, output: Tensor, below: int) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,7 @@ class DirectEdges:
                 effect.append(projector.effects(gradient, self.deviations, self.slots) / self.n_prompts)
         if not index:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
-        return torch.cat(index), torch.cat(effect)
+        return torch.cat(index), torch.cat(effect).cpu()
 
     @torch.no_grad()
     def _measure(self, tokens: Tensor, counterfactual: Tensor, ablation: Ablation) -> Deviations:
@@ -102,9 +103,10 @@ class DirectEdges:
         n_slots = patched.gate_shape[1]
         for layer, written in self.forward.written.items():
             if layer not in error:
-                error[layer] = _centre(written.detach(), self.slots, n_slots)
+                error[layer] = _centre(written.detach().to(f.dtype), self.slots, n_slots)
         assert self.forward.embedding is not None
-        return Deviations(features, error, _centre(self.forward.embedding.detach(), self.slots, n_slots), active)
+        embedding = self.forward.embedding.detach().to(f.dtype)
+        return Deviations(features, error, _centre(embedding, self.slots, n_slots), active)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class _Projector:
     def effects(self, gradient: Tensor, deviations: Deviations, slots: Tensor) -> Tensor:
         """Sum over the slot's positions of `gradient · direction · deviation`, `[s]`."""
         where = slots == self.slot
-        g = gradient[where]
+        g = gradient[where].to(deviations.tokens.dtype)
         if self.kind == FEATURE:
             deviation = deviations.features[self.layer][where][:, self.features]
             return ((g @ self.directions.T) * deviation).sum(0)
@@ -153,13 +155,13 @@ def _centre(values: Tensor, slots: Tensor, n_slots: int) -> Tensor:
     keep = (slots >= 0).to(values.dtype)
     total = torch.zeros(n_slots, values.shape[-1], dtype=values.dtype, device=values.device)
     total.index_add_(0, index.flatten(), (values * keep[..., None]).flatten(0, 1))
-    count = torch.zeros(n_slots, dtype=values.dtype, device=values.device).index_add_(0, index.flatten(), keep.flatten())
+    count = torch.zeros(n_slots, dtype=values.dtype, device=values.device).index_add_(
+        0, index.flatten(), keep.flatten()
+    )
     return values - (total / count.clamp(min=1)[:, None])[index]
 
 
-def strongest_incoming(
-    column: Callable[[int], tuple[Tensor, Tensor]], target: int, keep: int
-) -> tuple[Tensor, Tensor]:
+def strongest_incoming(column: Callable[[int], tuple[Tensor, Tensor]], target: int, keep: int) -> tuple[Tensor, Tensor]:
     """The `keep` strongest non-zero edges into a target."""
     sources, effects = column(target)
     nonzero = effects != 0
@@ -168,5 +170,3 @@ def strongest_incoming(
         best = effects.abs().topk(keep).indices
         sources, effects = sources[best], effects[best]
     return sources, effects
-
-

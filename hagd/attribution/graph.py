@@ -16,19 +16,23 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
 
 
-def candidate_nodes(attribution: Attribution, patched: PatchedModel, prompts: Prompts, n_max: int) -> tuple[Nodes, np.ndarray]:
+def candidate_nodes(
+    attribution: Attribution, patched: PatchedModel, prompts: Prompts, n_max: int
+) -> tuple[Nodes, np.ndarray]:
     """The `n_max` most important live features, then every error, token and logit node.
 
     Returns the nodes and the position of each feature node in the flattened gates.
     """
     layers = patched.transcoders.layers
-    n_layers, n_slots, m = patched.gate_shape
+    _, n_slots, m = patched.gate_shape
     importance = torch.where(attribution.live, attribution.importance, -1.0).flatten().cpu()
     count = min(n_max, int(attribution.live.sum()))
     flat = importance.topk(count).indices
     layer, slot, feature = flat // (n_slots * m), flat // m % n_slots, flat % m
     model_layer = torch.tensor(layers)[layer]
-    other = [(ERROR, each, s) for each in layers for s in range(n_slots)]
+    # At site mlp all of what an MLP without dictionary writes is error; at site resid such a layer writes nothing.
+    written = range(patched.lm.n_layers) if patched.transcoders.site == "mlp" else layers
+    other = [(ERROR, each, s) for each in written for s in range(n_slots)]
     other += [(TOKEN, -1, s) for s in range(n_slots)]
     other += [(LOGIT, patched.lm.n_layers, _scored_slot(prompts))]
     kinds, other_layer, other_slot = (torch.tensor(column) for column in zip(*other, strict=True))

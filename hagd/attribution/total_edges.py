@@ -78,7 +78,7 @@ class TotalEdges:
                 effect.append(by_feature[torch.as_tensor(self.nodes.feature)[members]] / self.n_prompts)
         if not index:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
-        return torch.cat(index), torch.cat(effect)
+        return torch.cat(index), torch.cat(effect).cpu()
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         lm, site = self.patched.lm, self.patched.transcoders.site
@@ -92,7 +92,7 @@ class TotalEdges:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             y = output if isinstance(output, Tensor) else output[0]
             x = inputs[0] if self.patched.transcoders.site == "mlp" else y
-            self._pre[index] = x @ transcoder.W_enc.T + transcoder.b_enc
+            self._pre[index] = x.to(transcoder.W_enc.dtype) @ transcoder.W_enc.T + transcoder.b_enc
             f = transcoder.encode(x) + self._leaves[index]
             written = (transcoder.decode(f) + self._errors[index]).to(y.dtype)
             return written if isinstance(output, Tensor) else (written, *output[1:])

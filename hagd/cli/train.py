@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -26,7 +27,25 @@ def _train(config: object, folder: Path, group: str | None) -> dict[str, float]:
     from hagd.pipeline.training import run_training
 
     assert isinstance(config, TrainConfig)
-    return run_training(config, folder, group, Console())
+    return run_training(config, _section, folder, group, Console())
+
+
+def _section(group: str, name: str) -> dict[str, Any]:
+    """One file of the configuration.
+
+    Raises:
+        ConfigError: there is no such file; lists those that exist.
+    """
+    import yaml
+
+    from hagd.errors import ConfigError
+
+    file = conf_dir() / group / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(each.stem for each in file.parent.glob("*.yaml")))
+        raise ConfigError(f"gnn.{group}s: expected names of conf/{group}, found {name}; there are: {known}")
+    section: dict[str, Any] = yaml.safe_load(file.read_text())
+    return section
 
 
 if __name__ == "__main__":

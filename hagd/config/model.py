@@ -14,7 +14,7 @@ Architecture = Literal["gpt2", "gpt_neox", "llama"]
 class LMTraining(Section):
     """How a mini model is trained from scratch on its task."""
 
-    steps: int = Field(1500, ge=1, description="optimiser steps at most")
+    steps: int = Field(1000, ge=1, description="optimiser steps")
     batch_size: int = Field(512, ge=1, description="sequences a step")
     learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW, cosine decay to a hundredth")
     warmup_steps: int = Field(50, ge=0, description="linear warm-up")

@@ -62,12 +62,11 @@ class TranscoderConfig(Section):
 class GraphConfig(Section):
     """Node attribution, candidate nodes and the edges between them."""
 
-    attribution: AttributionMethod = Field(
-        "integrated_gradients", description="how candidates are ranked"
-    )
+    attribution: AttributionMethod = Field("integrated_gradients", description="how candidates are ranked")
     ig_steps: int = Field(8, ge=1, description="steps of integrated gradients")
     metric: Literal["log_probability", "logit_difference"] = Field(
-        "logit_difference", description="what is attributed: log-probability of the answer, or answer − distractor logit"
+        "logit_difference",
+        description="what is attributed: log-probability of the answer, or answer − distractor logit",
     )
     ablation: Ablation = Field("mean", description="value of a node outside the circuit")
     error: ErrorMode = Field("mean", description="error terms during discovery: at their mean, or kept")

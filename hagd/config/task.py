@@ -74,7 +74,9 @@ class SubjectVerbAgreement(TaskBase):
     """Number agreement across an attractor; generated sentences, or a file of sentence pairs."""
 
     name: Literal["subject_verb_agreement"] = "subject_verb_agreement"
-    data_files: str | None = Field(None, description="JSON lines with clean_prefix, patch_prefix, clean_answer, patch_answer")
+    data_files: str | None = Field(
+        None, description="JSON lines with clean_prefix, patch_prefix, clean_answer, patch_answer"
+    )
 
 
 class FactualRecall(TaskBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -24,7 +25,7 @@ def build_hierarchy(
     """Divide every supernode into at most `branching` until none has more than `min_size` nodes.
 
     Level 0 has at most `branching` supernodes; each level refines the one before. Spectral splits may be uneven
-    for `log_b n` levels; what is still too large then is divided evenly, so there are at most `2 log_b n + 1`
+    for `⌈log_b n⌉` levels; what is still too large then is divided evenly, so there are at most `2 ⌈log_b n⌉`
     levels. A graph of at most `min_size` nodes has one level of one supernode.
     """
     w = affinity(graph.edge_index, graph.edge_attr, len(graph.nodes))
@@ -48,7 +49,7 @@ def _refine(
     gaps, count = [], 0
     order = np.argsort(supernode, kind="stable")
     bounds = np.searchsorted(supernode[order], np.arange(supernode.max() + 2))
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         members = order[start:stop]
         if len(members) <= config.min_size:
             refined[members] = count

@@ -80,6 +80,6 @@ def _freeze_norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) 
 
 
 def _rms_gain(module: nn.Module, width: int, eps: float) -> Tensor:
-    weight = module.weight
+    weight: Any = module.weight
     ones = torch.ones(width, dtype=weight.dtype, device=weight.device)
     return module.forward(ones) * (1.0 + eps) ** 0.5

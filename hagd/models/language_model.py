@@ -91,7 +91,6 @@ class LanguageModel:
             raise ModelError(f"model {self.name} has no tokenizer; read token texts from the task's vocabulary")
         return str(self.tokenizer.decode([token]))
 
-
     def _get(self, path: str) -> Any:
         return self.model.get_submodule(path)
 

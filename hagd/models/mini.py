@@ -12,7 +12,10 @@ from hagd.errors import ModelError
 from hagd.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+
+INIT_STD = 0.08
+"""Standard deviation of initial weights; `transformers`' 0.02 is meant for widths near 1,000 and learns parity late."""
 
 
 def build_mini(config: MiniModel, vocab_size: int, n_positions: int, seed: int) -> LanguageModel:
@@ -69,6 +72,7 @@ def _build(config: MiniModel, vocab_size: int, n_positions: int) -> PreTrainedMo
         "eos_token_id": None,
         "pad_token_id": None,
         "tie_word_embeddings": False,
+        "initializer_range": INIT_STD,
         "attn_implementation": "eager",
     }
     # Llama and NeoX name their sizes alike; GPT-2 has names and dropouts of its own.
@@ -79,10 +83,9 @@ def _build(config: MiniModel, vocab_size: int, n_positions: int) -> PreTrainedMo
         "intermediate_size": config.d_mlp,
         "max_position_embeddings": n_positions,
     }
-    built: PretrainedConfig
     match config.architecture:
         case "gpt2":
-            built = GPT2Config(
+            config_gpt2 = GPT2Config(
                 n_positions=n_positions,
                 n_embd=config.d_model,
                 n_layer=config.n_layers,
@@ -94,8 +97,10 @@ def _build(config: MiniModel, vocab_size: int, n_positions: int) -> PreTrainedMo
                 attn_pdrop=0.0,
                 **common,
             )
-            return GPT2LMHeadModel(built)
+            return GPT2LMHeadModel(config_gpt2)
         case "gpt_neox":
-            return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **common))
+            # Pythia rotates a quarter of its 64 or more dimensions a head; a head here has about as many in all.
+            rotary = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
+            return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **common, rope_parameters=rotary))
         case "llama":
             return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=config.n_kv_heads, **common))

@@ -33,7 +33,7 @@ class Outcome:
     @property
     def accuracy(self) -> float:
         """Share of correct prompts."""
-        return float(self.correct.float().mean())
+        return float(self.correct.double().mean())
 
 
 class Objective:

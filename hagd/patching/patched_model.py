@@ -78,12 +78,12 @@ class PatchedModel:
         """
         n, c = prompts.tokens.shape[:2]
         flat = _flatten(prompts)
-        gates = gates if gates.dim() == 4 else gates[None]
-        owners = torch.zeros(n, dtype=torch.long, device=gates.device) if owner is None else owner
+        gates = (gates if gates.dim() == 4 else gates[None]).to(flat.tokens.device)
+        owners = torch.zeros(n, dtype=torch.long) if owner is None else owner
         run = _Run(
             slots=flat.slots,
             gates=gates,
-            owner=owners.repeat_interleave(c),
+            owner=owners.to(gates.device).repeat_interleave(c),
             ablated=self._ablation_values(flat, ablation),
             errors=self._clean_errors(flat) if error == "keep" else None,
         )
@@ -96,9 +96,7 @@ class PatchedModel:
         """Clean features `[L, B, T, m]` and errors `[L, B, T, d]` of sequences `[B, T]`."""
         x, y = capture(self.lm, tokens, self.transcoders.site, self.transcoders.layers)
         f = torch.stack([t.encode(xl) for t, xl in zip(self.transcoders.transcoders, x, strict=True)])
-        errors = torch.stack(
-            [yl - t.decode(fl) for t, fl, yl in zip(self.transcoders.transcoders, f, y, strict=True)]
-        )
+        errors = torch.stack([yl - t.decode(fl) for t, fl, yl in zip(self.transcoders.transcoders, f, y, strict=True)])
         return f, errors
 
     def _ablation_values(self, flat: Prompts, ablation: Ablation) -> Tensor | None:

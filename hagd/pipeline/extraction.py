@@ -84,5 +84,7 @@ def find_scorer(config: ExtractConfig) -> Path | None:
                 "train one with: python train.py stage=gnn"
             )
         return folder
-    trained = sorted((Path(config.paths.runs) / "artifacts" / "scorer").glob("*/meta.json"), key=lambda f: f.stat().st_mtime)
+    trained = sorted(
+        (Path(config.paths.runs) / "artifacts" / "scorer").glob("*/meta.json"), key=lambda f: f.stat().st_mtime
+    )
     return trained[-1].parent if trained else None

@@ -208,9 +208,7 @@ STAGES: dict[str, Stage] = {
         1,
         ("prompts", "lm"),
         lambda p: {**p.config.transcoder.model_dump(mode="json"), "precision": p.config.trainer.precision},
-        lambda p, work, progress: stages.fit_transcoders(
-            p.config, p.lm, p.get("prompts"), work, p.loggers(), progress
-        ),
+        lambda p, work, progress: stages.fit_transcoders(p.config, p.lm, p.get("prompts"), work, p.loggers(), progress),
     ),
     "means": Stage(
         SlotMeans,

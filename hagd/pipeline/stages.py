@@ -159,9 +159,7 @@ def measure_means(config: StagesConfig, lm: LanguageModel, task: TaskData, trans
     return slot_means(lm, transcoders, task.discovery.to(lm.device), len(task.slot_names), config.graph.batch_size)
 
 
-def attribute(
-    config: StagesConfig, patched: PatchedModel, task: TaskData, progress: StageProgress
-) -> AttributionGraph:
+def attribute(config: StagesConfig, patched: PatchedModel, task: TaskData, progress: StageProgress) -> AttributionGraph:
     """Stage `graph`: node attribution, candidates, edges."""
     objective = discovery_objective(config, patched, task)
     attribution = attribute_nodes(objective, config.graph, lambda d, t: progress.part("node attribution", d, t))
@@ -212,9 +210,7 @@ def validate_circuit(
         "gradient_activation": by_method(discovery, graph, config.graph, "gradient_activation"),
     }
     ablation = config.graph.ablation if config.graph.ablation != "resample" else "mean"
-    return validate(
-        patched, task, graph, result, controls, ablation, config.validation, config.seed, progress
-    )
+    return validate(patched, task, graph, result, controls, ablation, config.validation, config.seed, progress)
 
 
 def discovery_objective(config: StagesConfig, patched: PatchedModel, task: TaskData) -> Objective:
@@ -225,6 +221,4 @@ def discovery_objective(config: StagesConfig, patched: PatchedModel, task: TaskD
 def objective_on(config: StagesConfig, patched: PatchedModel, task: TaskData, prompts: Prompts) -> Objective:
     """An objective with the configured ablation and error mode."""
     graph = config.graph
-    return Objective(
-        patched, task, prompts, ablation=graph.ablation, error=graph.error, batch_size=graph.batch_size
-    )
+    return Objective(patched, task, prompts, ablation=graph.ablation, error=graph.error, batch_size=graph.batch_size)

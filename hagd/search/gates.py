@@ -40,7 +40,7 @@ def descend(
         objective: the discovery split.
         flat: int64 `[n]`, the candidates' positions in the flattened gates; every other gate is 0.
         start: `[n]`, initial logits.
-        sizes: wanted sizes, all below n.
+        sizes: wanted sizes, all below n; nothing is trained for none.
         steps: gradient steps in all, shared evenly by the sizes.
         learning_rate: of Adam.
         batch: prompts a step.
@@ -54,6 +54,8 @@ def descend(
     found: dict[int, Tensor] = {}
     price, current, done = 0.0, float(expected_open(logits.detach())), 0
     order = sorted(set(sizes), reverse=True)
+    if not order:
+        return found
     share = [steps // len(order) + (i < steps % len(order)) for i in range(len(order))]
     for size, n_steps in zip(order, share, strict=True):
         for step in range(n_steps):

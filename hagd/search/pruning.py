@@ -16,7 +16,7 @@ from torch import Tensor
 from hagd.patching.objective import Objective
 from hagd.search.gates import scatter
 
-_OUTSIDERS = 2  # outsiders tried, in units of the circuit's size
+_OUTSIDERS = 1  # outsiders tried, in units of the circuit's size
 
 
 @dataclass(frozen=True)

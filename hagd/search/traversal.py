@@ -52,7 +52,7 @@ def find_idle(
         objective: the discovery split; tests use a sample of it.
         graph: its features are the nodes.
         hierarchy: levels of supernodes.
-        tolerance: share of the divergence of the empty circuit that ablating all idle nodes may cost.
+        tolerance: share of what ablating all candidates adds to the divergence that ablating all idle ones may add.
         budget: model evaluations, in units of the whole discovery split.
         generator: of the prompt sample.
     """
@@ -61,9 +61,14 @@ def find_idle(
     index = objective.sample(_PROMPTS, generator)
     share = len(index) / len(objective)
     idle = np.zeros(graph.n_features, dtype=bool)
-    nothing = scatter(torch.zeros(len(flat)), flat, shape)
-    allowed = tolerance * float(objective.divergences(nothing[None], index)[0])
-    spent, tested, reached = share, 0, 0
+    spent, tested, reached = 2 * share, 0, 0
+    if spent > budget:
+        return Traversal(idle, tested, reached)
+    # Errors are ablated too, so that keeping every candidate already costs something.
+    everything, nothing = _test(
+        objective, torch.tensor([[1.0], [0.0]]).expand(2, len(flat)), flat, shape, index
+    ).tolist()
+    allowed = everything + tolerance * max(nothing - everything, 0.0)
     for level in hierarchy.levels:
         groups = _open_groups(level.supernode[: graph.n_features], idle)
         cost = share * (len(groups) + np.ceil(np.log2(len(groups) + 1)))
@@ -94,9 +99,7 @@ def _without(idle: np.ndarray, group: np.ndarray) -> Tensor:
     return torch.as_tensor(kept, dtype=torch.float32)
 
 
-def _test(
-    objective: Objective, kept: Tensor, flat: Tensor, shape: tuple[int, int, int], index: Tensor
-) -> Tensor:
+def _test(objective: Objective, kept: Tensor, flat: Tensor, shape: tuple[int, int, int], index: Tensor) -> Tensor:
     """Divergence `[G]` of keeping `kept` `[G, n_features]`."""
     device = objective.patched.lm.device
     gates = torch.stack([scatter(row.to(device), flat.to(device), shape) for row in kept])

@@ -47,7 +47,9 @@ def fit(
         loader: one batch a step.
         trainer_config: where it runs.
         n_steps: optimiser steps in all, those before an interruption included.
-        checkpoint_dir: holds `last.ckpt` while training; nothing else may live there.
+        checkpoint_dir: holds `last.ckpt` while training; nothing else may live there. It must be named after
+            everything that decides the result (configuration, data, seed): a checkpoint of the same weight shapes
+            is continued whatever settings wrote it.
         loggers: Lightning loggers that receive `stage/metric`.
         metrics: names in the training step's dict that the progress bar shows.
         stage: what is trained, for messages.

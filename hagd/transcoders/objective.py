@@ -47,6 +47,8 @@ class Losses(NamedTuple):
 class StackedTranscoders(nn.Module):
     """The dictionaries of L layers and the prediction heads between neighbours, in scaled units."""
 
+    silent: Tensor
+
     def __init__(self, config: TranscoderConfig, n_layers: int, d: int, seed: int) -> None:
         super().__init__()
         self.config = config
@@ -100,7 +102,7 @@ class StackedTranscoders(nn.Module):
     def losses(self, x: Tensor, y: Tensor) -> Losses:
         """All terms for scaled tokens `x`, `y` `[L, B, d]`; also counts how long each feature has been silent."""
         config = self.config
-        n_layers, n_tokens, d = x.shape
+        n_tokens, d = x.shape[1:]
         pre = self.preactivations(x)
         f = topk_relu(pre, config.k)
         residual = y - self.decode(f)

@@ -13,9 +13,9 @@ from torch import Tensor
 from hagd.activations.capture import Site, capture
 from hagd.models.language_model import LanguageModel
 from hagd.tasks.records import Prompts
+from hagd.transcoders.objective import Scaling
 from hagd.transcoders.records import LayerQuality, Transcoder
 from hagd.transcoders.training import TranscoderTraining
-from hagd.transcoders.objective import Scaling
 
 
 @torch.no_grad()

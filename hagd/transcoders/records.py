@@ -91,4 +91,3 @@ class TranscoderSet:
     def m(self) -> int:
         """Dictionary size."""
         return int(self.transcoders[0].W_enc.shape[0])
-

@@ -28,6 +28,11 @@ _BETAS = (0.9, 0.999)
 class TranscoderTraining(pl.LightningModule):
     """Minimises Eq. 4 (`StackedTranscoders.losses`) with Adam; warm-up, constant rate, linear decay."""
 
+    x_mean: Tensor
+    x_scale: Tensor
+    y_mean: Tensor
+    y_scale: Tensor
+
     def __init__(self, stacked: StackedTranscoders, x_scaling: Scaling, y_scaling: Scaling) -> None:
         super().__init__()
         self.stacked = stacked

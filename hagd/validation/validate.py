@@ -79,9 +79,7 @@ def validate(
     shape = patched.gate_shape
 
     def bench(kind: Ablation, error: ErrorMode) -> _Bench:
-        objective = Objective(
-            patched, task, task.validation, ablation=kind, error=error, batch_size=config.batch_size
-        )
+        objective = Objective(patched, task, task.validation, ablation=kind, error=error, batch_size=config.batch_size)
         empty = objective.outcome(torch.zeros(shape, device=patched.lm.device))
         return _Bench(objective, objective.full(), empty, config, seed)
 
@@ -198,9 +196,7 @@ def _control_metrics(curves: Sequence[CurvePoints], size: int) -> dict[str, floa
     return metrics
 
 
-def _with_all(
-    points: CurvePoints, bench: _Bench, everything: Tensor, n: int
-) -> tuple[list[int], list[float]]:
+def _with_all(points: CurvePoints, bench: _Bench, everything: Tensor, n: int) -> tuple[list[int], list[float]]:
     """The curve with its end, all candidates."""
     sizes, values = list(points.sizes), list(points.faithfulness)
     if sizes[-1] < n:

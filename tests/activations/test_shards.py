@@ -67,7 +67,13 @@ def test_shards_that_exist_are_not_computed_again(lm: LanguageModel, tmp_path: P
         seen.clear()
         with observe(lm, "mlp", (0,), count):
             shards = collect(
-                lm, PARTS, "mlp", (0, 1), shard_mb=1, folder=tmp_path, seed=0,
+                lm,
+                PARTS,
+                "mlp",
+                (0, 1),
+                shard_mb=1,
+                folder=tmp_path,
+                seed=0,
                 progress=lambda done, total: seen.append((done, total)),
             )
         return shards, forward
@@ -127,7 +133,7 @@ def test_outliers_train_nothing(lm: LanguageModel, tmp_path: Path) -> None:
     part.tokens[3, 4], part.keep[3, 4] = 7, True
 
     def massive(module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        factor = torch.ones(output.shape[:2] + (1,))
+        factor = torch.ones((*output.shape[:2], 1))
         factor[part.tokens == 7] = 3 * MASSIVE
         return output * factor
 

@@ -42,9 +42,7 @@ def used(logits: Tensor, prompts: Prompts) -> Tensor:
     return logits.masked_fill((prompts.scored == PADDING)[..., None], 0)
 
 
-def slow_logits(
-    patched: PatchedModel, prompts: Prompts, gates: Tensor, ablation: Ablation, error: ErrorMode
-) -> Tensor:
+def slow_logits(patched: PatchedModel, prompts: Prompts, gates: Tensor, ablation: Ablation, error: ErrorMode) -> Tensor:
     """Feature by feature, position by position; gates `[L, S, m]`."""
     lm, transcoders, means = patched.lm, patched.transcoders, patched.means
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)

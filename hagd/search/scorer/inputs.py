@@ -42,6 +42,8 @@ INPUTS = (
 IMPORTANCE = INPUTS.index("importance_rank")
 _DECADES = 4.0
 """Ratios below 10^-4 count as that."""
+_MESSAGES = 8
+"""Strongest edges into each node (all of those into the logit) along which messages pass; degrees count every edge."""
 
 
 class _Quantities(NamedTuple):
@@ -62,7 +64,7 @@ class _Quantities(NamedTuple):
 
 
 class _Edges(NamedTuple):
-    index: np.ndarray
+    ends: np.ndarray
     kind: np.ndarray
     attr: np.ndarray
 
@@ -80,7 +82,8 @@ def scored_graph(
         n_layers: layers of the language model, against which a node's layer is measured.
     """
     nodes = _node_quantities(graph, n_layers)
-    blocks, parts = [_columns(nodes)], _both_ways(graph.edge_index, graph.edge_attr, NODE)
+    kept = _strongest(graph.edge_index, graph.edge_attr) | (graph.nodes.kind[graph.edge_index[1]] == LOGIT)
+    blocks, parts = [_columns(nodes)], _both_ways(graph.edge_index[:, kept], graph.edge_attr[kept], NODE)
     offset = len(graph.nodes)
     offsets = offset + np.cumsum([0] + [level.n_supernodes for level in hierarchy.levels])
     for i, level in enumerate(hierarchy.levels):
@@ -88,7 +91,8 @@ def scored_graph(
         between = (edges.row != edges.col) & (edges.data != 0)
         index, weight = np.stack([edges.row, edges.col])[:, between], edges.data[between]
         blocks.append(_columns(_pool(nodes, level.supernode, index, weight, i / len(hierarchy.levels))))
-        parts += _both_ways(index + offsets[i], weight, SUPERNODE)
+        kept = _strongest(index, weight)
+        parts += _both_ways(index[:, kept] + offsets[i], weight[kept], SUPERNODE)
         if i > 0:
             parts += _containment(
                 _parents(level.supernode, hierarchy.levels[i - 1].supernode), offsets[i], offsets[i - 1]
@@ -98,7 +102,7 @@ def scored_graph(
     return ScoredGraph(
         name=name,
         inputs=torch.from_numpy(np.concatenate(blocks).astype(np.float32)),
-        edge_index=torch.from_numpy(np.concatenate([part.index for part in parts], axis=1).astype(np.int64)),
+        edge_index=torch.from_numpy(np.concatenate([part.ends for part in parts], axis=1).astype(np.int64)),
         edge_type=torch.from_numpy(np.concatenate([part.kind for part in parts])),
         edge_attr=torch.from_numpy(np.concatenate([part.attr for part in parts])),
         n_features=graph.n_features,
@@ -113,7 +117,8 @@ def membership_target(circuits: Sequence[Circuit], flat: np.ndarray) -> np.ndarr
         circuits: at least one.
         flat: the candidates' positions in the flattened gates, as in `AttributionGraph.flat`.
     """
-    return np.mean([np.isin(flat, circuit.nodes) for circuit in circuits], axis=0, dtype=np.float32)
+    inside = np.stack([np.isin(flat, circuit.nodes) for circuit in circuits])
+    return np.asarray(inside.mean(axis=0, dtype=np.float32))
 
 
 def _node_quantities(graph: AttributionGraph, n_layers: int) -> _Quantities:
@@ -195,7 +200,7 @@ def _rank(values: np.ndarray) -> np.ndarray:
 def _relative(values: np.ndarray, largest: np.ndarray | float) -> np.ndarray:
     """`|values| / largest` on a logarithmic scale from 0 (10^-4 and less) to 1."""
     ratio = np.abs(values) / np.maximum(largest, np.finfo(np.float32).tiny)
-    return 1 + np.log10(np.clip(ratio, 10**-_DECADES, 1)) / _DECADES
+    return np.asarray(1 + np.log10(np.clip(ratio, 10**-_DECADES, 1)) / _DECADES)
 
 
 def _degrees(index: np.ndarray, weight: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,6 +208,15 @@ def _degrees(index: np.ndarray, weight: np.ndarray, n: int) -> tuple[np.ndarray,
     source, target = index
     size = np.abs(weight)
     return np.bincount(target, size, minlength=n), np.bincount(source, size, minlength=n)
+
+
+def _strongest(index: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Bool `[E]`: among the `_MESSAGES` largest |weight| into its target."""
+    order = np.lexsort((-np.abs(weight), index[1]))
+    target = index[1][order]
+    kept = np.empty(len(order), dtype=bool)
+    kept[order] = np.arange(len(order)) - np.searchsorted(target, target) < _MESSAGES
+    return kept
 
 
 def _both_ways(index: np.ndarray, weight: np.ndarray, kind: int) -> list[_Edges]:

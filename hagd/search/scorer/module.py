@@ -13,7 +13,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from hagd.config.run import GNNConfig
 from hagd.search.scorer.network import CircuitScorer
 
-RANKING_WEIGHT = 0.1
 WARMUP = 0.05
 """Share of the steps with rising learning rate."""
 FINAL_RATE = 0.02
@@ -32,11 +31,7 @@ class GraphBatch(NamedTuple):
 
 
 class ScorerTraining(LightningModule):
-    """Binary cross entropy on soft targets plus a listwise ranking term; AdamW, warm-up, cosine decay.
-
-    The ranking term is ListNet's (Cao et al. 2007): the cross entropy between `target / Σ target` and the softmax of
-    the logits over the graph's features. A search reads only the order of scores.
-    """
+    """Binary cross entropy on soft targets; AdamW, warm-up, cosine decay."""
 
     def __init__(self, network: CircuitScorer, config: GNNConfig, n_steps: int) -> None:
         super().__init__()
@@ -47,12 +42,8 @@ class ScorerTraining(LightningModule):
     def training_step(self, batch: GraphBatch, batch_idx: int) -> dict[str, Tensor]:
         *graph, target, target_ranks = batch
         logits = self.network(*graph, len(target))
-        membership = binary_cross_entropy_with_logits(logits, target)
-        ranking = -(target / target.sum().clamp(min=1e-6) * logits.log_softmax(0)).sum()
         return {
-            "loss": membership + RANKING_WEIGHT * ranking,
-            "membership_loss": membership.detach(),
-            "ranking_loss": ranking.detach(),
+            "loss": binary_cross_entropy_with_logits(logits, target),
             "correlation": correlation_with_ranks(logits.detach(), target_ranks),
         }
 
@@ -74,4 +65,4 @@ def correlation_with_ranks(scores: Tensor, standardised_ranks: Tensor) -> Tensor
     """Spearman correlation without waiting for the accelerator; equal scores get ranks in arbitrary order."""
     ranks = scores.argsort().argsort().to(standardised_ranks.dtype)
     ranks = ranks - ranks.mean()
-    return (ranks / ranks.norm().clamp(min=1e-12) * standardised_ranks).sum()
+    return torch.dot(ranks / ranks.norm().clamp(min=1e-12), standardised_ranks)

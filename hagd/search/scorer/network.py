@@ -45,9 +45,10 @@ class CircuitScorer(nn.Module):
             for _ in range(n_layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(n_layers))
-        self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, 1))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(nn.Linear(hidden, hidden), nn.ELU(), last)
         self.gain = nn.Parameter(torch.ones(2))
 
     def forward(

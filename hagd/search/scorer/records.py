@@ -23,7 +23,8 @@ class ScoredGraph:
         name: what it was made from, for messages and for the record of what a scorer was trained on.
         inputs: float32 `[n, F]`; the graph's nodes in their order (features first), then the supernodes of every
             level, coarse to fine. Columns are `hagd.search.scorer.inputs.INPUTS`.
-        edge_index: int64 `[2, E]`, source and target.
+        edge_index: int64 `[2, E]`, source and target: the strongest edges into each node and supernode, both ways,
+            and containment.
         edge_type: int64 `[E]`, one of the six types above.
         edge_attr: float32 `[E, 2]`, size relative to the strongest edge into the same target (1 = the strongest,
             logarithmic), and sign. 1 and 0 between a supernode and its children.

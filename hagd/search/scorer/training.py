@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
     from hagd.search.scorer.module import GraphBatch
+    from hagd.search.scorer.network import CircuitScorer
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +80,8 @@ def train_scorer(
         seed=seed,
         gradient_clip=_GRADIENT_CLIP,
     )
-    network = network.cpu()
-    ours = alone = None
-    if held_out is not None:
-        ours = spearman(logits(network, held_out).numpy(), held_out.target.numpy())
-        alone = spearman(held_out.inputs[: held_out.n_features, IMPORTANCE].numpy(), held_out.target.numpy())
-        log.info("%s: held-out %s: Spearman %.3f, importance alone %.3f", STAGE, held_out.name, ours, alone)
-        for logger in loggers:
-            logger.log_metrics(
-                {f"{STAGE}/validation_correlation": ours, f"{STAGE}/importance_correlation": alone}, step=n_steps
-            )
+    network = network.cpu().float()  # trainer.precision=bf16-true leaves it in bfloat16
+    ours, alone = _validate(network, held_out, loggers, n_steps) if held_out else (None, None)
     return TrainedScorer(
         state={name: value.detach().clone() for name, value in network.state_dict().items()},
         config=settings,
@@ -98,6 +91,19 @@ def train_scorer(
         validation_correlation=ours,
         importance_correlation=alone,
     )
+
+
+def _validate(network: CircuitScorer, graph: ScoredGraph, loggers: Sequence[Logger], step: int) -> tuple[float, float]:
+    """Correlations with the target of the network's logits and of importance alone."""
+    target = graph.target.numpy()
+    ours = spearman(logits(network, graph).numpy(), target)
+    alone = spearman(graph.inputs[: graph.n_features, IMPORTANCE].numpy(), target)
+    log.info("%s: held-out %s: Spearman %.3f, importance alone %.3f", STAGE, graph.name, ours, alone)
+    for logger in loggers:
+        metrics = {"validation_correlation": ours, "importance_correlation": alone}
+        logger.log_metrics({f"{STAGE}/{name}": value for name, value in metrics.items()}, step=step)
+        logger.save()
+    return ours, alone
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

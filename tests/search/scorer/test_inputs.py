@@ -37,11 +37,32 @@ def test_rows_are_nodes_and_the_supernodes_of_every_level(one: Member) -> None:
     assert scored.inputs.isfinite().all() and scored.inputs.abs().max() <= 1
 
 
-def test_every_node_edge_goes_both_ways(one: Member) -> None:
-    scored = one.scored()
-    expected = set(map(tuple, one.graph.edge_index.T.tolist()))
+def strongest(matrix: np.ndarray, target: int) -> list[int]:
+    """Sources of the eight largest |entries| of a column, zeros aside."""
+    column = np.abs(matrix[:, target])
+    return [source for source in np.argsort(-column)[:8].tolist() if column[source]]
+
+
+def test_messages_pass_both_ways_along_the_strongest_edges_into_each_node(one: Member) -> None:
+    scored, graph, n = one.scored(), one.graph, len(one.graph.nodes)
+    matrix = np.zeros((n, n))
+    matrix[tuple(graph.edge_index)] = graph.edge_attr
+    expected = {(source, target) for target in range(n) for source in strongest(matrix, target)}
     assert edges(scored, NODE) == expected
+    assert len(expected) < graph.edge_index.shape[1]
     assert edges(scored, NODE_BACK) == {(target, source) for source, target in expected}
+
+
+def test_every_edge_into_the_logit_is_kept(one: Member) -> None:
+    graph = one.graph
+    features, logit = np.arange(graph.n_features), len(graph.nodes) - 1
+    into_logit = dataclasses.replace(
+        graph,
+        edge_index=np.stack([features, np.full_like(features, logit)]),
+        edge_attr=np.linspace(0.1, 1, len(features), dtype=np.float32),
+    )
+    scored = scored_graph(into_logit, one.hierarchy, None, "into the logit", N_LAYERS)
+    assert edges(scored, NODE) == {(feature, logit) for feature in features.tolist()}
 
 
 def test_supernode_edges_are_the_sums_between_different_supernodes(one: Member) -> None:
@@ -49,9 +70,10 @@ def test_supernode_edges_are_the_sums_between_different_supernodes(one: Member) 
     for level in one.hierarchy.levels:
         summed = supernode_edges(one.graph, level.supernode).toarray()
         np.fill_diagonal(summed, 0)
-        for source, target in zip(*summed.nonzero(), strict=True):
-            share = abs(summed[source, target]) / np.abs(summed[:, target]).max()
-            expected[offset + source, offset + target] = (1 + np.log10(share) / 4, np.sign(summed[source, target]))
+        for target in range(level.n_supernodes):
+            for source in strongest(summed, target):
+                share = abs(summed[source, target]) / np.abs(summed[:, target]).max()
+                expected[offset + source, offset + target] = (1 + np.log10(share) / 4, np.sign(summed[source, target]))
         offset += level.n_supernodes
     assert edges(scored, SUPERNODE) == set(expected)
     assert edges(scored, SUPERNODE_BACK) == {(target, source) for source, target in expected}

@@ -1,0 +1,157 @@
+"""`train.py`: one training stage with its run folder and its W&B run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from hagd.artifacts.keys import stage_key
+from hagd.artifacts.store import Stored
+from hagd.config.load import load_config
+from hagd.config.run import StagesConfig, TrainConfig
+from hagd.errors import ConfigError
+from hagd.models.records import TrainedLM
+from hagd.pipeline.outputs import write_config, write_manifest
+from hagd.pipeline.pipeline import Pipeline
+from hagd.search.scorer.records import ScoredGraph, TrainedScorer
+from hagd.tracking.wandb_run import Run, tracked_run
+from hagd.transcoders.records import TranscoderSet
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+log = logging.getLogger(__name__)
+
+SectionReader = Callable[[str, str], dict[str, Any]]
+_SCORER_VERSION = 1
+
+
+def run_training(
+    config: TrainConfig, sections: SectionReader, folder: Path, group: str | None, console: Console
+) -> dict[str, float]:
+    """Train `config.stage`, and first whatever it needs; returns flat metrics with the key `objective`.
+
+    Args:
+        config: the whole configuration.
+        sections: reads a configuration file by group and name (`model`, `gpt2_mini`), for the models and tasks on
+            which the scorer is meta-trained.
+        folder: the run folder.
+        group: name of the sweep, if any.
+        console: where progress goes.
+
+    Raises:
+        HagdError: anything that the user can act on.
+    """
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder)
+    name = f"{config.stage}-{config.model.name}-{config.task.name}-{config.seed}"
+    with tracked_run(
+        config.tracking,
+        name=name,
+        group=group,
+        job_type=config.stage,
+        config=config.model_dump(mode="json"),
+        directory=Path(config.paths.runs),
+    ) as run:
+
+        def loggers() -> list[Logger]:
+            return [run.lightning_logger()]
+
+        pipeline = Pipeline(config, console, loggers)
+        train = {"lm": _train_lm, "transcoder": _train_transcoders, "gnn": _train_scorer}[config.stage]
+        metrics = train(config, pipeline, sections, run)
+        run.summary(metrics)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        write_manifest(config, pipeline.used, folder)
+    for key, value in metrics.items():
+        console.print(f"{key}: {value:.4g}", highlight=False)
+    console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+def _train_lm(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Run) -> dict[str, float]:
+    if config.model.kind != "mini":
+        raise ConfigError(
+            f"stage=lm: expected a mini model, found model.kind={config.model.kind}; pretrained models need no training"
+        )
+    trained: TrainedLM = pipeline.get("lm")
+    run.artifact(f"lm-{run.id}", "model", pipeline.used["lm"].path)
+    return {"objective": trained.accuracy, "model.accuracy": trained.accuracy}
+
+
+def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Run) -> dict[str, float]:
+    found: TranscoderSet = pipeline.get("transcoders")
+    run.table(
+        "reconstruction",
+        ("layer", "fvu", "l0", "dead", "prediction R²"),
+        [(q.layer, q.fvu, q.l0, q.dead, q.prediction_r2) for q in found.quality],
+    )
+    run.artifact(f"transcoders-{run.id}", "transcoders", pipeline.used["transcoders"].path)
+    n = len(found.quality)
+    fvu = sum(q.fvu for q in found.quality) / n
+    return {
+        "objective": -fvu,
+        "transcoder.fvu": fvu,
+        "transcoder.l0": sum(q.l0 for q in found.quality) / n,
+        "transcoder.dead": sum(q.dead for q in found.quality) / n,
+    }
+
+
+def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionReader, run: Run) -> dict[str, float]:
+    from hagd.search.scorer.training import train_scorer
+
+    sources = [
+        Pipeline(_source(config, sections("model", model), sections("task", task), seed), pipeline.console)
+        for seed in config.gnn.seeds
+        for model in config.gnn.models
+        for task in config.gnn.tasks
+    ]
+    parents = {str(i): source.key("search") for i, source in enumerate(sources)}
+    settings = config.gnn.model_dump(mode="json", include={"edges", "hidden", "heads", "n_layers", "epochs"})
+    settings |= {"learning_rate": config.gnn.learning_rate, "weight_decay": config.gnn.weight_decay}
+    key = stage_key("scorer", _SCORER_VERSION, settings, parents, config.seed)
+    graphs = [] if pipeline.store.contains("scorer", key) else [_labelled(source) for source in sources]
+    stored: Stored[TrainedScorer] = pipeline.store.get_or_compute(
+        "scorer",
+        key,
+        TrainedScorer,
+        lambda work: train_scorer(
+            graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", pipeline.loggers()
+        ),
+        {"config": settings, "parents": parents, "seed": config.seed},
+    )
+    pipeline.used["scorer"] = stored
+    run.artifact(f"scorer-{run.id}", "scorer", stored.path)
+    found = stored.record
+    metrics = {"graphs": float(len(sources)), "objective": 0.0}
+    if found.validation_correlation is not None and found.importance_correlation is not None:
+        metrics |= {
+            "objective": found.validation_correlation,
+            "scorer.correlation": found.validation_correlation,
+            "scorer.importance_correlation": found.importance_correlation,
+        }
+    return metrics
+
+
+def _source(config: TrainConfig, model: dict[str, Any], task: dict[str, Any], seed: int) -> StagesConfig:
+    """The extraction whose circuit labels one graph: searched without scorer, so labels owe nothing to one."""
+    plain = config.model_dump(mode="json", exclude={"stage", "gnn"})
+    search = {**plain["search"], "scorer": None}
+    return load_config(StagesConfig, {**plain, "model": model, "task": task, "seed": seed, "search": search})
+
+
+def _labelled(source: Pipeline) -> ScoredGraph:
+    from hagd.search.scorer.inputs import membership_target, scored_graph
+
+    config = source.config
+    result, graph, hierarchy = source.get("search"), source.get("graph"), source.get("hierarchy")
+    name = f"{config.model.name}-{config.task.name}-{config.seed}"
+    return scored_graph(graph, hierarchy, membership_target(result.circuits, graph.flat), name, source.lm.n_layers)

@@ -1,0 +1,301 @@
+"""Direct edges against interventions in a frozen model that is wired by hand; total edges against finite differences
+of the model that is not frozen. Double precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hagd.attribution.direct_edges import DirectEdges, strongest_incoming
+from hagd.attribution.graph import candidate_nodes
+from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, Attribution, Nodes
+from hagd.attribution.total_edges import TotalEdges
+from hagd.config.model import Architecture
+from hagd.config.stages import Ablation
+from hagd.patching.patched_model import PatchedModel
+from hagd.tasks.records import PADDING, Prompts, TaskData
+from tests.builders import (
+    ARCHITECTURES,
+    patched_double,
+    prompts_task,
+    random_model,
+    random_prompts,
+    random_transcoders,
+    tiny_task,
+)
+from tests.reference import Frozen, Pass, encode, features_of, mean_by_slot, run
+
+
+def one_answer(prompts: Prompts) -> Prompts:
+    """With a single accepted token the logit difference is linear in the logits."""
+    answers = prompts.answers.clone()
+    answers[..., 1:] = PADDING
+    return replace(prompts, answers=answers)
+
+
+@dataclass
+class Case:
+    """Edges of one random model and everything that its reference needs."""
+
+    patched: PatchedModel
+    task: TaskData
+    prompts: Prompts
+    nodes: Nodes
+    f: Tensor  # [L, B, T, m]
+    errors: Tensor  # [L, B, T, d]
+    ablated: Tensor  # [L, B, T, m]
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.prompts.tokens.flatten(0, 1)
+
+    @property
+    def slots(self) -> Tensor:
+        return self.prompts.slots.flatten(0, 1)
+
+    @property
+    def targets(self) -> list[int]:
+        return np.flatnonzero((self.nodes.kind == FEATURE) | (self.nodes.kind == LOGIT)).tolist()
+
+    def values(self, found: Pass) -> Tensor:
+        """Every target, `[len(targets)]`: pre-activation where it is active in the clean run, mean over prompts."""
+        out = []
+        for target in self.targets:
+            layer, slot, feature = (int(x[target]) for x in (self.nodes.layer, self.nodes.slot, self.nodes.feature))
+            if self.nodes.kind[target] == LOGIT:
+                out.append(self.lead(found.logits))
+                continue
+            i = self.patched.transcoders.layers.index(layer)
+            transcoder = self.patched.transcoders.transcoders[i]
+            where = (self.slots == slot) & (self.f[i, ..., feature] > 0)
+            out.append(
+                (found.mlp_in[layer][where] @ transcoder.W_enc[feature] + transcoder.b_enc[feature]).sum()
+                / len(self.prompts)
+            )
+        return torch.stack(out)
+
+    def lead(self, logits: Tensor) -> Tensor:
+        """Mean over prompts of the mean over scored positions of answer minus distractor."""
+        prompts, total = self.prompts, torch.zeros((), dtype=logits.dtype)
+        for row in range(len(prompts)):
+            at = [i for i in range(prompts.scored.shape[2]) if prompts.scored[row, 0, i] != PADDING]
+            for i in at:
+                scores = logits[row, prompts.scored[row, 0, i]]
+                right, wrong = prompts.answers[row, 0, i, 0], prompts.distractors[row, 0, i, 0]
+                total = total + (scores[right] - scores[wrong]) / len(at)
+        return total / len(prompts)
+
+
+def random_case(
+    architecture: Architecture,
+    ablation: Ablation,
+    *,
+    varied: bool = False,
+    n_layers: int = 2,
+    layers: tuple[int, ...] | None = None,
+    k: int = 4,
+) -> Case:
+    """`varied`: unequal lengths, slots of several positions; otherwise modular arithmetic."""
+    task = prompts_task(one_answer(random_prompts(n=6))) if varied else tiny_task()
+    prompts = task.discovery
+    lm = random_model(architecture, n_layers=n_layers, length=6, dtype=torch.float64)
+    transcoders = random_transcoders(lm, layers=layers, k=k, dtype=torch.float64)
+    patched = patched_double(lm, transcoders, prompts)
+    f, errors = features_of(lm, transcoders, prompts.tokens.flatten(0, 1))
+    counterfactual, _ = features_of(lm, transcoders, prompts.counterfactual.flatten(0, 1))
+    means = patched.means.features[:, prompts.slots.flatten(0, 1).clamp(min=0)]
+    ablated = {"mean": means, "zero": torch.zeros_like(means), "resample": counterfactual}[ablation]
+    return Case(patched, task, prompts, all_nodes(patched, prompts, ablation), f, errors, ablated)
+
+
+def all_nodes(patched: PatchedModel, prompts: Prompts, ablation: Ablation) -> Nodes:
+    """Every feature, except that only `resample` needs those that are never active."""
+    live = patched.means.frequency > (-1 if ablation == "resample" else 0)
+    g = torch.Generator().manual_seed(0)
+    importance = torch.rand(patched.gate_shape, generator=g)
+    return candidate_nodes(Attribution(importance, importance, live), patched, prompts, 10_000)[0]
+
+
+def removal(case: Case, node: int) -> tuple[dict[int, Tensor], Tensor]:
+    """What is added to each MLP's output, and to the embedding, when one source goes to its ablation value."""
+    kind, layer, slot, feature = (
+        int(x[node]) for x in (case.nodes.kind, case.nodes.layer, case.nodes.slot, case.nodes.feature)
+    )
+    lm, transcoders = case.patched.lm, case.patched.transcoders
+    where = (case.slots == slot)[..., None].double()
+    if kind == TOKEN:
+        embedding = lm.embedding.weight[case.tokens]
+        mean = mean_by_slot(embedding[None], case.slots, 3)[0][case.slots.clamp(min=0)]
+        return {}, -(embedding - mean) * where
+    nothing = torch.zeros(*case.tokens.shape, lm.d_model, dtype=torch.float64)
+    if kind == ERROR and layer not in transcoders.layers:
+        written = run(lm, case.tokens).mlp_out[layer]
+        mean = mean_by_slot(written[None], case.slots, 3)[0][case.slots.clamp(min=0)]
+        return {layer: -(written - mean) * where}, nothing
+    i = transcoders.layers.index(layer)
+    if kind == ERROR:
+        mean = mean_by_slot(case.errors, case.slots, 3)[i][case.slots.clamp(min=0)]
+        return {layer: -(case.errors[i] - mean) * where}, nothing
+    deviation = (case.f[i] - case.ablated[i])[..., feature, None]
+    return {layer: -deviation * transcoders.transcoders[i].W_dec[feature] * where}, nothing
+
+
+def matrix(edges: DirectEdges | TotalEdges, case: Case) -> Tensor:
+    """`[len(targets), n]`, zero where there is no edge."""
+    out = torch.zeros(len(case.targets), len(case.nodes), dtype=torch.float64)
+    for row, target in enumerate(case.targets):
+        sources, effects = edges.column(target)
+        assert len(sources.unique()) == len(sources), "an edge is counted once"
+        out[row, sources] = effects.double()
+    return out
+
+
+def assert_same(found: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=relative, atol=relative * expected.abs().max().item())
+
+
+MODES: list[tuple[Architecture, Ablation, bool]] = [
+    *product(ARCHITECTURES, ("mean",), (False, True)),
+    ("gpt2", "zero", True),
+    ("gpt_neox", "resample", True),
+    ("llama", "resample", False),
+]
+
+
+@pytest.mark.parametrize(("architecture", "ablation", "varied"), MODES)
+def test_direct_edges_are_interventions_in_the_frozen_model(
+    architecture: Architecture, ablation: Ablation, varied: bool
+) -> None:
+    case = random_case(architecture, ablation, varied=varied)
+    frozen = Frozen(case.patched.lm, case.tokens)
+    clean = case.values(frozen())
+    expected = torch.zeros(len(case.targets), len(case.nodes), dtype=torch.float64)
+    for node in range(len(case.nodes)):
+        if case.nodes.kind[node] != LOGIT:
+            expected[:, node] = clean - case.values(frozen(*removal(case, node)))
+    found = matrix(DirectEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
+    assert_same(found, expected)
+    for kind in (FEATURE, ERROR, TOKEN):
+        assert found[:, case.nodes.kind == kind].abs().max() > 1e-3, "each kind of source has edges"
+    assert found[-1].abs().max() > 1e-3 and case.nodes.kind[case.targets[-1]] == LOGIT
+
+
+@pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 2)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_incoming_edges_are_complete(architecture: Architecture, layers: tuple[int, ...] | None) -> None:
+    """They sum to the target's pre-activation minus what it is when every source is ablated."""
+    case = random_case(architecture, "mean", n_layers=3, layers=layers)
+    frozen = Frozen(case.patched.lm, case.tokens)
+    outputs = torch.stack(frozen.clean.mlp_out)
+    mean_output = mean_by_slot(outputs, case.slots, 3)[:, case.slots.clamp(min=0)]
+    embedding = case.patched.lm.embedding.weight[case.tokens]
+    mean_embedding = mean_by_slot(embedding[None], case.slots, 3)[0][case.slots.clamp(min=0)]
+    ablated = frozen(dict(enumerate(mean_output - outputs)), mean_embedding - embedding)
+    found = matrix(DirectEdges(case.patched, case.task, case.prompts, case.nodes, "mean"), case)
+    assert_same(found.sum(1), case.values(frozen()) - case.values(ablated))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_edges_leave_the_model_as_it_was(architecture: Architecture) -> None:
+    case = random_case(architecture, "mean")
+    lm = case.patched.lm
+    before = lm.hidden(case.tokens)
+    for method in (DirectEdges, TotalEdges):
+        method(case.patched, case.task, case.prompts, case.nodes, "mean").column(0)
+        assert torch.equal(lm.hidden(case.tokens), before)
+    assert not any(module._forward_hooks for module in lm.model.modules())
+    assert lm.model.config._attn_implementation == "eager"
+
+
+def test_direct_edges_at_the_residual_stream_stop_at_the_next_decomposed_layer() -> None:
+    task = tiny_task()
+    lm = random_model("gpt2", n_layers=3, dtype=torch.float64)
+    patched = patched_double(lm, random_transcoders(lm, site="resid", dtype=torch.float64), task.discovery)
+    nodes = all_nodes(patched, task.discovery, "mean")
+    edges = DirectEdges(patched, task, task.discovery, nodes, "mean")
+    for target in np.flatnonzero((nodes.kind == FEATURE) & (nodes.layer == 2)):
+        sources, effects = edges.column(int(target))
+        moved = nodes.layer[sources[effects != 0]]
+        assert set(moved.tolist()) <= {1}
+    sources, effects = edges.column(len(nodes) - 1)
+    assert set(nodes.layer[sources[effects != 0]].tolist()) == {2}
+
+
+def with_features_moved(case: Case, moved: dict[int, Tensor]) -> Pass:
+    """The model that is not frozen, whose decomposed sites write `decode(f + moved) + clean error`."""
+    transcoders = case.patched.transcoders
+
+    def rewrite(layer: int, read: Tensor, written: Tensor) -> Tensor:
+        if layer not in transcoders.layers:
+            return written
+        i = transcoders.layers.index(layer)
+        f = encode(transcoders.transcoders[i], read) + moved.get(i, 0.0)
+        return f @ transcoders.transcoders[i].W_dec + transcoders.transcoders[i].b_dec + case.errors[i]
+
+    return run(case.patched.lm, case.tokens, write=rewrite)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "ablation", "varied", "k"),
+    [("gpt2", "mean", False, 4), ("gpt2", "resample", True, 12), ("gpt_neox", "zero", False, 12)],
+)
+def test_total_edges_are_finite_differences_of_the_real_model(
+    architecture: Architecture, ablation: Ablation, varied: bool, k: int
+) -> None:
+    case = random_case(architecture, ablation, varied=varied, n_layers=3, k=k)
+    case.prompts = case.prompts[:4]
+    case.f, case.errors, case.ablated = case.f[:, :4], case.errors[:, :4], case.ablated[:, :4]
+    found = matrix(TotalEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
+    direct = matrix(DirectEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
+    layers, step = case.patched.transcoders.layers, 1e-4
+    sources = np.flatnonzero(case.nodes.kind == FEATURE)[::4]
+    expected = torch.zeros_like(found)
+    for node in sources:
+        i, j = layers.index(int(case.nodes.layer[node])), int(case.nodes.feature[node])
+        moved = torch.zeros_like(case.f[i])
+        moved[..., j] = (case.f[i] - case.ablated[i])[..., j] * (case.slots == int(case.nodes.slot[node]))
+        up, down = (case.values(with_features_moved(case, {i: sign * step * moved})) for sign in (1, -1))
+        expected[:, node] = (up - down) / (2 * step)
+    # NeoX and Llama compute softmax in single precision, which limits finite differences.
+    tolerance = 1e-5 if architecture == "gpt2" else 5e-3
+    assert_same(found[:, sources], expected[:, sources], tolerance)
+    assert (found[:, case.nodes.kind != FEATURE] == 0).all()
+    assert (found - direct)[:, sources].abs().max() > 1e-2, "paths through other nodes are counted"
+
+
+@pytest.mark.parametrize("method", [DirectEdges, TotalEdges])
+@pytest.mark.parametrize("site", ["mlp", "resid"])
+def test_half_precision_models_have_edges(method: type[DirectEdges | TotalEdges], site: str) -> None:
+    from tests.builders import patched_model
+
+    task = tiny_task()
+    columns = []
+    for dtype in (torch.float32, torch.bfloat16):
+        lm = random_model("llama", dtype=torch.bfloat16)
+        lm.model.to(dtype)
+        patched = patched_model(lm, random_transcoders(lm, site=site, k=12), task.discovery)  # type: ignore[arg-type]
+        nodes = all_nodes(patched, task.discovery, "resample")
+        order = np.lexsort((nodes.feature, nodes.slot, nodes.layer, nodes.kind))
+        dense = torch.zeros(len(nodes))
+        sources, effects = method(patched, task, task.discovery, nodes, "resample").column(len(nodes) - 1)
+        dense[sources] = effects.detach().float()
+        columns.append(dense[order])
+    assert torch.corrcoef(torch.stack(columns))[0, 1] > 0.98
+
+
+def test_the_strongest_incoming_edges_are_kept() -> None:
+    effects = torch.tensor([0.0, -3.0, 1.0, 2.0, 0.0, -0.5])
+
+    def column(target: int) -> tuple[Tensor, Tensor]:
+        return torch.arange(6) + target, effects
+
+    sources, kept = strongest_incoming(column, 10, 2)
+    assert sorted(zip(sources.tolist(), kept.tolist(), strict=True)) == [(11, -3.0), (13, 2.0)]
+    sources, kept = strongest_incoming(column, 0, 6)
+    assert sorted(sources.tolist()) == [1, 2, 3, 5]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from hagd.activations.capture import Site
+from hagd.attribution.node_attribution import attribute_nodes
+from hagd.config.model import Architecture
+from hagd.config.stages import Ablation, ErrorMode, GraphConfig
+from hagd.patching.objective import Objective
+from tests.builders import (
+    patched_model,
+    prompts_task,
+    random_model,
+    random_prompts,
+    random_transcoders,
+)
+
+
+def objective(
+    architecture: Architecture = "gpt2",
+    *,
+    site: Site = "mlp",
+    c: int = 1,
+    k: int = 4,
+    ablation: Ablation = "mean",
+    error: ErrorMode = "mean",
+    batch_size: int = 3,
+) -> Objective:
+    prompts = random_prompts(n=7, c=c)
+    lm = random_model(architecture, length=6)
+    patched = patched_model(lm, random_transcoders(lm, site=site, k=k), prompts)
+    return Objective(patched, prompts_task(prompts), prompts, ablation=ablation, error=error, batch_size=batch_size)
+
+
+def slow_attribution(target: Objective, metric: str, points: list[float]) -> Tensor:
+    """One prompt and one point of the path at a time."""
+    total = torch.zeros(target.patched.gate_shape)
+    for point, row in product(points, range(len(target))):
+        gates = torch.full(target.patched.gate_shape, point, requires_grad=True)
+        (gradient,) = torch.autograd.grad(target.metric(metric, gates, torch.tensor([row])).sum(), gates)
+        total += gradient / (len(target) * len(points))
+    return total
+
+
+@pytest.mark.parametrize("metric", ["logit_difference", "log_probability"])
+@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize(
+    ("method", "points"), [("integrated_gradients", [0.125, 0.375, 0.625, 0.875]), ("gradient_activation", [1.0])]
+)
+def test_attributions_are_those_of_a_loop(metric: str, c: int, method: str, points: list[float]) -> None:
+    target = objective(c=c)
+    config = GraphConfig(attribution=method, ig_steps=4, metric=metric)  # type: ignore[arg-type]
+    found = attribute_nodes(target, config)
+    expected = slow_attribution(target, metric, points)
+    assert expected.abs().max() > 1e-2
+    torch.testing.assert_close(found.signed, expected, rtol=1e-3, atol=1e-5)
+    assert torch.equal(found.importance, found.signed.abs())
+    assert torch.equal(found.live, target.patched.means.frequency > 0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "site", "ablation", "error"),
+    [
+        ("gpt2", "mlp", "mean", "mean"),
+        ("gpt_neox", "mlp", "zero", "keep"),
+        ("llama", "resid", "resample", "keep"),
+        ("llama", "mlp", "resample", "mean"),
+    ],
+)
+def test_attributions_add_up(architecture: Architecture, site: Site, ablation: Ablation, error: ErrorMode) -> None:
+    """To what closing every gate changes, when no feature is switched by TopK."""
+    target = objective(architecture, site=site, k=12, ablation=ablation, error=error, batch_size=7)
+    found = attribute_nodes(target, GraphConfig(ig_steps=100))
+    ends = [target.outcome(torch.full(target.patched.gate_shape, g)).logit_difference.mean().item() for g in (1.0, 0.0)]
+    everything = found.importance.sum().item()
+    assert everything > 0.3, "much that may not add up"
+    assert found.signed.sum().item() == pytest.approx(ends[0] - ends[1], abs=0.003 * everything)
+
+
+def test_one_step_at_the_end_is_gradient_times_activation() -> None:
+    """∂metric/∂g at g = 1 is ∂metric/∂f · (f − v): here by moving the one feature's gate a little."""
+    target = objective(k=12)
+    found = attribute_nodes(target, GraphConfig(attribution="gradient_activation")).signed
+    step = 1e-2
+    for j in found.abs().flatten().topk(5).indices.tolist():
+        ends = []
+        for sign in (1, -1):
+            gates = torch.ones(target.patched.gate_shape)
+            gates.view(-1)[j] += sign * step
+            ends.append(target.outcome(gates).logit_difference.mean().item())
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(found.flatten()[j].item(), rel=0.02)
+
+
+def test_the_cost_and_the_progress_are_what_they_say() -> None:
+    target = objective()
+    seen: list[tuple[int, int]] = []
+    attribute_nodes(target, GraphConfig(ig_steps=5), lambda done, total: seen.append((done, total)))
+    assert target.patched.evaluations == 5 * 7 * 3
+    assert seen == [(i, 5) for i in range(1, 6)]
