@@ -1,4 +1,4 @@
-"""`model`: which language model is taken apart, and how a mini model is trained."""
+"""`model`: which language model is taken apart."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ from pydantic import Field, model_validator
 from hagd.config.base import Section
 
 Architecture = Literal["gpt2", "gpt_neox", "llama"]
-
-
-class LMTraining(Section):
-    """How a mini model is trained from scratch on its task."""
-
-    steps: int = Field(1000, ge=1, description="optimiser steps")
-    batch_size: int = Field(512, ge=1, description="sequences a step")
-    learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW, cosine decay to a hundredth")
-    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
-    weight_decay: float = Field(1.0, ge=0, description="AdamW weight decay of matrices (embeddings included)")
-    target_accuracy: float = Field(
-        0.99, ge=0, le=1, description="held-out accuracy that the model should reach; a warning is printed below it"
-    )
 
 
 class MiniModel(Section):
@@ -35,7 +22,6 @@ class MiniModel(Section):
     n_heads: int = Field(4, ge=1, description="attention heads")
     n_kv_heads: int | None = Field(None, ge=1, description="key/value heads (llama; null = n_heads)")
     d_mlp: int = Field(256, ge=4, description="hidden width of the MLP")
-    training: LMTraining = LMTraining()
 
     @model_validator(mode="after")
     def _heads_divide(self) -> MiniModel:

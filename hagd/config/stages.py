@@ -32,14 +32,14 @@ class TranscoderConfig(Section):
         "mlp", description="mlp: from what enters the MLP to what it adds; resid: residual stream to itself (paper)"
     )
     layers: tuple[int, ...] | None = Field(None, description="layers to decompose (null = all)")
-    k: int = Field(16, ge=1, description="active features a token")
-    expansion: int = Field(8, ge=1, description="dictionary size m over d_model")
+    k: int = Field(32, ge=1, description="active features a token")
+    expansion: int = Field(4, ge=1, description="dictionary size m over d_model")
     lambda_prediction: float = Field(0.1, ge=0, description="λ1, weight of the cross-layer prediction term")
     lambda_sparsity: float = Field(1e-3, ge=0, description="λ2, weight of the L1 term")
     prediction_head: Literal["tied", "dense"] = Field(
         "tied", description="tied: next layer's encoder on a linear map of this layer's output; dense: m × m (paper)"
     )
-    steps: int = Field(1200, ge=1, description="optimiser steps")
+    steps: int = Field(2400, ge=1, description="optimiser steps")
     batch_size: int = Field(512, ge=1, description="tokens a step")
     learning_rate: float = Field(3e-3, gt=0, description="peak rate of Adam")
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
@@ -92,7 +92,7 @@ class SearchConfig(Section):
     method: Literal["hagd", "attribution", "gradient_activation", "gates", "greedy", "random"] = Field(
         "hagd", description="search method"
     )
-    n_nodes: int | None = Field(200, ge=1, description="circuit size; null = smallest that keeps target_preservation")
+    n_nodes: int | None = Field(100, ge=1, description="circuit size; null = smallest that keeps target_preservation")
     target_preservation: float = Field(0.9, gt=0, le=1, description="used when n_nodes is null, on the selection split")
     sizes: tuple[int, ...] = Field(
         (10, 20, 50, 100, 200, 500, 1000, 2000), description="sizes of the faithfulness curve"

@@ -9,6 +9,19 @@ from pydantic import Field, model_validator
 from hagd.config.base import Section
 
 
+class LMTraining(Section):
+    """How a mini model is trained from scratch on its task."""
+
+    steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch_size: int = Field(512, ge=1, description="sequences a step")
+    learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW, cosine decay to a hundredth")
+    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
+    weight_decay: float = Field(1.0, ge=0, description="AdamW weight decay of matrices (embeddings included)")
+    target_accuracy: float = Field(
+        0.99, ge=0, le=1, description="held-out accuracy that the model should reach; a warning is printed below it"
+    )
+
+
 class TaskBase(Section):
     """Sizes of the disjoint splits; every task has them."""
 
@@ -22,6 +35,7 @@ class SymbolicTask(TaskBase):
     """A task with its own vocabulary, on which mini models are trained."""
 
     n_train: int = Field(2048, ge=1, description="sequences that train the model; disjoint from every other split")
+    training: LMTraining = LMTraining()
 
 
 class ModularArithmetic(SymbolicTask):

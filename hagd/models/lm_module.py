@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hagd.config.model import LMTraining
+from hagd.config.task import LMTraining
 from hagd.models.language_model import LanguageModel
 from hagd.tasks.records import IGNORED
 

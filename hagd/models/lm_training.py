@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hagd.config.model import MiniModel
 from hagd.config.run import TrainerConfig
+from hagd.config.task import LMTraining
 from hagd.errors import ModelError
 from hagd.models.language_model import LanguageModel
 from hagd.models.mini import build_mini
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 def train_lm(
     config: MiniModel,
+    training: LMTraining,
     task: TaskData,
     seed: int,
     trainer: TrainerConfig,
@@ -35,7 +37,7 @@ def train_lm(
 ) -> LanguageModel:
     """A mini model trained on `task.train` for a fixed number of steps; no other split influences it.
 
-    Warns when the accuracy on all other splits is below `config.training.target_accuracy`.
+    Warns when the accuracy on all other splits is below `training.target_accuracy`.
 
     Raises:
         ModelError: the task has no training sequences.
@@ -47,7 +49,6 @@ def train_lm(
     if task.train is None or task.train.labels is None:
         raise ModelError(f"model {config.name}: task {task.name} has no training sequences; choose a symbolic task")
     tokens, labels = task.train.tokens[:, 0], task.train.labels
-    training = config.training
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         rows = batch_indices(len(tokens), training.batch_size, seed, step)
@@ -74,7 +75,7 @@ def train_lm(
         accuracy,
         task.name,
         training.target_accuracy,
-        "" if accuracy >= training.target_accuracy else "; raise model.training.steps or task.n_train",
+        "" if accuracy >= training.target_accuracy else "; raise task.training.steps or task.n_train",
     )
     return trained
 

@@ -155,12 +155,18 @@ class Pipeline:
 
 
 def _task_config(p: Pipeline) -> dict[str, Any]:
-    config = p.config.task.model_dump(mode="json", exclude={"only_correct"})
+    config = p.config.task.model_dump(mode="json", exclude={"only_correct", "training"})
     data_files = config.get("data_files")
     if data_files and Path(data_files).is_file():
         config["data_sha256"] = hashlib.sha256(Path(data_files).read_bytes()).hexdigest()
     # A tokenizer decides the prompts of text tasks; mini models have none.
     return config if isinstance(p.config.model, MiniModel) else {**config, "model": p.model_identity}
+
+
+def _lm_config(p: Pipeline) -> dict[str, Any]:
+    training = p.config.task.model_dump(mode="json").get("training")
+    precision = p.config.trainer.precision
+    return {**p.config.model.model_dump(mode="json"), "training": training, "precision": precision}
 
 
 def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
@@ -193,7 +199,7 @@ STAGES: dict[str, Stage] = {
         TrainedLM,
         1,
         ("task",),
-        lambda p: {**p.config.model.model_dump(mode="json"), "precision": p.config.trainer.precision},
+        _lm_config,
         lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers()),
     ),
     "prompts": Stage(

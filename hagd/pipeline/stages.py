@@ -19,6 +19,7 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
+from hagd.config.task import SymbolicTask
 from hagd.errors import ConfigError, TaskError
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.records import Hierarchy
@@ -48,8 +49,8 @@ def train_mini(config: StagesConfig, task: TaskData, work: Path, loggers: list[L
     from hagd.models.lm_training import held_out_accuracy, n_positions, train_lm
     from hagd.models.mini import mini_state
 
-    assert isinstance(config.model, MiniModel)
-    lm = train_lm(config.model, task, config.seed, config.trainer, work / "checkpoints", loggers)
+    assert isinstance(config.model, MiniModel) and isinstance(config.task, SymbolicTask)
+    lm = train_lm(config.model, config.task.training, task, config.seed, config.trainer, work / "checkpoints", loggers)
     return TrainedLM(mini_state(lm), len(task.vocabulary), n_positions(task), held_out_accuracy(lm, task))
 
 
@@ -77,7 +78,7 @@ def select_prompts(config: StagesConfig, lm: LanguageModel, task: TaskData) -> T
         if not right.any():
             raise TaskError(
                 f"task {task.name}: the model answers none of the {len(prompts)} {name} prompts correctly; train it "
-                "longer (model.training.steps), choose another model, or set task.only_correct=false"
+                "longer (task.training.steps), choose another model, or set task.only_correct=false"
             )
         kept[name] = prompts[right.nonzero()[:, 0]]
         dropped += int((~right).sum())

@@ -27,6 +27,7 @@ Progress = Callable[[str, int, int], None]
 _OPEN = 2.0  # start of the best candidate's gate logit; the worst starts at 0
 _IDLE = 3.0  # by how much group tests lower the start of an idle node
 _TRAVERSAL_TOLERANCE = 0.05
+_EXCHANGE_PROMPTS = 256
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _gated(
             members[size],
             np.argsort(-final),
             budget=config.pruning_budget,
-            prompts=config.gate_batch,
+            prompts=_EXCHANGE_PROMPTS,
             generator=generator,
         )
         members[size] = exchange.members

@@ -10,12 +10,14 @@ from hagd.tasks.records import IGNORED, Prompts, TaskData
 from hagd.tasks.splits import seeded, split_codes, split_sizes
 from hagd.tasks.symbolic import symbolic_prompts, symbolic_task
 
-VOCABULARY = ("0", "1", "even", "odd")
-EVEN = VOCABULARY.index("even")
+VOCABULARY = ("0", "1", "even", "odd", "start")
+EVEN, START = VOCABULARY.index("even"), VOCABULARY.index("start")
 
 
 def build(config: Parity, seed: int) -> TaskData:
-    """Tokens `0`, `1`, `even`, `odd`; slots bit1 … bitN; only the last position is scored.
+    """Tokens `start`, bits `0` and `1`, answers `even` and `odd`; slots start, bit1 … bitN; the last position is scored.
+
+    The start token lets rotary models count: without one the prefixes 1, 11, 111 look alike to attention.
 
     The counterfactual flips an odd number of random bits, so its answer, the distractor, is the other one.
     `running` targets train on the parity of every prefix; `final` ones on that of the whole string. Chance is 1/2.
@@ -28,7 +30,7 @@ def build(config: Parity, seed: int) -> TaskData:
     strings = split_codes(split_sizes(config), (2,) * config.length, fix, generator)
     return symbolic_task(
         name=config.name,
-        slot_names=tuple(f"bit{i + 1}" for i in range(config.length)),
+        slot_names=("start", *(f"bit{i + 1}" for i in range(config.length))),
         chance=0.5,
         vocabulary=VOCABULARY,
         splits={name: _prompts(config, bits, generator) for name, bits in strings.items()},
@@ -37,18 +39,22 @@ def build(config: Parity, seed: int) -> TaskData:
 
 def _prompts(config: Parity, bits: Tensor, generator: Generator) -> Prompts:
     parity = bits.cumsum(dim=1) % 2
-    labels = EVEN + parity
+    labels = _behind_start(EVEN + parity, IGNORED)
     if config.targets == "final":
         labels[:, :-1] = IGNORED
     answer = parity[:, -1:]
     return symbolic_prompts(
-        bits,
-        bits ^ _odd_flips(bits.shape, generator),
-        [config.length - 1],
+        _behind_start(bits, START),
+        _behind_start(bits ^ _odd_flips(bits.shape, generator), START),
+        [config.length],
         answers=EVEN + answer,
         distractors=EVEN + 1 - answer,
         labels=labels,
     )
+
+
+def _behind_start(values: Tensor, first: int) -> Tensor:
+    return torch.cat([torch.full((len(values), 1), first), values], dim=1)
 
 
 def _odd_flips(shape: torch.Size, generator: Generator) -> Tensor:
