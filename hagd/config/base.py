@@ -1,4 +1,4 @@
-"""Base of every config section: frozen, no unknown keys, no silent coercion between types."""
+"""Base of every config section: frozen, no unknown keys, no silent coercion between types, no infinity."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """One section of the configuration. Field descriptions are the user documentation (`docs/config.md`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())

@@ -25,6 +25,12 @@ class TrainerConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads of PyTorch (null = PyTorch's own choice)")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints from which a killed run resumes")
 
+    @model_validator(mode="after")
+    def _some_device(self) -> TrainerConfig:
+        if self.devices != "auto" and self.devices < 1:
+            raise ValueError(f"devices must be at least 1, or auto, found {self.devices}")
+        return self
+
 
 class TrackingConfig(Section):
     """Weights & Biases; offline unless asked, so nothing ever asks for a login."""
@@ -108,7 +114,7 @@ class GNNConfig(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> GNNConfig:
         if self.hidden % self.heads:
-            raise ValueError(f"gnn.hidden must be a multiple of gnn.heads={self.heads}, found {self.hidden}")
+            raise ValueError(f"hidden must be a multiple of gnn.heads={self.heads}, found {self.hidden}")
         return self
 
 

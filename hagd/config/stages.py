@@ -56,6 +56,8 @@ class TranscoderConfig(Section):
     def _layers_ascend(self) -> TranscoderConfig:
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers must be ascending and distinct, found {list(self.layers)}")
+        if self.layers is not None and (not self.layers or self.layers[0] < 0):
+            raise ValueError(f"layers must be null (all) or at least one layer from 0 up, found {list(self.layers)}")
         return self
 
 
@@ -92,7 +94,7 @@ class SearchConfig(Section):
     method: Literal["hagd", "attribution", "gradient_activation", "gates", "greedy", "random"] = Field(
         "hagd", description="search method"
     )
-    n_nodes: int | None = Field(100, ge=1, description="circuit size; null = smallest that keeps target_preservation")
+    n_nodes: int | None = Field(140, ge=1, description="circuit size; null = smallest that keeps target_preservation")
     target_preservation: float = Field(0.9, gt=0, le=1, description="used when n_nodes is null, on the selection split")
     sizes: tuple[int, ...] = Field(
         (10, 20, 50, 100, 200, 500, 1000, 2000), description="sizes of the faithfulness curve"
@@ -107,7 +109,13 @@ class SearchConfig(Section):
     gate_learning_rate: float = Field(0.1, gt=0, description="rate of Adam on gate logits")
     gate_batch: int = Field(256, ge=1, description="prompts a gate step")
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
-    pruning_budget: int = Field(300, ge=0, description="model evaluations that pruning may spend")
+    pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
+
+    @model_validator(mode="after")
+    def _sizes_are_sizes(self) -> SearchConfig:
+        if any(size < 1 for size in self.sizes):
+            raise ValueError(f"sizes must be at least 1 each, found {list(self.sizes)}")
+        return self
 
 
 class ValidationConfig(Section):

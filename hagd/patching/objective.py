@@ -105,9 +105,7 @@ class Objective:
 
     @torch.no_grad()
     def _full(self, part: Prompts) -> Tensor:
-        n, c = part.tokens.shape[:2]
-        logits = self.patched.lm.logits_at(part.tokens.flatten(0, 1), part.scored.flatten(0, 1))
-        return logits.unflatten(0, (n, c))
+        return self.patched.full_logits(part)
 
     @torch.no_grad()
     def _outcome(self, run: Callable[[Prompts], Tensor]) -> Outcome:

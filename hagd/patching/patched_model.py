@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hagd.activations.capture import capture, site_module
 from hagd.config.stages import Ablation, ErrorMode
 from hagd.models.language_model import LanguageModel
+from hagd.patching.prefix import Prefix
 from hagd.patching.records import SlotMeans
 from hagd.tasks.records import Prompts
 from hagd.transcoders.records import Transcoder, TranscoderSet
@@ -41,7 +42,7 @@ class PatchedModel:
     """A language model whose decomposed sites can be patched.
 
     Attributes:
-        evaluations: sequences run forward through the patched model since construction; a backward pass
+        evaluations: prompts run forward through the patched model since construction; a backward pass
             counts as two further forward passes. The unit of every search budget, divided by the number of
             prompts of a split.
     """
@@ -51,6 +52,7 @@ class PatchedModel:
         self.transcoders = transcoders
         self.means = means
         self.evaluations = 0
+        self._prefix = Prefix(lm, transcoders.layers[0])
 
     @property
     def gate_shape(self) -> tuple[int, int, int]:
@@ -88,13 +90,21 @@ class PatchedModel:
             errors=self._clean_errors(flat) if error == "keep" else None,
         )
         self.evaluations += n * (3 if gates.requires_grad else 1)
-        with self._patched(run, zero=ablation == "zero"):
+        with self._prefix.resumed(flat.tokens), self._patched(run, zero=ablation == "zero"):
             logits = self.lm.logits_at(flat.tokens, flat.scored)
         return logits.unflatten(0, (n, c))
 
+    def full_logits(self, prompts: Prompts) -> Tensor:
+        """Logits `[N, C, A, V]` of the unpatched model."""
+        flat = _flatten(prompts)
+        with self._prefix.resumed(flat.tokens):
+            logits = self.lm.logits_at(flat.tokens, flat.scored)
+        return logits.unflatten(0, prompts.tokens.shape[:2])
+
     def features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Clean features `[L, B, T, m]` and errors `[L, B, T, d]` of sequences `[B, T]`."""
-        x, y = capture(self.lm, tokens, self.transcoders.site, self.transcoders.layers)
+        with self._prefix.resumed(tokens):
+            x, y = capture(self.lm, tokens, self.transcoders.site, self.transcoders.layers)
         f = torch.stack([t.encode(xl) for t, xl in zip(self.transcoders.transcoders, x, strict=True)])
         errors = torch.stack([yl - t.decode(fl) for t, fl, yl in zip(self.transcoders.transcoders, f, y, strict=True)])
         return f, errors

@@ -85,6 +85,6 @@ def find_scorer(config: ExtractConfig) -> Path | None:
             )
         return folder
     trained = sorted(
-        (Path(config.paths.runs) / "artifacts" / "scorer").glob("*/meta.json"), key=lambda f: f.stat().st_mtime
+        (Path(config.paths.runs) / "artifacts" / "scorer").glob("[!.]*/meta.json"), key=lambda f: f.stat().st_mtime
     )
     return trained[-1].parent if trained else None

@@ -50,9 +50,14 @@ def write_results(data: ReportData, metrics: dict[str, float], folder: Path) -> 
     (folder / "circuit.json").write_text(json.dumps(circuit_json(data), indent=1, allow_nan=False))
     figures = write_figures(data, folder / "figures")
     write_report(data, figures, folder / "report.html")
+    write_metrics(metrics, folder)
+    return figures
+
+
+def write_metrics(metrics: dict[str, float], folder: Path) -> None:
+    """`metrics.json`; undefined figures (NaN), which JSON lacks, are left out."""
     clean = {key: value for key, value in sorted(metrics.items()) if value == value}
     (folder / "metrics.json").write_text(json.dumps(clean, indent=1, allow_nan=False))
-    return figures
 
 
 def circuit_json(data: ReportData) -> dict[str, Any]:

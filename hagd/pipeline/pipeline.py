@@ -157,8 +157,11 @@ class Pipeline:
 def _task_config(p: Pipeline) -> dict[str, Any]:
     config = p.config.task.model_dump(mode="json", exclude={"only_correct", "training"})
     data_files = config.get("data_files")
-    if data_files and Path(data_files).is_file():
-        config["data_sha256"] = hashlib.sha256(Path(data_files).read_bytes()).hexdigest()
+    if data_files:
+        from hagd.tasks.data_files import matching_files
+
+        contents = (file.read_bytes() for file in matching_files(data_files))
+        config["data_sha256"] = [hashlib.sha256(content).hexdigest() for content in contents]
     # A tokenizer decides the prompts of text tasks; mini models have none.
     return config if isinstance(p.config.model, MiniModel) else {**config, "model": p.model_identity}
 

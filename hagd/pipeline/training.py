@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from hagd.config.load import load_config
 from hagd.config.run import StagesConfig, TrainConfig
 from hagd.errors import ConfigError
 from hagd.models.records import TrainedLM
-from hagd.pipeline.outputs import write_config, write_manifest
+from hagd.pipeline.outputs import write_config, write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.wandb_run import Run, tracked_run
@@ -69,7 +68,7 @@ def run_training(
         train = {"lm": _train_lm, "transcoder": _train_transcoders, "gnn": _train_scorer}[config.stage]
         metrics = train(config, pipeline, sections, run)
         run.summary(metrics)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        write_metrics(metrics, folder)
         write_manifest(config, pipeline.used, folder)
     for key, value in metrics.items():
         console.print(f"{key}: {value:.4g}", highlight=False)

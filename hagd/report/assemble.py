@@ -261,7 +261,9 @@ def _warnings(
     ]
     if task.n_dropped:
         found.append(f"{task.n_dropped} discovery and selection prompts that the full model gets wrong were left out")
-    if metrics["empty.accuracy"] > 0.5 * metrics["model.accuracy"]:
+    if metrics["model.accuracy"] == 0:
+        found.append("the full model answers no validation prompt correctly: preservation is undefined")
+    elif metrics["empty.accuracy"] > 0.5 * metrics["model.accuracy"]:
         found.append("the empty circuit keeps more than half of the accuracy: preservation says little here")
     found += [step.note for step in result.steps if step.name == "scorer" and "no meta-learned" in step.note]
     return tuple(found)

@@ -27,7 +27,7 @@ def comparison_bars(data: ReportData) -> str:
     """Preservation of the circuit and of each control as bars with their intervals."""
     own = ("this circuit", data.metrics["validation.preservation"], data.interval("validation.preservation"), " own")
     rows = [own, *((item.control, item.preservation, item.interval, "") for item in comparisons(data))]
-    scale = max(1.0, *(value for _, value, _, _ in rows if math.isfinite(value)))
+    scale = max([1.0, *(value for _, value, _, _ in rows if math.isfinite(value))])
     parts = []
     for name, value, interval, own_class in rows:
         filled = value / scale if math.isfinite(value) else 0.0

@@ -6,6 +6,7 @@ without the model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -199,9 +200,9 @@ class ReportData:
             raise ArtifactError("ReportData does not fit together: " + "; ".join(problems))
 
     def interval(self, key: str) -> tuple[float, float] | None:
-        """The 95 % interval of a metric, None where there is none."""
-        low, high = self.metrics.get(f"{key}.low"), self.metrics.get(f"{key}.high")
-        return None if low is None or high is None else (low, high)
+        """The 95 % interval of a metric, None where there is none or it is undefined."""
+        low, high = self.metrics.get(f"{key}.low", math.nan), self.metrics.get(f"{key}.high", math.nan)
+        return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
     def coarsest(self) -> int | None:
         """The coarsest level that divides the circuit, whose supernodes give the colours; None without one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
@@ -74,9 +76,13 @@ def _curves(data: ReportData) -> Table:
     table = _table("Preservation by circuit size", "method", *(number(size) for size in sizes))
     for curve in data.curves:
         values = dict(zip(curve.sizes, curve.preservation, strict=True))
-        cells = (f"{values[size]:.2f}" if size in values else "" for size in sizes)
+        cells = (_share(values[size]) if size in values else "" for size in sizes)
         table.add_row(Text(curve.method, style="" if curve.control else "bold"), *cells)
     return table
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
 def _search(data: ReportData) -> Table:

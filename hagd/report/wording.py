@@ -78,8 +78,10 @@ def percent(value: float | None) -> str:
 
 
 def bounds(interval: tuple[float, float] | None) -> str:
-    """A 95 % interval of a share, `[92.0, 96.9]` in per cent; empty where there is none."""
-    return "" if interval is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    """A 95 % interval of a share, `[92.0, 96.9]` in per cent; empty where there is none or it is undefined."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return ""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def comparisons(data: ReportData) -> tuple[Comparison, ...]:

@@ -5,9 +5,10 @@ HAGD is scorer → coarse-to-fine traversal → gates → causal pruning; every 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from hagd.search.pruning import exchange_idle
 from hagd.search.records import Circuit, SearchResult, SearchStep
 from hagd.search.traversal import find_idle
 
+log = logging.getLogger(__name__)
+
 Progress = Callable[[str, int, int], None]
-_OPEN = 2.0  # start of the best candidate's gate logit; the worst starts at 0
+_EVEN = 1.0  # gate logit of a flat start; guided ones run from 0 for the worst candidate to twice this
 _IDLE = 3.0  # by how much group tests lower the start of an idle node
 _TRAVERSAL_TOLERANCE = 0.05
 _EXCHANGE_PROMPTS = 256
@@ -129,17 +132,44 @@ def _gated(
     ledger: _Ledger,
     generator: torch.Generator,
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """HAGD, or flat gates: the same refinement without scorer, traversal and pruning."""
-    flat = torch.as_tensor(searched.graph.flat)
-    n = len(flat)
+    """HAGD, or flat gates: the same refinement without scorer, traversal, choice and pruning."""
     guided = config.method == "hagd"
-    score = baselines.by_attribution(searched.graph)
-    if guided:
-        note = "start: attribution (no meta-learned scorer)" if searched.scores is None else "meta-learned scorer"
-        score = score if searched.scores is None else searched.scores
-        ledger.close("scorer", _top(score, size), note)
-    start = torch.as_tensor(_rank(score)).float() * _OPEN if guided else torch.full((n,), _OPEN / 2)
-    if guided and config.traversal and config.traversal_budget > 0:
+    start = _start(searched, config, size, ledger, generator) if guided else np.full(searched.graph.n_features, _EVEN)
+    rankings = {each: [start] for each in sizes}
+    if config.gates:
+        trained = descend(
+            searched.discovery,
+            torch.as_tensor(searched.graph.flat),
+            torch.as_tensor(start, dtype=torch.float32),
+            [each for each in sizes if each < len(start)],
+            steps=config.gate_steps,
+            learning_rate=config.gate_learning_rate,
+            batch=config.gate_batch,
+            generator=generator,
+            progress=lambda done, total: searched.progress("gates", done, total),
+        )
+        for each, logits in trained.items():
+            rankings[each].insert(0, logits.numpy().astype(np.float64))
+    best = {each: (_best_ranking(searched, found, each) if guided else found[0]) for each, found in rankings.items()}
+    members = {each: _top(ranking, each) for each, ranking in best.items()}
+    if config.gates:
+        ledger.close("gates", members[size])
+    if guided and config.pruning and config.pruning_budget > 0:
+        exchanged = _prune(searched, config, best, members, size, generator)
+        ledger.close("pruning", members[size], f"{exchanged} nodes exchanged, smaller circuits included")
+    return members, best[size]
+
+
+def _start(
+    searched: Searched, config: SearchConfig, size: int, ledger: _Ledger, generator: torch.Generator
+) -> np.ndarray:
+    """First gate logits `[n]`: ranks of the scorer or the attribution, lowered where group tests found nodes idle."""
+    scored = searched.scores is not None
+    score = baselines.by_attribution(searched.graph) if searched.scores is None else searched.scores
+    note = "meta-learned scorer" if scored else "start: attribution (no meta-learned scorer)"
+    ledger.close("scorer", _top(score, size), note)
+    start = _rank(score) * 2 * _EVEN
+    if config.traversal and config.traversal_budget > 0:
         found = find_idle(
             searched.discovery,
             searched.graph,
@@ -148,68 +178,108 @@ def _gated(
             budget=config.traversal_budget,
             generator=generator,
         )
-        start = start - _IDLE * torch.as_tensor(found.idle).float()
-        note = f"{int(found.idle.sum())} of {n} idle by {found.tested} group tests, {found.levels} levels"
-        ledger.close("traversal", _top(start.numpy(), size), note)
-    members = {each: _top(start.numpy(), each) for each in sizes}
-    final = start.numpy().astype(np.float64)
-    if config.gates:
-        trained = descend(
-            searched.discovery,
-            flat,
-            start,
-            [each for each in sizes if each < n],
-            steps=config.gate_steps,
-            learning_rate=config.gate_learning_rate,
-            batch=config.gate_batch,
-            generator=generator,
-            progress=lambda done, total: searched.progress("gates", done, total),
-        )
-        members |= {each: _top(logits.numpy(), each) for each, logits in trained.items()}
-        final = trained.get(size, start).numpy().astype(np.float64)
-        ledger.close("gates", members[size])
-    if guided and config.pruning and config.pruning_budget > 0:
+        start = start - _IDLE * found.idle
+        note = f"{int(found.idle.sum())} of {len(start)} idle by {found.tested} group tests, {found.levels} levels"
+        ledger.close("traversal", _top(start, size), note)
+    return start
+
+
+def _best_ranking(searched: Searched, rankings: list[np.ndarray], size: int) -> np.ndarray:
+    """The ranking whose first `size` nodes are closest to the full model on the discovery split.
+
+    Gates trained for very small circuits can end below the attribution that they started from; measuring both costs
+    an evaluation each and keeps the search from losing silently.
+    """
+    rankings = [*rankings, baselines.by_attribution(searched.graph)]
+    discovery = searched.discovery
+    shape = discovery.patched.gate_shape
+    circuits = [Circuit(np.sort(searched.graph.flat[_top(ranking, size)])).gates(shape) for ranking in rankings]
+    divergences = discovery.divergences(torch.stack(circuits), torch.arange(len(discovery)))
+    return rankings[int(divergences.argmin())]
+
+
+def _prune(
+    searched: Searched,
+    config: SearchConfig,
+    rankings: dict[int, np.ndarray],
+    members: dict[int, np.ndarray],
+    size: int,
+    generator: torch.Generator,
+) -> int:
+    """Exchange idle nodes in place, in the reported circuit and then in the smaller ones; returns how many.
+
+    Half of the budget is for the reported circuit, the rest is shared evenly.
+    """
+    smaller = [each for each in sorted(members, reverse=True) if each < size]
+    budgets = {size: config.pruning_budget / 2 if smaller else float(config.pruning_budget)}
+    budgets |= {each: config.pruning_budget / 2 / len(smaller) for each in smaller}
+    total = 0
+    for done, (each, budget) in enumerate(budgets.items()):
         exchange = exchange_idle(
             searched.discovery,
-            flat,
-            members[size],
-            np.argsort(-final),
-            budget=config.pruning_budget,
+            torch.as_tensor(searched.graph.flat),
+            members[each],
+            np.argsort(-rankings[each], kind="stable"),
+            budget=budget,
             prompts=_EXCHANGE_PROMPTS,
             generator=generator,
         )
-        members[size] = exchange.members
-        ledger.close("pruning", members[size], f"{exchange.exchanged} nodes exchanged")
-    return members, final
+        members[each] = exchange.members
+        total += exchange.exchanged
+        searched.progress("pruning", done + 1, len(budgets))
+    return total
 
 
 def _smallest(searched: Searched, config: SearchConfig, seed: int) -> SearchResult:
     """The smallest circuit that keeps the target on the selection split, by bisection over sizes.
 
-    Each probe is a search of its own size, because a ranking trained for one size is poor far below it.
+    Each probe is a search of its own size, because a ranking trained for one size is poor far below it, and only a
+    circuit that was itself measured to keep the target is returned.
     """
-    wanted = config.target_preservation
-    base = searched.selection.full().accuracy
-    low, high = 1, searched.graph.n_features
-    best = _search_at(searched, config, high, seed)
     shape = searched.discovery.patched.gate_shape
+    wanted = config.target_preservation * searched.selection.full().accuracy
+    started = time.perf_counter()
+    tried: list[SearchResult] = []
 
     def keeps(circuit: Circuit) -> bool:
-        return searched.selection.outcome(circuit.gates(shape)).accuracy >= wanted * base
+        return searched.selection.outcome(circuit.gates(shape)).accuracy >= wanted
 
-    passing = [len(circuit) for circuit in best.circuits if keeps(circuit)]
-    failing = [len(circuit) for circuit in best.circuits if len(circuit) not in passing]
-    high = min(passing, default=high)
-    low = max((size for size in failing if size < high), default=0)
-    best = _search_at(searched, config, high, seed)
+    def probe(size: int) -> SearchResult:
+        tried.append(_search_at(searched, config, size, seed))
+        return tried[-1]
+
+    best = probe(searched.graph.n_features)
+    if not keeps(best.circuit):
+        log.warning(
+            "search.n_nodes=null: not even all %d candidates keep search.target_preservation=%g on the selection split; "
+            "lower it, raise transcoder.k or graph.n_max, or set search.n_nodes",
+            best.size,
+            config.target_preservation,
+        )
+        return _with_probes(best, tried, started, "no size keeps the target: all candidates")
+    low, high = 0, best.size
+    for circuit in best.circuits[:-1]:  # found along the way; the first that keeps the target bounds the bisection
+        if keeps(circuit):
+            found = probe(len(circuit))
+            if keeps(found.circuit):
+                best, high = found, found.size
+                break
+        low = len(circuit)
     while high - low > max(1, high // 20):
-        middle = (low + high) // 2
-        probe = _search_at(searched, config, middle, seed)
-        if keeps(probe.circuit):
-            best, high = probe, middle
+        found = probe((low + high) // 2)
+        if keeps(found.circuit):
+            best, high = found, found.size
         else:
-            low = middle
-    return best
+            low = found.size
+    return _with_probes(best, tried, started, f"{len(tried)} sizes tried")
+
+
+def _with_probes(best: SearchResult, tried: list[SearchResult], started: float, note: str) -> SearchResult:
+    """`best` with what the other probes cost as its first part."""
+    others = sum(result.evaluations for result in tried) - best.evaluations
+    seconds = time.perf_counter() - started - sum(step.seconds for step in best.steps)
+    step = SearchStep("size", others, seconds, 0, float("nan"), note)
+    return replace(best, evaluations=best.evaluations + others, steps=(step, *best.steps))
 
 
 def _top(score: np.ndarray, n: int) -> np.ndarray:

@@ -33,7 +33,7 @@ class SearchStep:
     """One part of the search that ran: what it changed and what it cost.
 
     Attributes:
-        name: `scorer`, `traversal`, `gates`, `pruning` or the method's name.
+        name: `scorer`, `traversal`, `gates`, `pruning`, the method's name, or `size` for the probes of other sizes.
         evaluations: model evaluations, one being a forward pass over the whole discovery split (a gradient step
             over all of it is three).
         seconds: wall time.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hagd.errors import TaskError
+from hagd.hub import hub_problem
 
 Record = dict[str, Any]
 
@@ -87,6 +88,9 @@ def load_rows(
     from datasets import load_dataset
 
     advice = f"set task.data_files=… to local JSON lines with the columns {', '.join(columns)}"
+    problem = None if Path(dataset).exists() else hub_problem()
+    if problem is not None:
+        raise TaskError(f"task.dataset={dataset}: {problem}; {advice}, or check the network")
     try:
         rows = load_dataset(dataset, subset, split=split)
     # The hub client raises different errors for each way of being unreachable; all of them end here.

@@ -141,8 +141,12 @@ def tracked_run(
             f"tracking.mode: W&B could not start a run with mode {tracking.mode} ({error}); run `wandb login` and "
             "check the network, or set tracking.mode=offline and upload later with `wandb sync`"
         ) from error
-    with run:  # finishes the run, with a non-zero exit code after an exception
+    try:  # W&B's own context manager would print the traceback of errors whose message says it all
         yield Run(run, tracking.mode)
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 def _settings() -> Any:

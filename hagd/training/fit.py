@@ -86,6 +86,7 @@ def fit(
             gradient_clip_val=gradient_clip,
             default_root_dir=checkpoint_dir,
             num_sanity_val_steps=0,
+            log_every_n_steps=1,
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

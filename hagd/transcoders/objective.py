@@ -1,7 +1,7 @@
 """Eq. 4 of arXiv 2601.12879 over all layers at once, each term normalised so that the λs carry over between models.
 
 Shape legend: L layers, B tokens, d = d_model, m dictionary size. Inputs and targets are centred and scaled to
-root-mean-square norm √d (`Scaling`), which the exported weights undo.
+mean norm √d (`Scaling`), which the exported weights undo.
 """
 
 from __future__ import annotations
@@ -92,10 +92,14 @@ class StackedTranscoders(nn.Module):
         """Scaled reconstruction `[L, B, d]`."""
         return torch.baddbmm(self.b_dec, f, self.W_dec)
 
-    def predict(self, f: Tensor) -> Tensor:
-        """Predicted features `[L − 1, B, m]` of every layer but the first, from the layer before."""
+    def predict(self, f: Tensor, decoded: Tensor | None = None) -> Tensor:
+        """Predicted features `[L − 1, B, m]` of every layer but the first, from the layer before.
+
+        `decoded` is `decode(f)` where it is known already.
+        """
         if self.config.prediction_head == "tied":
-            moved = torch.baddbmm(self.head_bias, torch.bmm(f[:-1], self.W_dec[:-1]), self.head_map)
+            written = (self.decode(f) if decoded is None else decoded)[:-1] - self.b_dec[:-1]
+            moved = torch.baddbmm(self.head_bias, written, self.head_map)
             return torch.baddbmm(self.b_enc[1:], moved, self.W_enc[1:].transpose(1, 2)).relu()
         return torch.baddbmm(self.head_bias, f[:-1], self.head_map).relu()
 
@@ -105,7 +109,8 @@ class StackedTranscoders(nn.Module):
         n_tokens, d = x.shape[1:]
         pre = self.preactivations(x)
         f = topk_relu(pre, config.k)
-        residual = y - self.decode(f)
+        decoded = self.decode(f)
+        residual = y - decoded
         power = y.pow(2).sum((1, 2)).clamp(min=1e-12)
         fvu = residual.pow(2).sum((1, 2)) / power
         lengths = self.W_dec.norm(dim=-1)[:, None, :]
@@ -115,7 +120,7 @@ class StackedTranscoders(nn.Module):
         zero = x.new_zeros(())
         prediction = auxiliary = zero
         if self.head_map.shape[0]:
-            miss = (f[1:] - self.predict(f)) * lengths[1:]
+            miss = (f[1:] - self.predict(f, decoded)) * lengths[1:]
             energy = contribution[1:].detach().pow(2).sum((1, 2)).clamp(min=1e-12)
             prediction = (miss.pow(2).sum((1, 2)) / energy).sum()
         self._count_silence(f, n_tokens)

@@ -33,10 +33,14 @@ def faithfulness(circuit: Outcome, full: Outcome, empty: Outcome) -> Callable[[n
 
 
 def bootstrap(statistic: Statistic, n: int, resamples: int, seed: int) -> Interval:
-    """Percentile bootstrap over `n` prompts; the value itself is of all prompts."""
+    """Percentile bootstrap over `n` prompts; the value itself is of all prompts.
+
+    Resamples in which the statistic is undefined are left out; where it is in all of them, so are the bounds (NaN).
+    """
     rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    values = np.array([statistic(rng.integers(0, n, n)) for _ in range(resamples)])
+    defined = values[np.isfinite(values)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
     return Interval(statistic(np.arange(n)), float(low), float(high))
 
 

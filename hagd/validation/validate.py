@@ -112,7 +112,12 @@ def validate(
 
 
 def _reference_metrics(strict: _Bench, lenient: _Bench) -> dict[str, float]:
-    spliced = strict.run(torch.ones(strict.objective.patched.gate_shape))
+    objective = strict.objective
+    shape = objective.patched.gate_shape
+    spliced = strict.run(torch.ones(shape))
+    # All features against none, both with errors at their means: what the dictionaries hold of the behaviour.
+    ends = torch.stack([torch.ones(shape), torch.zeros(shape)]).to(objective.patched.lm.device)
+    all_kept, all_ablated = objective.divergences(ends, torch.arange(len(objective))).tolist()
     return {
         "model.accuracy": strict.full.accuracy,
         "model.logit_difference": float(strict.full.logit_difference.mean()),
@@ -120,6 +125,7 @@ def _reference_metrics(strict: _Bench, lenient: _Bench) -> dict[str, float]:
         "empty.lenient_accuracy": lenient.empty.accuracy,
         "empty.logit_difference": float(strict.empty.logit_difference.mean()),
         "transcoder.spliced_accuracy": spliced.accuracy,
+        "transcoder.loss_recovered": 1 - all_kept / all_ablated if all_ablated > 0 else float("nan"),
     }
 
 

@@ -63,10 +63,12 @@ def test_modular_answers_agree_with_python(
 def test_parity_counts_ones(check_task: Check, length: int, targets: str, seed: int) -> None:
     task = build_task(Parity(length=length, targets=targets, **SMALL), None, seed)
     check_task(task)
+    start = task.vocabulary.index("start")
     word = {0: task.vocabulary.index("even"), 1: task.vocabulary.index("odd")}
+    assert task.slot_names == ("start", *(f"bit{i}" for i in range(1, length + 1)))
     for prompts in splits_of(task):
         assert prompts.labels is not None
-        for bits, other, right, wrong, labels in zip(
+        for row, partner, right, wrong, labels in zip(
             prompts.tokens[:, 0].tolist(),
             prompts.counterfactual[:, 0].tolist(),
             prompts.answers.flatten().tolist(),
@@ -74,10 +76,12 @@ def test_parity_counts_ones(check_task: Check, length: int, targets: str, seed: 
             prompts.labels.tolist(),
             strict=True,
         ):
-            assert set(bits) | set(other) <= {0, 1}
+            bits, other = row[1:], partner[1:]
+            assert row[0] == partner[0] == start and labels[0] == IGNORED
+            assert len(bits) == length and set(bits) | set(other) <= {0, 1}
             assert right == word[sum(bits) % 2] and wrong == word[sum(other) % 2]
             running = [word[sum(bits[: i + 1]) % 2] for i in range(length)]
-            assert labels == (running if targets == "running" else [IGNORED] * (length - 1) + [right])
+            assert labels[1:] == (running if targets == "running" else [IGNORED] * (length - 1) + [right])
 
 
 @given(length=st.integers(2, 6), extra=st.integers(2, 6), separator=st.booleans(), seed=SEEDS)

@@ -1,0 +1,121 @@
+"""What is wrong with a configuration, in sentences that say key, expectation, what was found and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_LIKE = 0.6
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation admits: itself, or every member of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_of(argument)]
+
+
+def explain(schema: type[BaseModel], container: dict[str, Any], errors: Sequence[Any]) -> str:
+    """One line a problem.
+
+    Args:
+        schema: what `container` was validated against.
+        container: the plain configuration.
+        errors: `ValidationError.errors()`.
+    """
+    fields = dict(_fields(schema, container, ""))
+    lines: dict[str, str] = {}
+    expected: dict[str, list[str]] = {}
+    for error in errors:
+        key = _key(error, fields)
+        match error["type"]:
+            case "extra_forbidden":
+                lines[key] = _unknown(key, error["input"], fields)
+            case "missing":
+                lines[key] = f"{key}: expected {_what(fields[key])}, found nothing; set {key}=…"
+            case "value_error":
+                message = str(error["ctx"]["error"])
+                lines[f"{key} {message}"] = f"{key}.{message}" if key else message
+            case "union_tag_invalid" | "union_tag_not_found":
+                tag = f"{key}.{fields[key].discriminator}"
+                known = error["ctx"].get("expected_tags", "a name of a section")
+                lines[key] = (
+                    f"{tag}: expected one of {known}, found {error['ctx'].get('tag')!r}; choose {key}=… instead"
+                )
+            case _:  # members of a union of types are reported one by one
+                expected.setdefault(key, []).append(_expectation(error))
+                choices = " or ".join(dict.fromkeys(expected[key]))
+                lines[key] = f"{key}: expected {choices}, found {error['input']!r}{_fix(key, fields)}"
+    return "\n".join(lines.values())
+
+
+def _fields(schema: type[BaseModel], value: Any, prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key → field, of the sections that `value` chooses where there are several."""
+    for name, field in schema.model_fields.items():
+        key = prefix + name
+        yield key, field
+        inner = value.get(name) if isinstance(value, dict) else None
+        for section in sections_of(field.annotation):
+            tag = section.model_fields[field.discriminator].default if isinstance(field.discriminator, str) else None
+            if tag is None or (isinstance(inner, dict) and inner.get(field.discriminator) == tag):
+                yield from _fields(section, inner, f"{key}.")
+
+
+def _key(error: Any, fields: dict[str, FieldInfo]) -> str:
+    """Pydantic's location without the tags of unions, which are no part of the key."""
+    parts = list(error["loc"])
+    key = ""
+    for position, part in enumerate(parts):
+        dotted = f"{key}.{part}" if key else str(part)
+        unknown = error["type"] == "extra_forbidden" and position == len(parts) - 1
+        if isinstance(part, int):
+            key += f"[{part}]"
+        elif dotted in fields or unknown:
+            key = dotted
+    return key
+
+
+def _unknown(key: str, value: Any, fields: dict[str, FieldInfo]) -> str:
+    parent, _, name = key.rpartition(".")
+    elsewhere = [known for known in fields if known.rpartition(".")[2] == name]
+    near = elsewhere or difflib.get_close_matches(key, fields, n=1, cutoff=_LIKE)
+    if near:
+        return f"{key}: expected a known key, found {key}={value!r}; did you mean {near[0]}?"
+    beside = [known.rpartition(".")[2] for known in fields if known.rpartition(".")[0] == parent]
+    return f"{key}: expected one of the keys {', '.join(beside)}, found {key}={value!r}; remove or correct it"
+
+
+def _expectation(error: Any) -> str:
+    limits = {"greater_than_equal": "at least", "greater_than": "more than", "less_than_equal": "at most"}
+    if error["type"] in limits:
+        (bound,) = error["ctx"].values()
+        return f"{limits[error['type']]} {bound}"
+    text: str = error["msg"].removeprefix("Input should be ")
+    names = {"a valid array": "a list", "an object": "a section", "a valid string": "text"}
+    return names.get(text, text)
+
+
+def _fix(key: str, fields: dict[str, FieldInfo]) -> str:
+    field = fields.get(key.partition("[")[0])
+    if field is None:
+        return ""
+    what = f" ({field.description})" if field.description else ""
+    if field.is_required() or isinstance(field.default, BaseModel):
+        return what
+    return f"{what}; for example {key.partition('[')[0]}={_plain(field.default)}"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def _what(field: FieldInfo) -> str:
+    return field.description or "a section"

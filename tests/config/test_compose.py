@@ -1,0 +1,90 @@
+"""Every option of every group composes into a valid configuration, and YAML and schema agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hydra.errors import ConfigCompositionException
+
+from hagd.config.load import load_config
+from hagd.config.run import ExtractConfig, TrainConfig
+from tests.config.composed import CONF, GROUPS, container, options
+
+SYMBOLIC = ("modular_addition", "modular_multiplication", "modular_subtraction", "parity", "sorting")
+
+
+def pair(model: str) -> tuple[str, ...]:
+    """Overrides that choose `model` and a task that fits it."""
+    task = "modular_addition" if model.endswith("_mini") else "ioi"
+    path = ("model.path=somewhere",) if model == "hf" else ()
+    return (f"model={model}", f"task={task}", *path)
+
+
+def overrides(group: str, name: str) -> tuple[str, ...]:
+    if group == "model":
+        return pair(name)
+    if group == "task" and name not in SYMBOLIC:
+        return (*pair("gpt2"), f"task={name}")
+    return (f"{group}={name}",)
+
+
+def test_every_group_is_known_here() -> None:
+    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    assert set(GROUPS) <= folders
+    assert folders - set(GROUPS) <= {"hydra", "experiment"}
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in options(group)])
+def test_every_option_composes(group: str, name: str) -> None:
+    chosen = overrides(group, name)
+    config = load_config(ExtractConfig, container(*chosen))
+    section = getattr(config, group)
+    written = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    written.pop("defaults", None)
+    for key, value in written.items():
+        if value != "???":
+            assert section.model_dump(mode="json")[key] == value
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))])
+@pytest.mark.parametrize("entry", ["extract", "train"])
+def test_every_experiment_composes(entry: str, name: str) -> None:
+    schema: Any = {"extract": ExtractConfig, "train": TrainConfig}[entry]
+    load_config(schema, container(f"experiment={name}", entry=entry))
+
+
+@pytest.mark.parametrize(("entry", "schema"), [("extract", ExtractConfig), ("train", TrainConfig)])
+def test_yaml_defaults_are_the_schema_defaults(entry: str, schema: Any) -> None:
+    """So a configuration that is written in Python means the same as the command line's."""
+    composed = load_config(schema, container(entry=entry))
+    plain = schema(model=composed.model, task=composed.task)
+    for name in schema.model_fields:
+        assert getattr(composed, name) == getattr(plain, name), name
+    assert composed.model == type(composed.model)()
+
+
+@pytest.mark.parametrize("entry", ["extract", "train"])
+def test_yaml_spells_out_every_key(entry: str) -> None:
+    schema: Any = {"extract": ExtractConfig, "train": TrainConfig}[entry]
+    written = container(entry=entry)
+    assert load_config(schema, written).model_dump(mode="json") == written
+
+
+@pytest.mark.parametrize("model", ["gpt2_mini", "smollm2_135m", "gpt2"])
+@pytest.mark.parametrize("task", options("task"))
+def test_model_and_task_pairs(model: str, task: str) -> None:
+    chosen = {"model": model, "task": task}
+    fits = (model == "gpt2_mini") == (task in SYMBOLIC)
+    composed = {**container(), **{group: container(f"{group}={name}")[group] for group, name in chosen.items()}}
+    if fits:
+        load_config(ExtractConfig, composed)
+    else:
+        with pytest.raises(ValueError, match="choose model="):
+            load_config(ExtractConfig, composed)
+
+
+def test_a_plain_override_of_an_unknown_key_is_refused_by_hydra() -> None:
+    with pytest.raises(ConfigCompositionException, match=r"search\.n_node"):
+        container("search.n_node=3")

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hagd.pipeline.extraction import run_extraction
+from tests.builders import tiny_extract
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder that holds the stages of `tiny_extract(tiny_runs)`; the run itself is in its folder `first`.
+
+    Shared: extractions with other settings reuse its model and dictionaries, none may damage it.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    run_extraction(tiny_extract(runs), runs / "first", None, Console(quiet=True))
+    return runs

@@ -1,0 +1,313 @@
+"""The whole chain on a tiny model: what it leaves behind, what it computes again, what every option does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from hagd.artifacts.codec import load_record
+from hagd.config.load import load_config
+from hagd.config.run import ExtractConfig
+from hagd.errors import ConfigError, TaskError
+from hagd.pipeline.extraction import find_scorer, run_extraction
+from hagd.pipeline.pipeline import STAGES, Pipeline
+from hagd.search.records import SearchResult
+from tests.builders import tiny_extract
+
+QUIET = Console(quiet=True)
+
+FIGURES = (
+    "model.accuracy",
+    "model.chance",
+    "empty.accuracy",
+    "transcoder.fvu",
+    "transcoder.l0",
+    "transcoder.dead",
+    "transcoder.spliced_accuracy",
+    "graph.nodes",
+    "graph.edges",
+    "hierarchy.levels",
+    "hierarchy.modularity",
+    "circuit.nodes",
+    "circuit.edges",
+    "validation.preservation",
+    "validation.preservation_lenient",
+    "validation.sufficiency",
+    "validation.necessity",
+    "validation.preservation_resample",
+    "validation.n_prompts",
+    "control.random.preservation",
+    "control.attribution.preservation",
+    "curve.cpr_log",
+    "curve.cpr",
+    "curve.cmd",
+    "time.total_s",
+    "memory.peak_mb",
+)
+WITH_INTERVAL = (
+    "validation.preservation",
+    "validation.preservation_lenient",
+    "validation.preservation_resample",
+    "control.random.preservation",
+    "control.attribution.preservation",
+)
+BEFORE_SEARCH = {"task", "lm", "prompts", "transcoders", "means", "graph", "hierarchy"}
+
+
+def extract(config: ExtractConfig, folder: Path) -> dict[str, float]:
+    return run_extraction(config, folder, None, QUIET)
+
+
+def reused(folder: Path) -> set[str]:
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    return {name for name, stage in stages.items() if stage["reused"]}
+
+
+def searched(runs: Path, **changes: Any) -> tuple[Pipeline, SearchResult]:
+    pipeline = Pipeline(tiny_extract(runs, **changes), QUIET)
+    return pipeline, pipeline.get("search")
+
+
+def test_the_run_folder_is_complete(tiny_runs: Path) -> None:
+    folder = tiny_runs / "first"
+    assert {file.name for file in (folder / "figures").iterdir()} == {
+        "faithfulness.png",
+        "circuit.png",
+        "reconstruction.png",
+    }
+    for file in (folder / "figures").iterdir():
+        assert file.read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (folder / "report.html").read_text()[:200]
+    written = load_config(ExtractConfig, yaml.safe_load((folder / "config.yaml").read_text()))
+    assert written == tiny_extract(tiny_runs)
+
+
+def test_metrics_hold_every_figure(tiny_runs: Path) -> None:
+    metrics = json.loads((tiny_runs / "first" / "metrics.json").read_text())
+    missing = [key for key in FIGURES if not math.isfinite(metrics.get(key, math.nan))]
+    assert not missing
+    for key in WITH_INTERVAL:
+        assert 0 <= metrics[f"{key}.low"] <= metrics[key] <= metrics[f"{key}.high"], key
+    assert metrics["circuit.nodes"] == 8 and metrics["validation.n_prompts"] == 20
+    assert metrics["model.accuracy"] > 0.8 and metrics["model.chance"] == 0.5
+    assert metrics["transcoder.l0"] <= 4
+
+
+def test_manifest_names_every_stage(tiny_runs: Path) -> None:
+    manifest = json.loads((tiny_runs / "first" / "manifest.json").read_text())
+    assert set(manifest["stages"]) == set(STAGES)
+    for name, stage in manifest["stages"].items():
+        assert (tiny_runs / "artifacts" / name / stage["key"] / "meta.json").is_file()
+        assert not stage["reused"] and stage["seconds"] >= 0 and stage["peak_mb"] > 0
+    assert manifest["versions"]["torch"] and manifest["seed"] == 0
+
+
+def test_circuit_json_agrees_with_the_records(tiny_runs: Path) -> None:
+    circuit = json.loads((tiny_runs / "first" / "circuit.json").read_text())
+    pipeline, result = searched(tiny_runs)
+    graph = pipeline.get("graph")
+    ids = {node["id"] for node in circuit["nodes"]}
+    members = {node["id"] for node in circuit["nodes"] if node["kind"] == "feature"}
+    assert set(graph.flat[sorted(members)]) == set(result.circuit.nodes)
+    weight = {(int(s), int(t)): float(w) for s, t, w in zip(*graph.edge_index, graph.edge_attr, strict=True)}
+    assert circuit["edges"]
+    for edge in circuit["edges"]:
+        assert edge["source"] in ids and edge["target"] in ids
+        assert edge["weight"] == pytest.approx(weight[edge["source"], edge["target"]])
+
+
+def test_a_second_run_reuses_every_stage(tiny_runs: Path, tmp_path: Path) -> None:
+    again = extract(tiny_extract(tiny_runs), tmp_path)
+    assert reused(tmp_path) == set(STAGES)
+    first = json.loads((tiny_runs / "first" / "metrics.json").read_text())
+    assert {k: v for k, v in again.items() if not k.startswith(("time.wall", "memory"))} == pytest.approx(
+        {k: v for k, v in first.items() if not k.startswith(("time.wall", "memory"))}, abs=0
+    )
+
+
+def test_another_search_computes_from_the_search_on(tiny_runs: Path, tmp_path: Path) -> None:
+    extract(tiny_extract(tiny_runs, search__gate_steps=13), tmp_path)
+    assert reused(tmp_path) == BEFORE_SEARCH
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"validation__n_random": 4}, BEFORE_SEARCH | {"search"}),
+        ({"hierarchy__branching": 3}, BEFORE_SEARCH - {"hierarchy"}),
+        ({"graph__edge_prompts": 5}, BEFORE_SEARCH - {"graph", "hierarchy"}),
+        ({"task__only_correct": False}, {"task", "lm"}),
+        ({"seed": 1}, set()),
+        ({"trainer__checkpoint_every": 7, "tracking__tags": ["x"], "graph__batch_size": 9}, set(STAGES)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_change_reaches_only_what_depends_on_it(tiny_runs: Path, change: dict[str, Any], kept: set[str]) -> None:
+    before, after = (Pipeline(tiny_extract(tiny_runs, **c), QUIET) for c in ({}, change))
+    assert {name for name in STAGES if before.key(name) == after.key(name)} == kept
+
+
+def test_the_same_seed_gives_the_same_result_bitwise(tiny_runs: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(tiny_extract(tmp_path), QUIET)
+    pipeline.get("report")
+    other = Pipeline(tiny_extract(tiny_runs), QUIET)
+    for name in STAGES:
+        ours, theirs = pipeline.get(name), other.get(name)
+        if name in ("search", "report"):  # these also hold times
+            continue
+        files = [store.used[name].path / "tensors.safetensors" for store in (pipeline, other)]
+        assert files[0].is_file() == files[1].is_file()
+        assert not files[0].is_file() or files[0].read_bytes() == files[1].read_bytes(), name
+        assert type(ours) is type(theirs)
+    assert [c.nodes.tolist() for c in pipeline.get("search").circuits] == [
+        c.nodes.tolist() for c in other.get("search").circuits
+    ]
+    assert np.array_equal(pipeline.get("search").score, other.get("search").score)
+    assert pipeline.get("validation").metrics == other.get("validation").metrics
+
+
+@pytest.mark.parametrize("method", ["attribution", "gradient_activation", "gates", "greedy", "random"])
+def test_every_method_gives_a_validated_circuit(tiny_runs: Path, tmp_path: Path, method: str) -> None:
+    metrics = extract(tiny_extract(tiny_runs, search__method=method), tmp_path)
+    assert metrics["circuit.nodes"] == 8 and math.isfinite(metrics["validation.faithfulness"])
+    assert reused(tmp_path) == BEFORE_SEARCH
+
+
+@pytest.mark.parametrize("part", ["traversal", "gates", "pruning"])
+def test_every_part_can_be_switched_off(tiny_runs: Path, part: str) -> None:
+    _, full = searched(tiny_runs)
+    _, without = searched(tiny_runs, **{f"search__{part}": False})
+    names = [step.name for step in full.steps]
+    assert names == ["scorer", "traversal", "gates", "pruning"]
+    assert [step.name for step in without.steps] == [name for name in names if name != part]
+    assert len(without.circuit) == 8
+
+
+def test_without_any_part_the_circuit_is_the_attribution_ranking(tiny_runs: Path) -> None:
+    off = {"search__traversal": False, "search__gates": False, "search__pruning": False}
+    _, bare = searched(tiny_runs, **off)
+    _, ranking = searched(tiny_runs, search__method="attribution")
+    assert [c.nodes.tolist() for c in bare.circuits] == [c.nodes.tolist() for c in ranking.circuits]
+
+
+def test_the_smallest_size_keeps_the_target(tiny_runs: Path, tmp_path: Path) -> None:
+    options = {"graph__ablation": "resample", "search__target_preservation": 0.9, "search__gate_steps": 40}
+    pipeline, result = searched(tiny_runs, search__n_nodes=None, **options)
+    from hagd.pipeline.stages import objective_on
+
+    selection = objective_on(
+        pipeline.config, pipeline.patched, pipeline.get("prompts"), pipeline.get("prompts").selection
+    )
+    shape = pipeline.patched.gate_shape
+    wanted = 0.9 * selection.full().accuracy
+    assert selection.outcome(torch.zeros(shape)).accuracy < wanted  # else any size would do
+    assert selection.outcome(result.circuit.gates(shape)).accuracy >= wanted
+    assert result.size < pipeline.get("graph").n_features
+    assert len(result.circuit) == result.size
+    first = result.steps[0]
+    assert first.name == "size" and first.evaluations > 0 and "sizes tried" in first.note
+    assert result.evaluations == pytest.approx(sum(step.evaluations for step in result.steps))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transcoder__site": "resid"},
+        {"graph__edges": "total"},
+        {"graph__ablation": "zero"},
+        {"graph__ablation": "resample"},
+        {"graph__error": "keep"},
+        {"graph__attribution": "gradient_activation"},
+        {"graph__metric": "log_probability"},
+        {"graph__n_max": 30},
+        {"transcoder__layers": [1]},
+        {"transcoder__prediction_head": "dense"},
+        {"hierarchy__branching": 2, "hierarchy__min_size": 1},
+        {"search__sizes": []},
+        {"search__sizes": [1, 5000]},
+        {"search__traversal_budget": 0, "search__pruning_budget": 0},
+    ],
+    ids=lambda change: "-".join(f"{key}={value}" for key, value in change.items()),
+)
+def test_every_option_reaches_the_end(tiny_runs: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    metrics = extract(tiny_extract(tiny_runs, **change), tmp_path)
+    assert metrics["circuit.nodes"] == 8
+    assert {"task", "lm", "prompts"} <= reused(tmp_path)
+    assert (tmp_path / "report.html").is_file()
+    assert math.isfinite(metrics["validation.preservation"]) and math.isfinite(metrics["curve.cpr_log"])
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str) -> None:
+    metrics = extract(tiny_extract(tiny_runs, model__architecture=architecture), tmp_path)
+    assert metrics["circuit.nodes"] == 8 and reused(tmp_path) == {"task"}
+
+
+def test_other_tasks(tiny_runs: Path, tmp_path: Path) -> None:
+    training = tiny_extract(tiny_runs).task.model_dump()["training"]
+    sizes = {"n_train": 30, "n_discovery": 12, "n_selection": 8, "n_validation": 10, "only_correct": False}
+    for task in ({"name": "parity", "length": 6, **sizes}, {"name": "modular_arithmetic", "p": 11, **sizes}):
+        metrics = extract(tiny_extract(tiny_runs, task={**task, "training": training}), tmp_path)
+        assert metrics["circuit.nodes"] == 8
+
+
+def test_a_model_that_answers_nothing_still_gets_its_report(tiny_runs: Path, tmp_path: Path) -> None:
+    task = {**tiny_extract(tiny_runs).task.model_dump(), "only_correct": False}
+    task["training"] = {**task["training"], "steps": 1, "learning_rate": 1e-8}
+    metrics = extract(tiny_extract(tiny_runs, task=task), tmp_path)
+    assert metrics["model.accuracy"] == 0
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert "validation.preservation" not in written  # undefined, and JSON has no NaN
+    report = (tmp_path / "report.html").read_text()
+    assert "preservation is undefined" in report and "nan" not in report.split("<script")[0]
+
+
+def test_a_model_that_answers_no_discovery_prompt_is_refused(tiny_runs: Path) -> None:
+    task = tiny_extract(tiny_runs).task.model_dump()
+    task["training"] = {**task["training"], "steps": 1, "learning_rate": 1e-8}
+    with pytest.raises(TaskError, match=r"none of the 24 discovery prompts.*task\.training\.steps"):
+        Pipeline(tiny_extract(tiny_runs, task=task), QUIET).get("prompts")
+
+
+def test_more_nodes_than_there_are(tiny_runs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.n_nodes: expected at most \d+ .*found 5000; lower it or raise"):
+        searched(tiny_runs, search__n_nodes=5000)
+    assert not [file for file in (tiny_runs / "artifacts" / "search").iterdir() if file.name.startswith(".")]
+
+
+def test_a_scorer_that_is_not_there(tiny_runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.scorer: .*found nowhere; train one with"):
+        find_scorer(tiny_extract(tiny_runs, search__scorer="nowhere"))
+    assert find_scorer(tiny_extract(tmp_path, search__scorer="auto")) is None
+
+
+def test_a_result_being_written_is_no_scorer(tmp_path: Path) -> None:
+    partial = tmp_path / "artifacts" / "scorer" / ".0123.partial"
+    partial.mkdir(parents=True)
+    (partial / "meta.json").write_text("{}")
+    assert find_scorer(tiny_extract(tmp_path, search__scorer="auto")) is None
+
+
+def test_the_newest_scorer_is_used(tmp_path: Path) -> None:
+    for age, name in ((100, "b"), (50, "a"), (200, "c")):
+        file = tmp_path / "artifacts" / "scorer" / name / "meta.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        os.utime(file, (1e9 - age, 1e9 - age))
+    assert find_scorer(tiny_extract(tmp_path, search__scorer="auto")) == tmp_path / "artifacts" / "scorer" / "a"
+
+
+def test_records_can_be_read_without_the_pipeline(tiny_runs: Path) -> None:
+    stages = json.loads((tiny_runs / "first" / "manifest.json").read_text())["stages"]
+    for name, stage in stages.items():
+        record = load_record(STAGES[name].record, tiny_runs / "artifacts" / name / stage["key"])
+        assert isinstance(record, STAGES[name].record)

@@ -1,0 +1,117 @@
+"""`train.py`: each stage trains, stores what `extract.py` then uses, and trains nothing twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hagd.artifacts.codec import load_record
+from hagd.errors import ConfigError
+from hagd.pipeline.extraction import find_scorer, run_extraction
+from hagd.pipeline.pipeline import STAGES, Pipeline
+from hagd.pipeline.training import run_training
+from hagd.search.scorer.records import TrainedScorer
+from hagd.tracking.read_back import offline_runs, read_run
+from tests.builders import tiny_extract, tiny_settings, tiny_train
+
+QUIET = Console(quiet=True)
+
+
+def no_sections(group: str, name: str) -> dict[str, Any]:
+    raise AssertionError("only the scorer's training reads other configurations")
+
+
+def sections(group: str, name: str) -> dict[str, Any]:
+    """The tiny model, and its task with `name` symbols."""
+    settings = tiny_settings(Path())
+    return settings["model"] if group == "model" else {**settings["task"], "n_symbols": int(name)}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    stages: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["stages"]
+    return stages
+
+
+def test_stage_lm_trains_the_model_that_extraction_uses(tmp_path: Path) -> None:
+    config = tiny_train(tmp_path, stage="lm", task__training__steps=12)
+    metrics = run_training(config, no_sections, tmp_path / "run", None, QUIET)
+    assert metrics["objective"] == metrics["model.accuracy"]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    assert set(manifest(tmp_path / "run")) == {"task", "lm"}
+    extraction = Pipeline(tiny_extract(tmp_path, task__training__steps=12), QUIET)
+    extraction.get("lm")
+    assert extraction.used["lm"].reused
+    run_training(config, no_sections, tmp_path / "again", None, QUIET)
+    assert manifest(tmp_path / "again")["lm"]["reused"]
+
+
+def test_stage_transcoder_measures_the_dictionaries(tiny_runs: Path, tmp_path: Path) -> None:
+    config = tiny_train(tiny_runs, stage="transcoder", transcoder__k=3)
+    metrics = run_training(config, no_sections, tmp_path, None, QUIET)
+    assert metrics["objective"] == -metrics["transcoder.fvu"] and metrics["transcoder.l0"] <= 3
+    assert manifest(tmp_path)["lm"]["reused"] and not manifest(tmp_path)["transcoders"]["reused"]
+
+
+def test_stage_lm_refuses_pretrained_models(tmp_path: Path) -> None:
+    model = {"kind": "pretrained", "name": "x", "path": "nowhere"}
+    config = tiny_train(tmp_path, stage="lm", model=model, task={"name": "ioi"})
+    with pytest.raises(ConfigError, match=r"stage=lm: expected a mini model, found model\.kind=pretrained"):
+        run_training(config, no_sections, tmp_path / "run", None, QUIET)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A scorer meta-trained on three circuits: two seeds of one task, one of another, the last held out."""
+    runs = tmp_path_factory.mktemp("scorer")
+    gnn = {"models": ["tiny"], "tasks": ["12", "11"], "seeds": [100, 101], "epochs": 2, "hidden": 8, "heads": 2}
+    config = tiny_train(runs, stage="gnn", gnn=gnn, tracking__mode="offline")
+    return runs, run_training(config, sections, runs / "run", None, QUIET)
+
+
+def test_stage_gnn_trains_a_scorer_on_other_circuits(trained: tuple[Path, dict[str, float]]) -> None:
+    runs, metrics = trained
+    assert metrics["graphs"] == 4 and metrics["objective"] == metrics["scorer.correlation"]
+    assert -1 <= metrics["scorer.correlation"] <= 1 and math.isfinite(metrics["scorer.importance_correlation"])
+    scorer = load_record(TrainedScorer, runs / "artifacts" / "scorer" / manifest(runs / "run")["scorer"]["key"])
+    assert scorer.trained_on == ("tiny-sorting-100", "tiny-sorting-100", "tiny-sorting-101")
+    assert len(list((runs / "artifacts" / "search").iterdir())) == 4
+    (logged,) = offline_runs(runs)
+    read = read_run(logged)
+    assert read.summary["scorer.correlation"] == pytest.approx(metrics["scorer.correlation"])
+    assert any("gnn/loss" in item for item in read.history)
+
+
+def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    runs, _ = trained
+    options = {"search__traversal": False, "search__gates": False, "search__pruning": False}
+    automatic = tiny_extract(runs, search__scorer="auto", **options)
+    run_extraction(automatic, tmp_path / "auto", None, QUIET)
+    pipeline = Pipeline(automatic, QUIET, scorer=find_scorer(automatic))
+    result = pipeline.get("search")
+    assert pipeline.used["search"].reused
+    assert [step.note for step in result.steps if step.name == "scorer"] == ["meta-learned scorer"]
+    without = Pipeline(tiny_extract(runs, **options), QUIET)
+    assert without.key("search") != pipeline.key("search")
+    note = next(step.note for step in without.get("search").steps if step.name == "scorer")
+    assert "no meta-learned scorer" in note
+    # The same scorer by its path is the same search.
+    named = tiny_extract(runs, search__scorer=str(find_scorer(automatic)), **options)
+    assert Pipeline(named, QUIET, scorer=find_scorer(named)).key("search") == pipeline.key("search")
+
+
+def test_the_scorer_is_trained_once(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    runs, metrics = trained
+    settings = json.loads(json.dumps(tiny_train(runs).model_dump(mode="json")))
+    assert set(STAGES) >= {"search"} and settings["stage"] == "transcoder"
+    gnn = {"models": ["tiny"], "tasks": ["12", "11"], "seeds": [100, 101], "epochs": 2, "hidden": 8, "heads": 2}
+    again = run_training(tiny_train(runs, stage="gnn", gnn=gnn), sections, tmp_path, None, QUIET)
+    assert again == metrics and manifest(tmp_path)["scorer"]["reused"]
+    other = tiny_train(runs, stage="gnn", gnn={**gnn, "edges": False})
+    run_training(other, sections, tmp_path / "flat", None, QUIET)
+    assert not manifest(tmp_path / "flat")["scorer"]["reused"]
+    assert len(list((runs / "artifacts" / "search").iterdir())) >= 4
