@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array
 
-from hagd.attribution.records import AttributionGraph
+from hagd.attribution.records import ERROR, FEATURE, AttributionGraph
 from hagd.config.stages import HierarchyConfig
 from hagd.hierarchy.quality import conductance, modularity
 from hagd.hierarchy.records import Hierarchy, Level
@@ -28,7 +28,7 @@ def build_hierarchy(
     for `⌈log_b n⌉` levels; what is still too large then is divided evenly, so there are at most `2 ⌈log_b n⌉`
     levels. A graph of at most `min_size` nodes has one level of one supernode.
     """
-    w = affinity(graph.edge_index, graph.edge_attr, len(graph.nodes))
+    w = _between_features(graph)
     n = w.shape[0]
     supernode = np.zeros(n, dtype=np.int64)
     levels: list[Level] = []
@@ -40,6 +40,17 @@ def build_hierarchy(
         if progress is not None:
             progress(int((np.bincount(supernode)[supernode] <= config.min_size).sum()), n)
     return Hierarchy(config.branching, tuple(levels) or (_level(w, supernode, []),))
+
+
+def _between_features(graph: AttributionGraph) -> csr_array:
+    """Affinity of the edges between features and errors.
+
+    Tokens and the logit are joined to nearly everything: with them in, the first split is the hubs against the rest
+    (modularity 0.00 on the default run, 0.61 without them).
+    """
+    inner = np.isin(graph.nodes.kind, (FEATURE, ERROR))
+    kept = inner[graph.edge_index].all(0)
+    return affinity(graph.edge_index[:, kept], graph.edge_attr[kept], len(graph.nodes))
 
 
 def _refine(

@@ -35,12 +35,19 @@ def affinity(edge_index: np.ndarray, edge_attr: np.ndarray, n: int) -> csr_array
 def spectral_split(w: csr_array, branching: int, seed: int, largest: float = 0.95) -> Split:
     """At most `branching` clusters of the graph `w` `[n, n]`, at least two when n > 1.
 
-    Where one cluster would take more than the share `largest` of the nodes (no edges, a few strays beside the bulk),
+    Nodes without edges are one cluster of their own: they would otherwise fill the spectrum with strays. Where one cluster would take more than the share `largest` of the nodes (no edges, a few strays beside the bulk),
     nodes are divided evenly along the second eigenvector, so that every split makes progress.
     """
     n = w.shape[0]
     if n <= branching:
         return Split(np.arange(n), 0.0)
+    alone = np.diff(w.indptr) == 0
+    if branching > 2 and largest > 0 and alone.any() and not alone.all():
+        joined = np.flatnonzero(~alone)
+        inner = spectral_split(w[joined][:, joined], branching - 1, seed, largest)
+        clusters = np.full(n, inner.clusters.max() + 1)
+        clusters[joined] = inner.clusters
+        return Split(clusters, inner.eigengap)
     values, vectors = _smallest(_normalised_affinity(w), branching + 1, seed)
     rows = vectors[:, :branching]
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

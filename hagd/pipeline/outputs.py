@@ -119,7 +119,7 @@ def track(run: Run, data: ReportData, metrics: dict[str, float], figures: Sequen
         ],
     )
     for figure in figures:
-        run.figure(figure.stem, figure)
+        run.figure(f"figures/{figure.stem}", figure)  # a table has the name of a figure
     run.html("report", folder / "report.html")
     run.artifact(f"circuit-{run.id}", "circuit", folder / "circuit.json")
     run.artifact(f"report-{run.id}", "report", folder / "report.html")

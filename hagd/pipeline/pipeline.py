@@ -235,7 +235,7 @@ STAGES: dict[str, Stage] = {
     ),
     "hierarchy": Stage(
         Hierarchy,
-        1,
+        2,
         ("graph",),
         lambda p: p.config.hierarchy.model_dump(mode="json"),
         lambda p, _, progress: stages.partition(p.config, p.get("graph"), progress),

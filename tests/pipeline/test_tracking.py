@@ -51,7 +51,7 @@ def test_tables(folder: Path, logged: LoggedRun) -> None:
 
 
 def test_report_figures_and_artifacts(folder: Path, logged: LoggedRun) -> None:
-    assert {"report", "faithfulness", "circuit", "reconstruction"} <= set(logged.media)
+    assert set(logged.media) == {"report", "figures/faithfulness", "figures/circuit", "figures/reconstruction"}
     assert "<html" in logged.media["report"].read_text()[:300]
     kinds = {name.rpartition("-")[0]: paths for name, paths in logged.artifacts.items()}
     assert kinds == {"circuit": ("circuit.json",), "report": ("report.html",)}

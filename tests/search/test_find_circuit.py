@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hagd.config.stages import GraphConfig, HierarchyConfig, SearchConfig
+from hagd.errors import ConfigError
+from hagd.hierarchy.partition import build_hierarchy
+from hagd.search.baselines import by_attribution
+from hagd.search.find_circuit import Searched, find_circuit
+from hagd.search.records import SearchResult
+from tests.search.trained import Trained
+
+SMALL: dict[str, Any] = {
+    "n_nodes": 20,
+    "sizes": (10, 20, 40),
+    "gate_steps": 60,
+    "gate_batch": 40,
+    "traversal_budget": 60,
+    "pruning_budget": 120,
+}
+
+
+@pytest.fixture(scope="module")
+def searched(trained: Trained) -> Searched:
+    hierarchy = build_hierarchy(trained.graph, HierarchyConfig(), 0)
+    return Searched(trained.objective, trained.objective, trained.graph, hierarchy, GraphConfig())
+
+
+def find(searched: Searched, seed: int = 0, **changes: Any) -> SearchResult:
+    return find_circuit(searched, SearchConfig(**{**SMALL, **changes}), seed)
+
+
+def divergence(searched: Searched, result: SearchResult) -> float:
+    gates = result.circuit.gates(searched.discovery.patched.gate_shape)
+    return float(searched.discovery.divergences(gates[None], torch.arange(len(searched.discovery)))[0])
+
+
+@pytest.mark.parametrize("method", ["hagd", "gates", "attribution", "gradient_activation", "greedy", "random"])
+def test_circuits_of_every_size_among_the_candidates(searched: Searched, method: str) -> None:
+    result = find(searched, method=method, sizes=(10, 20, 40, 10_000))
+    assert result.method == method and result.size == 20
+    assert [len(circuit) for circuit in result.circuits] == [10, 20, 40]
+    for circuit in result.circuits:
+        assert set(circuit.nodes) <= set(searched.graph.flat)
+        assert np.array_equal(circuit.nodes, np.unique(circuit.nodes))
+    assert result.score.shape == (searched.graph.n_features,) and np.isfinite(result.score).all()
+    assert result.evaluations == pytest.approx(sum(step.evaluations for step in result.steps))
+
+
+@pytest.mark.parametrize("method", ["hagd", "gates", "greedy", "random"])
+def test_the_same_seed_gives_the_same_circuits(searched: Searched, method: str) -> None:
+    first, again = (find(searched, method=method) for _ in range(2))
+    for ours, theirs in zip(first.circuits, again.circuits, strict=True):
+        assert np.array_equal(ours.nodes, theirs.nodes)
+    assert [step.evaluations for step in first.steps] == [step.evaluations for step in again.steps]
+
+
+def test_every_part_says_what_it_cost_and_changed(searched: Searched) -> None:
+    before = searched.discovery.patched.evaluations
+    result = find(searched)
+    assert [step.name for step in result.steps] == ["scorer", "traversal", "gates", "pruning"]
+    assert result.steps[0].changed == 0 and result.steps[0].evaluations == 0
+    assert all(0 <= step.changed <= 20 and step.preservation >= 0 for step in result.steps)
+    assert result.steps[1].evaluations <= SMALL["traversal_budget"]
+    assert result.steps[3].evaluations <= SMALL["pruning_budget"]
+    gates = result.steps[2].evaluations
+    assert 3 * SMALL["gate_steps"] <= gates <= 3 * SMALL["gate_steps"] + 3 * len(result.circuits)
+    # The ledger leaves out only its own measurements on the selection split, one a part.
+    spent = (searched.discovery.patched.evaluations - before) / len(searched.discovery)
+    assert spent == pytest.approx(result.evaluations + len(result.steps))
+
+
+def test_the_search_beats_what_it_starts_from(searched: Searched) -> None:
+    ours, attribution, chance = (
+        divergence(searched, find(searched, method=method, gate_steps=200)) for method in ("hagd", "attribution", "random")
+    )
+    assert ours < attribution < chance
+
+
+def test_scores_of_a_scorer_are_the_start(searched: Searched) -> None:
+    from dataclasses import replace
+
+    scores = np.random.default_rng(3).normal(size=searched.graph.n_features)
+    off = {"traversal": False, "gates": False, "pruning": False}
+    result = find(replace(searched, scores=scores), **off)
+    assert result.steps[0].note == "meta-learned scorer"
+    plain = find(searched, **off)
+    assert set(plain.circuit.nodes) == set(searched.graph.flat[np.argsort(-by_attribution(searched.graph))[:20]])
+    assert "no meta-learned scorer" in plain.steps[0].note
+
+
+@pytest.mark.parametrize("budget", ["traversal_budget", "pruning_budget"])
+def test_a_part_without_budget_does_not_run(searched: Searched, budget: str) -> None:
+    names = [step.name for step in find(searched, **{budget: 0}).steps]
+    assert budget.removesuffix("_budget") not in names
+
+
+def test_a_circuit_of_every_candidate(searched: Searched) -> None:
+    n = searched.graph.n_features
+    result = find(searched, n_nodes=n)
+    assert np.array_equal(result.circuit.nodes, np.sort(searched.graph.flat))
+
+
+def test_too_many_nodes(searched: Searched) -> None:
+    n = searched.graph.n_features
+    with pytest.raises(ConfigError, match=rf"search\.n_nodes: expected at most {n} .* found {n + 1}; lower it or"):
+        find(searched, n_nodes=n + 1)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9])
+def test_the_smallest_circuit_keeps_its_target(searched: Searched, target: float) -> None:
+    result = find(searched, n_nodes=None, method="attribution", target_preservation=target)
+    shape = searched.discovery.patched.gate_shape
+    wanted = target * searched.selection.full().accuracy
+
+    def kept(circuit: Any) -> bool:
+        return searched.selection.outcome(circuit.gates(shape)).accuracy >= wanted
+
+    assert kept(result.circuit) and result.size < searched.graph.n_features
+    assert result.steps[0].name == "size"
+    # A ranking's circuits are nested, so every smaller size can be tried: few of them may do as well.
+    ranking = np.argsort(-by_attribution(searched.graph), kind="stable")
+    smaller = max(1, int(0.9 * result.size) - 1)
+    nested = find(searched, n_nodes=smaller, method="attribution").circuit
+    assert set(nested.nodes) == set(searched.graph.flat[ranking[:smaller]])
+    assert not kept(nested)
+
+
+def test_a_target_that_nothing_keeps_is_a_warning(searched: Searched, caplog: pytest.LogCaptureFixture) -> None:
+    from dataclasses import replace
+
+    from hagd.patching.objective import Objective
+
+    old = searched.selection
+    # The candidates of one layer and slot alone cannot do the task, so even all of them fail the target.
+    flat = searched.graph.flat[: searched.graph.n_features // 10]
+    graph = _first_features(searched.graph, len(flat))
+    few = replace(
+        searched,
+        graph=graph,
+        selection=Objective(old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=64),
+    )
+    result = find(few, n_nodes=None, method="attribution", sizes=(), target_preservation=1.0)
+    assert result.size == len(flat) and "no size keeps the target" in result.steps[0].note
+    assert "not even all" in caplog.text and "search.target_preservation=1" in caplog.text
+
+
+def _first_features(graph: Any, n: int) -> Any:
+    from dataclasses import replace
+
+    from hagd.attribution.records import FEATURE
+
+    keep = np.concatenate([np.arange(n), np.flatnonzero(graph.nodes.kind != FEATURE)])
+    nodes = replace(graph.nodes, **{name: value[keep] for name, value in vars(graph.nodes).items()})
+    empty = np.zeros((2, 0), dtype=graph.edge_index.dtype)
+    return replace(graph, nodes=nodes, flat=graph.flat[:n], edge_index=empty, edge_attr=graph.edge_attr[:0])
