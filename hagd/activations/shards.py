@@ -73,6 +73,9 @@ def collect(
 
     A shard that is already in `folder` is not computed again, so a killed run continues. `progress` is called
     with sequences done and to do.
+
+    Raises:
+        NumericalError: an activation is NaN or infinite.
     """
     total = sum(len(part.tokens) for part in sequences)
     positions = sum(int(part.keep.sum()) for part in sequences)

@@ -95,7 +95,7 @@ class ArtifactStore:
                 stored = self._load(path, cls)  # another process may have finished it meanwhile
             except DamagedArtifactError as error:
                 log.warning("%s; computing it again", error)
-                with _disk_errors(path):
+                with disk_errors(path):
                     shutil.rmtree(path)
                 stored = None
             return stored or self._compute(path, cls, compute, json.loads(origin))
@@ -110,7 +110,7 @@ class ArtifactStore:
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
         file = self.root / "locks" / f"{path.parent.name}-{path.name}.lock"
-        with _disk_errors(file):
+        with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(file)
             try:
@@ -124,7 +124,7 @@ class ArtifactStore:
             lock.release()
 
     def _load(self, path: Path, cls: type[R]) -> Stored[R] | None:
-        with _disk_errors(path):
+        with disk_errors(path):
             return self._read(path, cls) if path.exists() else None
 
     def _read(self, path: Path, cls: type[R]) -> Stored[R]:
@@ -145,7 +145,7 @@ class ArtifactStore:
 
     def _compute(self, path: Path, cls: type[R], compute: Callable[[Path], R], origin: dict[str, Any]) -> Stored[R]:
         work = self._work(path)
-        with _disk_errors(work):
+        with disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
         reset_peak_rss()
         start = time.perf_counter()
@@ -165,7 +165,7 @@ class ArtifactStore:
             "versions": versions(),
             "git_revision": git_revision(),
         }
-        with _disk_errors(path):
+        with disk_errors(path):
             loaded = _publish(record, cls, meta, path)
             shutil.rmtree(work)
         return Stored(loaded, path.name, path, False, meta["seconds"], meta["peak_rss_mb"])
@@ -198,7 +198,8 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into an ArtifactError that names `path` and says what to do."""
     try:
         yield
     except OSError as error:

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,21 +43,40 @@ def run_job(
         assert isinstance(container, dict)
         return job(load_config(schema, {str(key): value for key, value in container.items()}), folder, group)
     except HagdError as error:
-        (folder / "error.txt").write_text(f"{error}\n")
+        _write_error(folder, str(error))
         print(f"error: {error}", file=sys.stderr)
+        if sweep:
+            raise
+        sys.exit(1)
+    except OSError as error:
+        print(
+            f"error: {error.filename or folder}: {error.strerror or error}; free space or set paths.runs to a folder "
+            "that can be written",
+            file=sys.stderr,
+        )
         if sweep:
             raise
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; finished stages are kept, the same command continues", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:
+            print("terminated; finished stages are kept, the same command continues", file=sys.stderr)
+        raise
     except Exception as error:
-        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+        _write_error(folder, f"{type(error).__name__}: {error}")
         logging.getLogger(__name__).error("job in %s failed", folder)
         raise
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _write_error(folder: Path, text: str) -> None:
+    """`error.txt` for the table of a sweep; a full disk must not hide the error itself."""
+    with suppress(OSError):
+        (folder / "error.txt").write_text(f"{text}\n")
 
 
 def _terminate(*_: object) -> None:

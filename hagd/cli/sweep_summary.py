@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import re
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +17,18 @@ from typing import Any, Literal
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-FIGURES = (
-    "circuit.nodes",
-    "validation.preservation",
-    "control.random.preservation",
-    "control.attribution.preservation",
-    "curve.cpr_log",
-    "transcoder.fvu",
-    "time.total_s",
-)
+FIGURES = {
+    "model.accuracy": "model",
+    "circuit.nodes": "nodes",
+    "validation.preservation": "φ",
+    "empty.accuracy": "empty",
+    "control.random.preservation": "φ random",
+    "control.attribution.preservation": "φ IG",
+    "curve.cpr_log": "CPR log",
+    "transcoder.fvu": "FVU",
+    "time.total_s": "seconds",
+}
+"""What the tables show: key in `metrics.json` → column."""
 
 Status = Literal["done", "failed", "unfinished"]
 
@@ -58,10 +62,50 @@ def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
     """Write `sweep.json` and `summary.md` into `sweep_dir`."""
     (sweep_dir / "sweep.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
     header, rows = _columns(jobs), [_row(job, jobs) for job in jobs]
+    text = _markdown(header, rows)
+    if over_seeds := aggregate(jobs):
+        text += "\nMean ± standard deviation over seeds:\n\n" + _markdown(*over_seeds)
+    errors = "".join(f"\n- `{_label(job, jobs)}`: {job.error}" for job in jobs if job.error)
+    (sweep_dir / "summary.md").write_text(text + (f"\nFailed:\n{errors}\n" if errors else ""))
+
+
+def aggregate(jobs: list[Job]) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows of the table over seeds, one row a setting; None when no setting has two finished seeds."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        if job.status == "done":
+            groups.setdefault(tuple(part for part in job.overrides if not part.startswith("seed=")), []).append(job)
+    if all(len(group) < 2 for group in groups.values()):
+        return None
+    names = _shown(jobs)
+    common = _common(jobs)
+    rows = [
+        [
+            " ".join(part for part in setting if part not in common) or "all",
+            str(len(group)),
+            *(_spread([job.figures[name] for job in group if name in job.figures]) for name in names),
+        ]
+        for setting, group in groups.items()
+    ]
+    return ["setting", "seeds", *(FIGURES[name] for name in names)], rows
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return _format(values[0] if values else None)
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    return (
+        _format(mean)
+        if spread == 0
+        else f"{mean:.0f} ± {spread:.0f}"
+        if abs(mean) >= 100
+        else f"{mean:.2f} ± {spread:.2f}"
+    )
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    errors = "".join(f"\n- `{_label(job)}`: {job.error}" for job in jobs if job.error)
-    (sweep_dir / "summary.md").write_text(f"{table}\n" + (f"\nFailed:\n{errors}\n" if errors else ""))
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 class SweepSummary(Callback):
@@ -86,21 +130,29 @@ def _summarise(sweep_dir: Path) -> None:
 
 
 def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     done = sum(job.status == "done" for job in jobs)
-    table = Table(title=f"{done} of {len(jobs)} jobs done")
+    table = Table(title=f"{done} of {len(jobs)} jobs done", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(_columns(jobs)):
         table.add_column(escape(name), justify="left" if number < 2 else "right", overflow="fold")
     for job in jobs:
         table.add_row(*map(escape, _row(job, jobs)), style=None if job.status == "done" else "red")
     console = Console()
     console.print(table)
+    if over_seeds := aggregate(jobs):
+        means = Table(title="mean ± standard deviation over seeds", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in over_seeds[0]:
+            means.add_column(escape(name), overflow="fold")
+        for row in over_seeds[1]:
+            means.add_row(*map(escape, row))
+        console.print(means)
     for job in jobs:
         if job.error:
-            console.print(f"[red]{escape(_label(job))}[/red]: {escape(job.error)}", soft_wrap=True)
+            console.print(f"[red]{escape(_label(job, jobs))}[/red]: {escape(job.error)}", soft_wrap=True)
     console.print(f"[dim]{escape(str(sweep_dir / 'summary.md'))}[/dim]", soft_wrap=True)
 
 
@@ -135,23 +187,33 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, item in value.items() for name, leaf in _flatten(item, f"{prefix}{key}.").items()}
 
 
+def _shown(jobs: list[Job]) -> list[str]:
+    """Keys that at least one job has."""
+    return [name for name in FIGURES if any(name in job.figures for job in jobs)]
+
+
 def _columns(jobs: list[Job]) -> list[str]:
-    return ["job", "status", *(name for name in FIGURES if any(name in job.figures for job in jobs))]
+    return ["job", "status", *(FIGURES[name] for name in _shown(jobs))]
 
 
 def _row(job: Job, jobs: list[Job]) -> list[str]:
-    names = _columns(jobs)[2:]
-    return [_label(job), job.status, *(_format(job.figures.get(name)) for name in names)]
+    return [_label(job, jobs), job.status, *(_format(job.figures.get(name)) for name in _shown(jobs))]
 
 
-def _label(job: Job) -> str:
-    return " ".join(job.overrides) or Path(job.folder).name
+def _label(job: Job, jobs: list[Job]) -> str:
+    """What sets the job apart: its overrides without those that all jobs share."""
+    common = _common(jobs)
+    return " ".join(part for part in job.overrides if part not in common) or Path(job.folder).name
+
+
+def _common(jobs: list[Job]) -> set[str]:
+    return set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
 
 
 def _format(value: float | None) -> str:
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return f"{value:.0f}" if (value == int(value) and abs(value) > 1) or abs(value) >= 100 else f"{value:.3f}"
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

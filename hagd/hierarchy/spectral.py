@@ -35,8 +35,9 @@ def affinity(edge_index: np.ndarray, edge_attr: np.ndarray, n: int) -> csr_array
 def spectral_split(w: csr_array, branching: int, seed: int, largest: float = 0.95) -> Split:
     """At most `branching` clusters of the graph `w` `[n, n]`, at least two when n > 1.
 
-    Nodes without edges are one cluster of their own: they would otherwise fill the spectrum with strays. Where one cluster would take more than the share `largest` of the nodes (no edges, a few strays beside the bulk),
-    nodes are divided evenly along the second eigenvector, so that every split makes progress.
+    Nodes without edges are one cluster of their own: they would otherwise fill the spectrum with strays. Where one
+    cluster would take more than the share `largest` of the nodes, nodes are divided evenly along the second
+    eigenvector, so that every split makes progress.
     """
     n = w.shape[0]
     if n <= branching:

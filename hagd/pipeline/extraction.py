@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
+from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
 from hagd.pipeline.outputs import track, write_config, write_manifest, write_results
 from hagd.pipeline.pipeline import Pipeline
+from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
 from hagd.tracking.wandb_run import tracked_run
@@ -35,8 +38,9 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     start = time.perf_counter()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder)
     scorer = find_scorer(config)
     settings = config.model_dump(mode="json")
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
@@ -48,7 +52,9 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             return [run.lightning_logger()]
 
         pipeline = Pipeline(config, console, loggers, scorer)
-        data: ReportData = pipeline.get("report")
+        stored_report: ReportData = pipeline.get("report")
+        # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
+        data = replace(stored_report, settings=flat_settings(config))
         for part in PARTS[:-1]:
             if part in pipeline.parents("report") or part == "task":
                 pipeline.get(part)
@@ -59,8 +65,9 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             "time.wall_s": time.perf_counter() - start,
             "memory.peak_mb": max(each.peak_mb for each in stored),
         }
-        figures = write_results(data, metrics, folder)
-        write_manifest(config, pipeline.used, folder)
+        with disk_errors(folder):
+            write_manifest(config, pipeline.used, folder)
+            figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
     print_summary(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
 from hagd.config.task import SymbolicTask
-from hagd.errors import ConfigError, TaskError
+from hagd.errors import ConfigError, NumericalError, TaskError
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
@@ -88,6 +88,11 @@ def select_prompts(config: StagesConfig, lm: LanguageModel, task: TaskData) -> T
 def _correct(lm: LanguageModel, task: TaskData, prompts: Prompts) -> torch.Tensor:
     prompts = prompts.to(lm.device)
     logits = lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
+    if not logits.isfinite().all():
+        raise NumericalError(
+            f"model {lm.name}: expected finite logits on the prompts of {task.name}, found NaN or infinity; check "
+            "model.dtype (float16 overflows) and the weights"
+        )
     logits = logits.unflatten(0, prompts.tokens.shape[:2])
     return is_correct(logits, prompts, task.accuracy, task.length_normalised).cpu()
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from hagd.artifacts.keys import stage_key
-from hagd.artifacts.store import Stored
+from hagd.artifacts.store import Stored, disk_errors
 from hagd.config.load import load_config
 from hagd.config.run import StagesConfig, TrainConfig
 from hagd.errors import ConfigError
@@ -49,8 +49,9 @@ def run_training(
     """
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder)
     name = f"{config.stage}-{config.model.name}-{config.task.name}-{config.seed}"
     with tracked_run(
         config.tracking,
@@ -68,8 +69,9 @@ def run_training(
         train = {"lm": _train_lm, "transcoder": _train_transcoders, "gnn": _train_scorer}[config.stage]
         metrics = train(config, pipeline, sections, run)
         run.summary(metrics)
-        write_metrics(metrics, folder)
-        write_manifest(config, pipeline.used, folder)
+        with disk_errors(folder):
+            write_manifest(config, pipeline.used, folder)
+            write_metrics(metrics, folder)
     for key, value in metrics.items():
         console.print(f"{key}: {value:.4g}", highlight=False)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)

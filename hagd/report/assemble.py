@@ -61,7 +61,7 @@ def assemble(
         model=config.model.name,
         task=config.task.name,
         seed=config.seed,
-        settings=_flat(config.model_dump(mode="json")),
+        settings=flat_settings(config),
         metrics=metrics,
         slot_names=task.slot_names,
         search=tuple(
@@ -267,6 +267,11 @@ def _warnings(
         found.append("the empty circuit keeps more than half of the accuracy: preservation says little here")
     found += [step.note for step in result.steps if step.name == "scorer" and "no meta-learned" in step.note]
     return tuple(found)
+
+
+def flat_settings(config: StagesConfig) -> dict[str, str]:
+    """Dotted key → value of the whole configuration, as text."""
+    return _flat(config.model_dump(mode="json"))
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

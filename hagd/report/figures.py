@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 DPI = 150
 
+TICK_RATIO = 1.45
+"""Sizes closer than this factor to the tick before get none, so that labels do not touch."""
+
 
 def write_figures(data: ReportData, folder: Path) -> tuple[Path, ...]:
     """Draw `faithfulness.png`, `circuit.png` and `reconstruction.png` into `folder`.
@@ -103,7 +106,11 @@ def _curve_colours(curves: Sequence[Curve]) -> list[str]:
 def _size_ticks(axes: Axes, curves: Sequence[Curve]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axes.xaxis.set_major_locator(FixedLocator(sorted({size for curve in curves for size in curve.sizes})))
+    ticks: list[int] = []
+    for size in sorted({size for curve in curves for size in curve.sizes}):
+        if not ticks or size / ticks[-1] > TICK_RATIO:
+            ticks.append(size)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1000:g}k" if size >= 1000 else f"{size:g}"))
 

@@ -15,7 +15,7 @@ EVEN, START = VOCABULARY.index("even"), VOCABULARY.index("start")
 
 
 def build(config: Parity, seed: int) -> TaskData:
-    """Tokens `start`, bits `0` and `1`, answers `even` and `odd`; slots start, bit1 … bitN; the last position is scored.
+    """Tokens `start`, `0`, `1`, `even`, `odd`; slots start, bit1 … bitN; only the last position is scored.
 
     The start token lets rotary models count: without one the prefixes 1, 11, 111 look alike to attention.
 

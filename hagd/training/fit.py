@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hagd.config.run import TrainerConfig
+from hagd.errors import ConfigError
 from hagd.training.loader import StepLoader
 
 if TYPE_CHECKING:
@@ -57,11 +58,13 @@ def fit(
         gradient_clip: largest gradient norm (None = no clipping).
 
     Raises:
+        ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
         NumericalError: the loss is NaN or infinite.
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
+        KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
     from pytorch_lightning import Trainer
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from hagd.training.checkpoints import FiniteLoss, StepCheckpoint, usable_checkpoint
     from hagd.training.progress import TrainingProgress
@@ -73,32 +76,45 @@ def fit(
         TrainingProgress(stage, metrics),
     ]
     with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        trainer = Trainer(
-            max_steps=n_steps,
-            accelerator=trainer_config.accelerator,
-            devices=trainer_config.devices,
-            num_nodes=trainer_config.num_nodes,
-            strategy=trainer_config.strategy,
-            precision=trainer_config.precision,
-            plugins=_environment(trainer_config),
-            callbacks=callbacks,
-            logger=list(loggers) or False,
-            gradient_clip_val=gradient_clip,
-            default_root_dir=checkpoint_dir,
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        try:
+            trainer = Trainer(
+                max_steps=n_steps,
+                accelerator=trainer_config.accelerator,
+                devices=trainer_config.devices,
+                num_nodes=trainer_config.num_nodes,
+                strategy=trainer_config.strategy,
+                precision=trainer_config.precision,
+                plugins=_environment(trainer_config),
+                callbacks=callbacks,
+                logger=list(loggers) or False,
+                gradient_clip_val=gradient_clip,
+                default_root_dir=checkpoint_dir,
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                use_distributed_sampler=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+        except (MisconfigurationException, ValueError) as error:
+            raise ConfigError(
+                f"trainer: expected settings that this machine can follow, found accelerator={trainer_config.accelerator}, "
+                f"devices={trainer_config.devices}, strategy={trainer_config.strategy} ({error}); choose trainer=cpu, "
+                "trainer=gpu or trainer=ddp"
+            ) from error
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
         except SIGTERMException:
             raise SystemExit(128 + signal.SIGTERM) from None
+        except SystemExit as stop:  # Lightning turns Ctrl-C into exit code 1 and ignores it from then on
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
         if trainer.is_global_zero:
             shutil.rmtree(checkpoint_dir, ignore_errors=True)
 

@@ -67,7 +67,7 @@ def check(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
     written = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert written[5]["figures"] == jobs[5].figures and written[2]["error"].startswith("task.p")
     markdown = (folder / "sweep" / "summary.md").read_text().splitlines()
-    assert markdown[0] == "| job | status | circuit.nodes | validation.preservation |"
+    assert markdown[0] == "| job | status | nodes | φ |"
     assert markdown[7] == "| x=5 | done | 50 | 0.550 |"
     assert markdown[-1] == "- `x=2`: task.p: must be at least 2 [found 1]"
 

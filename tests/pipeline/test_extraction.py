@@ -134,6 +134,12 @@ def test_a_second_run_reuses_every_stage(tiny_runs: Path, tmp_path: Path) -> Non
     )
 
 
+def test_a_reused_report_shows_the_settings_of_its_own_run(tiny_runs: Path, tmp_path: Path) -> None:
+    extract(tiny_extract(tiny_runs, tracking__tags=["distinctive"]), tmp_path)
+    assert reused(tmp_path) == set(STAGES)
+    assert "distinctive" in (tmp_path / "report.html").read_text()
+
+
 def test_another_search_computes_from_the_search_on(tiny_runs: Path, tmp_path: Path) -> None:
     extract(tiny_extract(tiny_runs, search__gate_steps=13), tmp_path)
     assert reused(tmp_path) == BEFORE_SEARCH

@@ -34,7 +34,10 @@ def test_greedy_pruning_ranks_by_measured_rises(trained: Trained) -> None:
     seen: list[tuple[int, int]] = []
     before = trained.objective.patched.evaluations
     rises = by_greedy_pruning(
-        trained.objective, trained.graph, torch.Generator().manual_seed(0), lambda done, total: seen.append((done, total))
+        trained.objective,
+        trained.graph,
+        torch.Generator().manual_seed(0),
+        lambda done, total: seen.append((done, total)),
     )
     n = trained.graph.n_features
     assert seen[-1] == (n, n)

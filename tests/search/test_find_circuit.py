@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hagd.attribution.records import FEATURE, AttributionGraph
 from hagd.config.stages import GraphConfig, HierarchyConfig, SearchConfig
 from hagd.errors import ConfigError
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.search.baselines import by_attribution
 from hagd.search.find_circuit import Searched, find_circuit
-from hagd.search.records import SearchResult
+from hagd.search.records import Circuit, SearchResult
 from tests.search.trained import Trained
 
 SMALL: dict[str, Any] = {
@@ -76,14 +78,13 @@ def test_every_part_says_what_it_cost_and_changed(searched: Searched) -> None:
 
 def test_the_search_beats_what_it_starts_from(searched: Searched) -> None:
     ours, attribution, chance = (
-        divergence(searched, find(searched, method=method, gate_steps=200)) for method in ("hagd", "attribution", "random")
+        divergence(searched, find(searched, method=method, gate_steps=200))
+        for method in ("hagd", "attribution", "random")
     )
     assert ours < attribution < chance
 
 
 def test_scores_of_a_scorer_are_the_start(searched: Searched) -> None:
-    from dataclasses import replace
-
     scores = np.random.default_rng(3).normal(size=searched.graph.n_features)
     off = {"traversal": False, "gates": False, "pruning": False}
     result = find(replace(searched, scores=scores), **off)
@@ -111,49 +112,34 @@ def test_too_many_nodes(searched: Searched) -> None:
         find(searched, n_nodes=n + 1)
 
 
-@pytest.mark.parametrize("target", [0.5, 0.9])
+@pytest.mark.parametrize("target", [0.8, 0.95])
 def test_the_smallest_circuit_keeps_its_target(searched: Searched, target: float) -> None:
     result = find(searched, n_nodes=None, method="attribution", target_preservation=target)
     shape = searched.discovery.patched.gate_shape
     wanted = target * searched.selection.full().accuracy
 
-    def kept(circuit: Any) -> bool:
+    def kept(circuit: Circuit) -> bool:
         return searched.selection.outcome(circuit.gates(shape)).accuracy >= wanted
 
     assert kept(result.circuit) and result.size < searched.graph.n_features
     assert result.steps[0].name == "size"
-    # A ranking's circuits are nested, so every smaller size can be tried: few of them may do as well.
-    ranking = np.argsort(-by_attribution(searched.graph), kind="stable")
-    smaller = max(1, int(0.9 * result.size) - 1)
-    nested = find(searched, n_nodes=smaller, method="attribution").circuit
-    assert set(nested.nodes) == set(searched.graph.flat[ranking[:smaller]])
-    assert not kept(nested)
+    # Just below it, within the resolution of the bisection, the target is missed.
+    below = range(result.size - max(1, result.size // 20), result.size)
+    ranking = searched.graph.flat[np.argsort(-by_attribution(searched.graph), kind="stable")]
+    assert result.size == 1 or not all(kept(Circuit(np.sort(ranking[:size]))) for size in below)
 
 
 def test_a_target_that_nothing_keeps_is_a_warning(searched: Searched, caplog: pytest.LogCaptureFixture) -> None:
-    from dataclasses import replace
-
-    from hagd.patching.objective import Objective
-
-    old = searched.selection
-    # The candidates of one layer and slot alone cannot do the task, so even all of them fail the target.
+    # A tenth of the candidates cannot do the whole task.
     flat = searched.graph.flat[: searched.graph.n_features // 10]
     graph = _first_features(searched.graph, len(flat))
-    few = replace(
-        searched,
-        graph=graph,
-        selection=Objective(old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=64),
-    )
+    few = replace(searched, graph=graph)
     result = find(few, n_nodes=None, method="attribution", sizes=(), target_preservation=1.0)
     assert result.size == len(flat) and "no size keeps the target" in result.steps[0].note
     assert "not even all" in caplog.text and "search.target_preservation=1" in caplog.text
 
 
-def _first_features(graph: Any, n: int) -> Any:
-    from dataclasses import replace
-
-    from hagd.attribution.records import FEATURE
-
+def _first_features(graph: AttributionGraph, n: int) -> AttributionGraph:
     keep = np.concatenate([np.arange(n), np.flatnonzero(graph.nodes.kind != FEATURE)])
     nodes = replace(graph.nodes, **{name: value[keep] for name, value in vars(graph.nodes).items()})
     empty = np.zeros((2, 0), dtype=graph.edge_index.dtype)

@@ -17,8 +17,11 @@ from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from torch import Tensor
 
-from hagd.errors import NumericalError
+from hagd.config.run import TrainerConfig
+from hagd.errors import ConfigError, NumericalError
 from hagd.training import progress
+from hagd.training.fit import fit
+from hagd.training.loader import StepLoader
 from tests.training.toy import Toy, train
 
 N_STEPS = 40
@@ -180,3 +183,27 @@ def test_nothing_is_said_by_lightning(tmp_path: Path, caplog: pytest.LogCaptureF
         train(tmp_path / "c", 5)
     assert [record.name for record in caplog.records] == ["hagd.training.progress"]
     assert [str(warning.message) for warning in recwarn.list] == []
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_and_resumes(tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    class Interrupted(Toy):
+        def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            if batch[0] == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().training_step(batch, batch_idx)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "c", N_STEPS, Interrupted())
+    assert signal.getsignal(signal.SIGINT) is handler  # a second Ctrl-C still works
+    resumed = train(tmp_path / "c", N_STEPS)
+    assert resumed.seen[0] == 7
+    assert same(resumed.state_dict(), reference)
+
+
+@pytest.mark.parametrize("change", [{"accelerator": "abacus"}, {"strategy": "hope"}, {"accelerator": "gpu"}])
+def test_a_machine_that_cannot_do_it(tmp_path: Path, change: dict[str, str]) -> None:
+    if change == {"accelerator": "gpu"} and torch.cuda.is_available():
+        pytest.skip("needs a machine without GPU")
+    with pytest.raises(ConfigError, match=rf"trainer: expected .*{next(iter(change.values()))}.*choose trainer=cpu"):
+        fit(Toy(), StepLoader(lambda step: (step, torch.zeros(1)), 1), TrainerConfig(**change), 1, tmp_path / "c")

@@ -105,7 +105,9 @@ def test_figures_agree_with_circuits_run_by_hand(pipeline: Pipeline) -> None:
     assert metrics["validation.sufficiency"] == pytest.approx((mean[0] - mean[1]) / (mean[2] - mean[1]), rel=1e-4)
     necessity = 1 - (mean[3] - mean[1]) / (mean[2] - mean[1])
     assert metrics["validation.necessity"] == pytest.approx(necessity, rel=1e-4, abs=1e-5)
-    assert metrics["validation.necessity.low"] <= metrics["validation.necessity"] <= metrics["validation.necessity.high"]
+    assert (
+        metrics["validation.necessity.low"] <= metrics["validation.necessity"] <= metrics["validation.necessity.high"]
+    )
     full, _, ours, _ = measured("resample", "mean")
     assert metrics["validation.preservation_resample"] == pytest.approx(ours.accuracy / full.accuracy)
 

@@ -1,0 +1,183 @@
+"""Wrong configurations, damaged files, full disks: one line that says what to do, exit code 1, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hagd.artifacts.codec import load_record, save_record
+from hagd.models.records import TrainedLM
+from tests.cli.jobs import run_command, run_here, tiny_overrides
+from tests.models.test_pretrained import SUPPORTED, saved
+
+
+def failure(folder: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """The one message of a job that fails in a way the user can act on."""
+    with pytest.raises(SystemExit) as stop:
+        run_here(folder, *overrides)
+    assert stop.value.code == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    message = shown.partition("error: ")[2].strip()
+    assert (folder / "error.txt").read_text().strip() == message
+    assert not (folder / "metrics.json").exists()
+    return message
+
+
+def partial_artifacts(runs: Path) -> list[Path]:
+    """Unfinished results, and results without their last file."""
+    results = [
+        path
+        for stage in (runs / "artifacts").glob("*")
+        if stage.name not in ("work", "locks")
+        for path in stage.iterdir()
+    ]
+    return [path for path in results if path.name.startswith(".") or not (path / "meta.json").is_file()]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "+search.n_node=3",
+            "search.n_node: expected a known key, found search.n_node=3; did you mean search.n_nodes?",
+        ),
+        ("+typo.k=3", "typo: expected one of the keys seed, model, "),
+        ("hierarchy.branching=3x", "hierarchy.branching: expected a valid integer, found '3x'"),
+        ("hierarchy.branching=1", "hierarchy.branching: expected at least 2, found 1"),
+        (
+            "transcoder.k=65",
+            "transcoder.k must be at most the dictionary size m = expansion × d_model = 64, found 65; ",
+        ),
+        (
+            "search.scorer=nowhere",
+            "search.scorer: expected auto, null or a folder with a trained scorer, found nowhere",
+        ),
+    ],
+)
+def test_configurations_are_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    runs = tmp_path / "runs"
+    assert failure(tmp_path / "run", capsys, *tiny_overrides(runs), override).startswith(message)
+    assert not (runs / "artifacts").exists()
+
+
+def test_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = failure(tmp_path / "run", capsys, *tiny_overrides(tmp_path), "transcoder.k=0", "+typo.k=3", "seed=-1")
+    assert [line.partition(":")[0] for line in message.splitlines()] == ["seed", "transcoder.k", "typo"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["task.n_train=1000"],
+            r"task.n_train=1000 \+ .*: 1056 distinct prompts wanted, 132 exist; lower these sizes or",
+        ),
+        (
+            ["task.n_selection=1"],
+            r"task.n_selection=1: a counterfactual needs another answer, .*; raise task.n_selection",
+        ),
+        (["task.n_symbols=2"], r"task\.length=2: must be below task\.n_symbols=2"),
+    ],
+)
+def test_splits_that_cannot_be_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    assert re.match(message, failure(tmp_path / "run", capsys, *tiny_overrides(tmp_path), *overrides))
+    assert partial_artifacts(tmp_path) == []
+
+
+def test_more_nodes_than_candidates_keeps_the_finished_stages(
+    tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure(tmp_path, capsys, *tiny_overrides(tiny_runs), "search.n_nodes=5000")
+    assert message.startswith("search.n_nodes: expected at most ") and "found 5000; lower it or raise" in message
+    assert partial_artifacts(tiny_runs) == []
+
+
+def test_a_model_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = tmp_path / "no" / "such" / "model"
+    chosen = ["model=hf", f"model.path={path}", "task=ioi", "tracking=disabled", f"paths.runs={tmp_path}"]
+    message = failure(tmp_path / "run", capsys, *chosen)
+    assert str(path) in message and "model.path" in message
+
+
+def test_a_truncated_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "model", *SUPPORTED[0])
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    chosen = ["model=hf", f"model.path={tmp_path / 'model'}", "task=ioi", "tracking=disabled", f"paths.runs={tmp_path}"]
+    message = failure(tmp_path / "run", capsys, *chosen)
+    assert str(tmp_path / "model") in message and "copy or download the model again" in message
+    assert partial_artifacts(tmp_path) == []
+
+
+@pytest.mark.parametrize("only_correct", ["true", "false"])
+def test_weights_that_are_not_numbers(
+    tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], only_correct: str
+) -> None:
+    runs = tmp_path / "runs"
+    for stage in ("task", "lm"):
+        shutil.copytree(tiny_runs / "artifacts" / stage, runs / "artifacts" / stage)
+    key = json.loads((tiny_runs / "first" / "manifest.json").read_text())["stages"]["lm"]["key"]
+    _spoil(runs / "artifacts" / "lm" / key)
+    message = failure(tmp_path / "run", capsys, *tiny_overrides(runs), f"task.only_correct={only_correct}")
+    assert "tiny" in message and "expected finite " in message and "found NaN or infinity" in message
+    assert ("layer 1" in message) == (only_correct == "false")
+    assert partial_artifacts(runs) == []
+
+
+def _spoil(folder: Path) -> None:
+    """Store the model again with NaN in the MLP of its second layer, as an intact record."""
+    trained = load_record(TrainedLM, folder)
+    name = next(name for name in trained.state if name.endswith("h.1.mlp.c_fc.weight"))
+    state = {**trained.state, name: trained.state[name] * float("nan")}
+    meta = (folder / "meta.json").read_text()
+    shutil.rmtree(folder)
+    save_record(replace(trained, state=state), folder)
+    (folder / "meta.json").write_text(meta)
+
+
+def test_a_full_disk(tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files may not grow beyond 20 kB: stages and reports fail to be written, with the fix in the message."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fresh = tmp_path / "runs"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        during_a_stage = failure(tmp_path / "a", capsys, *tiny_overrides(fresh))
+        in_the_run_folder = failure(tmp_path / "b", capsys, *tiny_overrides(tiny_runs))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for message in (during_a_stage, in_the_run_folder):
+        assert "cannot be used" in message and "raise the limit on file sizes" in message
+    assert str(tmp_path / "b") in in_the_run_folder
+    assert partial_artifacts(fresh) == []
+    run_here(tmp_path / "again", *tiny_overrides(fresh))  # with space, the same command finishes
+    assert (tmp_path / "again" / "metrics.json").is_file()
+
+
+def test_a_runs_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for mode in ([], ["-m", "seed=1,2"]):
+        done = run_command(tmp_path, *mode, f"paths.runs={tmp_path / 'file' / 'runs'}")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert done.stderr.startswith("error: paths.runs: expected a folder that can be written, found ")
+
+
+def test_the_real_command_exits_with_one_line(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "+search.n_node=3")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: search.n_node: expected a known key, found search.n_node=3; did you mean search.n_nodes?"
+    )
