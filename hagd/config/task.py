@@ -16,7 +16,7 @@ class LMTraining(Section):
     batch_size: int = Field(512, ge=1, description="sequences a step")
     learning_rate: float = Field(3e-3, gt=0, description="peak rate of AdamW, cosine decay to a hundredth")
     warmup_steps: int = Field(50, ge=0, description="linear warm-up")
-    weight_decay: float = Field(1.0, ge=0, description="AdamW weight decay of matrices (embeddings included)")
+    weight_decay: float = Field(3.0, ge=0, description="AdamW weight decay of matrices (embeddings included)")
     target_accuracy: float = Field(
         0.99, ge=0, le=1, description="held-out accuracy that the model should reach; a warning is printed below it"
     )

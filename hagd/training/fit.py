@@ -63,8 +63,9 @@ def fit(
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning import Trainer
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from hagd.training.checkpoints import FiniteLoss, StepCheckpoint, usable_checkpoint
     from hagd.training.progress import TrainingProgress
@@ -98,9 +99,9 @@ def fit(
             )
         except (MisconfigurationException, ValueError) as error:
             raise ConfigError(
-                f"trainer: expected settings that this machine can follow, found accelerator={trainer_config.accelerator}, "
-                f"devices={trainer_config.devices}, strategy={trainer_config.strategy} ({error}); choose trainer=cpu, "
-                "trainer=gpu or trainer=ddp"
+                "trainer: expected settings that this machine can follow, found "
+                f"accelerator={trainer_config.accelerator}, devices={trainer_config.devices}, "
+                f"strategy={trainer_config.strategy} ({error}); choose trainer=cpu, trainer=gpu or trainer=ddp"
             ) from error
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
