@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,9 @@ def spectral_split(w: csr_array, branching: int, seed: int, largest: float = 0.9
     values, vectors = _smallest(_normalised_affinity(w), branching + 1, seed)
     rows = vectors[:, :branching]
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    clusters = kmeans2(rows, branching, minit="++", seed=np.random.default_rng(seed), missing="warn")[1]
+    with warnings.catch_warnings():  # fewer clusters than asked for are fine
+        warnings.filterwarnings("ignore", message="One of the clusters is empty")
+        clusters = kmeans2(rows, branching, minit="++", seed=np.random.default_rng(seed), missing="warn")[1]
     clusters = np.unique(clusters, return_inverse=True)[1]
     if np.bincount(clusters).max() > largest * n:
         order = np.argsort(vectors[:, 1], kind="stable")

