@@ -71,11 +71,11 @@ def test_training_lowers_the_loss(gat: TrainedScorer) -> None:
         for network in (build_network(gat.config), load_network(gat))
     )
     assert untrained["loss"] > 0.5
-    assert trained["loss"] < 0.1
+    assert trained["loss"] < 0.4 * untrained["loss"]
 
 
 def test_loss_and_correlations_are_logged(gat: TrainedScorer, folder: Path) -> None:
-    assert logged(folder, "gnn/loss")[-1] < 0.1
+    assert logged(folder, "gnn/loss")[-1] < 0.4 * logged(folder, "gnn/loss")[0]
     assert logged(folder, "gnn/correlation")[-1] > 0.8
     assert logged(folder, "gnn/validation_correlation") == [pytest.approx(gat.validation_correlation)]
 
