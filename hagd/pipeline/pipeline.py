@@ -28,7 +28,7 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import SlotMeans
 from hagd.pipeline import stages
 from hagd.pipeline.progress import StageProgress
-from hagd.report.assemble import assemble
+from hagd.report.assemble import Extraction, assemble
 from hagd.report.records import ReportData
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
@@ -179,6 +179,19 @@ def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
     return build_task(p.config.task, tokenizer, p.config.seed)
 
 
+def _extraction(p: Pipeline) -> Extraction:
+    return Extraction(
+        config=p.config,
+        patched=p.patched,
+        discovery=stages.discovery_objective(p.config, p.patched, p.get("prompts")),
+        task=p.get("prompts"),
+        graph=p.get("graph"),
+        hierarchy=p.get("hierarchy"),
+        result=p.get("search"),
+        validation=p.get("validation"),
+    )
+
+
 def _search_scores(p: Pipeline) -> np.ndarray | None:
     if p.scorer is None:
         return None
@@ -263,16 +276,6 @@ STAGES: dict[str, Stage] = {
         1,
         ("prompts", "lm", "transcoders", "means", "graph", "hierarchy", "search", "validation"),
         lambda _: {},
-        lambda p, _, progress: assemble(
-            p.config,
-            p.patched,
-            stages.discovery_objective(p.config, p.patched, p.get("prompts")),
-            p.get("prompts"),
-            p.get("graph"),
-            p.get("hierarchy"),
-            p.get("search"),
-            p.get("validation"),
-            progress,
-        ),
+        lambda p, _, progress: assemble(_extraction(p), progress),
     ),
 }

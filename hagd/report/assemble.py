@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,24 +40,29 @@ _TOP_TOKENS = 8
 _EFFECT_PROMPTS = 128
 
 
-def assemble(
-    config: StagesConfig,
-    patched: PatchedModel,
-    discovery: Objective,
-    task: TaskData,
-    graph: AttributionGraph,
-    hierarchy: Hierarchy,
-    result: SearchResult,
-    validation: Validation,
-    progress: Callable[[int, int], None],
-) -> ReportData:
+@dataclass(frozen=True)
+class Extraction:
+    """The results of all stages of one run; `discovery` runs circuits on the discovery split."""
+
+    config: StagesConfig
+    patched: PatchedModel
+    discovery: Objective
+    task: TaskData
+    graph: AttributionGraph
+    hierarchy: Hierarchy
+    result: SearchResult
+    validation: Validation
+
+
+def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportData:
     """Everything that is shown of one extraction; examples and effects come from the discovery split."""
+    config, task, graph, result = run.config, run.task, run.graph, run.result
     members = _members(graph, result)
     rows = np.concatenate([members, np.flatnonzero(graph.nodes.kind != FEATURE)])
     edges = _edges(graph, rows)
     touched = np.union1d(edges.source, edges.target)
     rows = np.concatenate([members, [row for row in rows[len(members) :] if row in touched]]).astype(np.int64)
-    metrics = _metrics(patched, task, graph, hierarchy, result, validation, len(edges.weight))
+    metrics = _metrics(run, len(edges.weight))
     return ReportData(
         model=config.model.name,
         task=config.task.name,
@@ -70,30 +76,23 @@ def assemble(
         ),
         curves=tuple(
             Curve(_METHODS[c.method], c.sizes, c.faithfulness, c.preservation, c.low, c.high, c.method != "circuit")
-            for c in validation.curves
+            for c in run.validation.curves
         ),
         reconstruction=tuple(
-            LayerReconstruction(q.layer, q.fvu, q.l0, q.dead, q.fvu_by_slot) for q in patched.transcoders.quality
+            LayerReconstruction(q.layer, q.fvu, q.l0, q.dead, q.fvu_by_slot) for q in run.patched.transcoders.quality
         ),
-        nodes=_node_views(patched, discovery, task, graph, hierarchy, result, rows, progress),
+        nodes=_node_views(run, rows, progress),
         edges=edges,
-        levels=tuple(_level(graph, task, level) for level in hierarchy.levels),
-        warnings=_warnings(config, task, patched, metrics, result),
+        levels=tuple(_level(graph, task, level) for level in run.hierarchy.levels),
+        warnings=_warnings(run, metrics),
     )
 
 
-def _metrics(
-    patched: PatchedModel,
-    task: TaskData,
-    graph: AttributionGraph,
-    hierarchy: Hierarchy,
-    result: SearchResult,
-    validation: Validation,
-    n_edges: int,
-) -> dict[str, float]:
-    quality = patched.transcoders.quality
+def _metrics(run: Extraction, n_edges: int) -> dict[str, float]:
+    task, graph, hierarchy, result = run.task, run.graph, run.hierarchy, run.result
+    quality = run.patched.transcoders.quality
     return {
-        **validation.metrics,
+        **run.validation.metrics,
         "model.chance": task.chance,
         "task.dropped": float(task.n_dropped),
         "transcoder.fvu": float(np.mean([q.fvu for q in quality])),
@@ -126,21 +125,13 @@ def _edges(graph: AttributionGraph, rows: np.ndarray) -> Edges:
 
 
 @torch.no_grad()
-def _node_views(
-    patched: PatchedModel,
-    discovery: Objective,
-    task: TaskData,
-    graph: AttributionGraph,
-    hierarchy: Hierarchy,
-    result: SearchResult,
-    rows: np.ndarray,
-    progress: Callable[[int, int], None],
-) -> tuple[NodeView, ...]:
-    prompts = discovery.prompts[:_EFFECT_PROMPTS]
+def _node_views(run: Extraction, rows: np.ndarray, progress: Callable[[int, int], None]) -> tuple[NodeView, ...]:
+    patched, task, graph, result = run.patched, run.task, run.graph, run.result
+    prompts = run.discovery.prompts[:_EFFECT_PROMPTS]
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
     features = patched.features(tokens)[0]
     text = _token_text(patched, task)
-    effects = _ablation_effects(patched, discovery, graph, result, rows)
+    effects = _ablation_effects(run, rows)
     nodes, views = graph.nodes, []
     for done, row in enumerate(rows.tolist()):
         kind, layer, slot, feature = (int(x[row]) for x in (nodes.kind, nodes.layer, nodes.slot, nodes.feature))
@@ -152,7 +143,7 @@ def _node_views(
             "feature": feature,
             "score": float(result.score[row]) if kind == FEATURE else 0.0,
             "mean_activation": float(nodes.mean[row]),
-            "supernodes": tuple(int(level.supernode[row]) for level in hierarchy.levels),
+            "supernodes": tuple(int(level.supernode[row]) for level in run.hierarchy.levels),
         }
         if kind == FEATURE:
             index = patched.transcoders.layers.index(layer)
@@ -170,10 +161,9 @@ def _node_views(
     return tuple(views)
 
 
-def _ablation_effects(
-    patched: PatchedModel, discovery: Objective, graph: AttributionGraph, result: SearchResult, rows: np.ndarray
-) -> dict[int, float]:
+def _ablation_effects(run: Extraction, rows: np.ndarray) -> dict[int, float]:
     """Rise of KL(full ‖ circuit) when one node of the circuit is ablated, by row."""
+    patched, discovery, graph, result = run.patched, run.discovery, run.graph, run.result
     features = [row for row in rows.tolist() if graph.nodes.kind[row] == FEATURE]
     gates = result.circuit.gates(patched.gate_shape).to(patched.lm.device)
     index = torch.arange(min(len(discovery), _EFFECT_PROMPTS))
@@ -251,9 +241,8 @@ def _supernode_label(graph: AttributionGraph, task: TaskData, members: np.ndarra
     return f"{slot} {span.replace('L-1', 'tokens')} ({int(members.sum())})"
 
 
-def _warnings(
-    config: StagesConfig, task: TaskData, patched: PatchedModel, metrics: dict[str, float], result: SearchResult
-) -> tuple[str, ...]:
+def _warnings(run: Extraction, metrics: dict[str, float]) -> tuple[str, ...]:
+    config, task, patched, result = run.config, run.task, run.patched, run.result
     found = [
         f"layer {q.layer}: {q.fvu:.0%} of the variance is unexplained"
         for q in patched.transcoders.quality

@@ -18,7 +18,7 @@ from hagd.errors import ConfigError
 from hagd.training.loader import StepLoader
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule
+    from pytorch_lightning import Callback, LightningModule, Trainer
     from pytorch_lightning.loggers import Logger
 
 log = logging.getLogger(__name__)
@@ -63,46 +63,19 @@ def fit(
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-    from pytorch_lightning import Trainer
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from hagd.training.checkpoints import FiniteLoss, StepCheckpoint, usable_checkpoint
     from hagd.training.progress import TrainingProgress
 
-    # The watch for non-finite losses comes before the checkpoint, so that a bad state is never saved.
-    callbacks = [
-        FiniteLoss(stage, trainer_config.checkpoint_every),
-        StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
-        TrainingProgress(stage, metrics),
-    ]
     with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            trainer = Trainer(
-                max_steps=n_steps,
-                accelerator=trainer_config.accelerator,
-                devices=trainer_config.devices,
-                num_nodes=trainer_config.num_nodes,
-                strategy=trainer_config.strategy,
-                precision=trainer_config.precision,
-                plugins=_environment(trainer_config),
-                callbacks=callbacks,
-                logger=list(loggers) or False,
-                gradient_clip_val=gradient_clip,
-                default_root_dir=checkpoint_dir,
-                num_sanity_val_steps=0,
-                log_every_n_steps=1,
-                use_distributed_sampler=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-        except (MisconfigurationException, ValueError) as error:
-            raise ConfigError(
-                "trainer: expected settings that this machine can follow, found "
-                f"accelerator={trainer_config.accelerator}, devices={trainer_config.devices}, "
-                f"strategy={trainer_config.strategy} ({error}); choose trainer=cpu, trainer=gpu or trainer=ddp"
-            ) from error
+        # The watch for non-finite losses comes before the checkpoint, so that a bad state is never saved.
+        callbacks = [
+            FiniteLoss(stage, trainer_config.checkpoint_every),
+            StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
+            TrainingProgress(stage, metrics),
+        ]
+        trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
@@ -118,6 +91,50 @@ def fit(
             raise KeyboardInterrupt from None
         if trainer.is_global_zero:
             shutil.rmtree(checkpoint_dir, ignore_errors=True)
+
+
+def _trainer(
+    config: TrainerConfig,
+    n_steps: int,
+    checkpoint_dir: Path,
+    loggers: Sequence[Logger],
+    callbacks: list[Callback],
+    gradient_clip: float | None,
+) -> Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        ConfigError: it cannot follow the settings on this machine.
+    """
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning import Trainer
+
+    try:
+        return Trainer(
+            max_steps=n_steps,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=config.precision,
+            plugins=_environment(config),
+            callbacks=callbacks,
+            logger=list(loggers) or False,
+            gradient_clip_val=gradient_clip,
+            default_root_dir=checkpoint_dir,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(
+            "trainer: expected settings that this machine can follow, found "
+            f"accelerator={config.accelerator}, devices={config.devices}, "
+            f"strategy={config.strategy} ({error}); choose trainer=cpu, trainer=gpu or trainer=ddp"
+        ) from error
 
 
 def _environment(config: TrainerConfig) -> list[Any]:
