@@ -22,7 +22,9 @@ class TrainerConfig(Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = Field(
         "32-true", description="Lightning precision"
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads of PyTorch (null = PyTorch's own choice)")
+    threads: int | None = Field(
+        1, ge=1, description="CPU threads of PyTorch (null = its own choice); mini models gain nothing from a second"
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints from which a killed run resumes")
 
     @model_validator(mode="after")
