@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from hagd.transcoders.records import Transcoder, TranscoderSet
 from tests.reference import features_of, mean_by_slot
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "gpt_neox", "llama")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "topk": {},
+    "skip": {"skip": True},
+    "thresholds": {"thresholds": True},
+    "cross_layer": {"cross_layer": True},
+    "everything": {"skip": True, "thresholds": True, "cross_layer": True},
+}
+"""Dictionaries that `random_transcoders` makes."""
 
 VOCABULARY = 8
 """Seven numbers and `=`."""
@@ -69,21 +79,35 @@ def random_transcoders(
     layers: tuple[int, ...] | None = None,
     m: int = 12,
     k: int = 4,
+    skip: bool = False,
+    thresholds: bool = False,
+    cross_layer: bool = False,
     seed: int = 3,
     dtype: torch.dtype = torch.float32,
 ) -> TranscoderSet:
-    """Untrained dictionaries: their errors are large."""
+    """Untrained dictionaries: their errors are large.
+
+    With `thresholds`, each feature has its own instead of k: most are positive, some 0 as ReLU's.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     d = lm.d_model
-    built = tuple(
-        Transcoder(layer, k, draw(m, d) / d**0.5, 0.2 * draw(m), 0.4 * draw(m, d), 0.1 * draw(d))
-        for layer in (range(lm.n_layers) if layers is None else layers)
-    )
-    return TranscoderSet(lm.name, site, built, ())
+    chosen = tuple(range(lm.n_layers)) if layers is None else layers
+    built = [
+        Transcoder(layer, k, draw(m, d) / d**0.5, 0.2 * draw(m), 0.4 * draw(m, d), 0.1 * draw(d)) for layer in chosen
+    ]
+    for i, transcoder in enumerate(built):
+        if skip:
+            transcoder = replace(transcoder, W_skip=0.3 * draw(d, d))
+        if thresholds:
+            transcoder = replace(transcoder, k=None, threshold=0.5 * draw(m).clamp(min=0))
+        if cross_layer:
+            transcoder = replace(transcoder, W_later=tuple(0.3 * draw(m, d) for _ in chosen[i + 1 :]))
+        built[i] = transcoder
+    return TranscoderSet(lm.name, site, tuple(built), ())
 
 
 def random_prompts(*, n: int = 5, c: int = 1, length: int = 6, n_slots: int = 3, seed: int = 4) -> Prompts:

@@ -6,7 +6,7 @@ Shape legend: B sequences, T positions, H heads, d = d_model, L decomposed layer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +93,14 @@ class Attention:
 
 
 class Frozen:
-    """The linear model around one clean run: patterns, norm scales and MLP outputs are its constants."""
+    """The linear model around one clean run: patterns, norm scales and MLP outputs are its constants.
 
-    def __init__(self, lm: LanguageModel, tokens: Tensor) -> None:
+    But for linear skips: what an MLP with one writes follows what it reads.
+    """
+
+    def __init__(self, lm: LanguageModel, tokens: Tensor, transcoders: Sequence[Transcoder] = ()) -> None:
         self.lm, self.tokens = lm, tokens
+        self.transcoders = {transcoder.layer: transcoder for transcoder in transcoders}
         with torch.no_grad():
             self.patterns = lm.model(input_ids=tokens, output_attentions=True, use_cache=False).attentions
         self.inputs: dict[nn.Module, Tensor] = {}
@@ -111,7 +115,10 @@ class Frozen:
         moved = moved or {}
 
         def write(layer: int, read: Tensor, written: Tensor) -> Tensor:
-            return self.clean.mlp_out[layer] + moved.get(layer, 0.0)
+            out = self.clean.mlp_out[layer] + moved.get(layer, 0.0)
+            if layer in self.transcoders:
+                out = out + skipped(self.transcoders[layer], read - self.clean.mlp_in[layer])
+            return out
 
         return run(self.lm, self.tokens, write, attention=self._attend, norm=self._normalise, nudge=nudge)
 
@@ -144,14 +151,40 @@ class Frozen:
 
 
 def encode(transcoder: Transcoder, x: Tensor) -> Tensor:
-    """TopK of ReLU, token by token."""
+    """TopK of ReLU, or what exceeds the thresholds; token by token."""
     pre = x @ transcoder.W_enc.T + transcoder.b_enc
     f = torch.zeros_like(pre)
     for place in torch.cartesian_prod(*(torch.arange(n) for n in pre.shape[:-1])).reshape(-1, pre.dim() - 1).tolist():
         row = pre[tuple(place)].tolist()
-        for j in sorted(range(len(row)), key=lambda j: -row[j])[: transcoder.k]:
-            f[(*place, j)] = max(row[j], 0.0)
+        kept = range(len(row))
+        if transcoder.k is not None:
+            kept = sorted(kept, key=lambda j: -row[j])[: transcoder.k]
+        for j in kept:
+            if row[j] > (0.0 if transcoder.threshold is None else transcoder.threshold[j]):
+                f[(*place, j)] = row[j]
     return f
+
+
+def decoder(transcoders: TranscoderSet, source: int, target: int) -> Tensor | None:
+    """Through which the features at place `source` write to the layer at place `target`, if they do."""
+    decoders = (transcoders.transcoders[source].W_dec, *transcoders.transcoders[source].W_later)
+    return decoders[target - source] if 0 <= target - source < len(decoders) else None
+
+
+def written_features(transcoders: TranscoderSet, target: int, features: Sequence[Tensor]) -> Tensor:
+    """What features `[…, m]` of the layers up to place `target` write there, one after the other."""
+    total: Tensor | float = 0.0
+    for source, f in enumerate(features[: target + 1]):
+        rows = decoder(transcoders, source, target)
+        for j in range(transcoders.m if rows is not None else 0):
+            assert rows is not None
+            total = total + f[..., j, None] * rows[j]
+    assert isinstance(total, Tensor)
+    return total
+
+
+def skipped(transcoder: Transcoder, x: Tensor) -> Tensor | float:
+    return 0.0 if transcoder.W_skip is None else x @ transcoder.W_skip
 
 
 def site_values(lm: LanguageModel, transcoders: TranscoderSet, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -167,8 +200,8 @@ def features_of(lm: LanguageModel, transcoders: TranscoderSet, tokens: Tensor) -
     values = site_values(lm, transcoders, tokens)
     f = torch.stack([encode(t, x) for t, (x, _) in zip(transcoders.transcoders, values, strict=True)])
     errors = [
-        y - (f[i] @ t.W_dec + t.b_dec)
-        for i, (t, (_, y)) in enumerate(zip(transcoders.transcoders, values, strict=True))
+        y - (written_features(transcoders, i, list(f)) + skipped(t, x) + t.b_dec)
+        for i, (t, (x, y)) in enumerate(zip(transcoders.transcoders, values, strict=True))
     ]
     return f, torch.stack(errors)
 

@@ -1,13 +1,18 @@
-"""Text, tokenised and packed, whose activations train transcoders beside the task's prompts."""
+"""Text, tokenised and packed once, whose activations train transcoders beside the task's prompts."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from hagd.config.stages import Corpus
@@ -17,34 +22,146 @@ from hagd.hub import hub_problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+
+TOKENS_FILE = "corpus.tokens"
+STATE_FILE = "corpus.json"
+
 _BLOCK = 1_000_000
-"""Characters of a file that are tokenised at a time, so that a small sample of a large file is quick."""
+"""Characters that are tokenised at a time, so that a small sample of a large file is quick and little is in memory."""
 
 _LOCAL = "set transcoder.corpus.data_files to local text files (a path or a glob pattern)"
 
 
-def corpus_tokens(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Consecutive tokens of the corpus, int64 `[ceil(n_tokens / context), context]`.
+def corpus_tokens(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Consecutive tokens of the corpus, `[ceil(n_tokens / context), context]`, memory-mapped from a file in `folder`.
 
     Documents (rows of a hub data set, or files in alphabetical order) follow each other, separated by the
-    tokenizer's end-of-sequence token if it has one; no other special token is added.
+    tokenizer's end-of-sequence token if it has one; no other special token is added. Two or four bytes a token, by the
+    size of the vocabulary. A call that was killed is continued by the next one: text that was tokenised is read past.
+    Several processes may share a folder.
+
+    Args:
+        corpus: the source.
+        tokenizer: the model's.
+        folder: for the file and its state; made when needed.
+        progress: called with tokens done and to do.
 
     Raises:
         ConfigError: no source is configured, it cannot be read, or it has too little text.
     """
     n_sequences = -(-corpus.n_tokens // corpus.context)
     wanted = n_sequences * corpus.context
-    tokens: list[int] = []
-    for text, ends_document in _texts(corpus):
-        tokens += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if ends_document and tokenizer.eos_token_id is not None:
-            tokens.append(tokenizer.eos_token_id)
-        if len(tokens) >= wanted:
-            return torch.tensor(tokens[:wanted]).view(n_sequences, corpus.context)
-    raise ConfigError(
-        f"transcoder.corpus.n_tokens={corpus.n_tokens}: needs {wanted} tokens of text (whole sequences of "
-        f"{corpus.context}), found {len(tokens)} in {corpus.data_files or corpus.dataset}; lower n_tokens or add text"
-    )
+    highest = max(tokenizer.get_vocab().values())
+    dtype = np.dtype(np.uint16 if highest < 2**16 else np.uint32)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "corpus.lock"):
+        n_tokens = _tokenise_corpus(corpus, tokenizer, dtype, folder, wanted, progress)
+    if n_tokens < wanted:
+        raise ConfigError(
+            f"transcoder.corpus.n_tokens={corpus.n_tokens}: needs {wanted} tokens of text (whole sequences of "
+            f"{corpus.context}), found {n_tokens} in {corpus.data_files or corpus.dataset}; lower n_tokens or add text"
+        )
+    # Copy-on-write, because PyTorch wants memory that may be written to.
+    return torch.from_numpy(np.memmap(folder / TOKENS_FILE, dtype, "c", shape=(n_sequences, corpus.context)))
+
+
+def _tokenise_corpus(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: np.dtype[Any],
+    folder: Path,
+    wanted: int,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Bring at least `wanted` tokens into the file, or all that there are; returns how many it has."""
+    source = _identity(corpus, tokenizer)
+    n_texts, n_tokens = _state(folder, source, dtype)
+    if n_tokens >= wanted:
+        return n_tokens
+    texts = islice(_texts(corpus), n_texts, None)
+    with (folder / TOKENS_FILE).open("r+b" if n_tokens else "wb") as file:
+        file.truncate(n_tokens * dtype.itemsize)
+        file.seek(0, 2)
+        for block in _blocks(texts):
+            tokens = _tokenise(block, tokenizer, dtype)
+            file.write(tokens.tobytes())
+            file.flush()
+            n_texts, n_tokens = n_texts + len(block), n_tokens + len(tokens)
+            _save_state(folder, {"source": source, "texts": n_texts, "tokens": n_tokens})
+            if progress is not None:
+                progress(min(n_tokens, wanted), wanted)
+            if n_tokens >= wanted:
+                break
+    return n_tokens
+
+
+def _tokenise(
+    block: list[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]
+) -> np.ndarray[Any, Any]:
+    encoded = tokenizer(
+        [text for text, _ in block],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    end = np.array([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id], dtype)
+    pieces = []
+    for ids, (_, ends_document) in zip(encoded, block, strict=True):
+        pieces.append(np.array(ids, dtype))
+        if ends_document:
+            pieces.append(end)
+    return np.concatenate(pieces)
+
+
+def _blocks(texts: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """The same texts, some `_BLOCK` characters at a time."""
+    block: list[tuple[str, bool]] = []
+    size = 0
+    for text in texts:
+        block.append(text)
+        size += len(text[0])
+        if size >= _BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _identity(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What decides the tokens; `n_tokens` and `context` only decide how many there are."""
+    files = [] if corpus.data_files is None else _files(corpus.data_files)
+    return {
+        **corpus.model_dump(mode="json", exclude={"n_tokens", "context"}),
+        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "tokenizer": [type(tokenizer).__name__, len(tokenizer), tokenizer.eos_token_id],
+    }
+
+
+def _state(folder: Path, source: dict[str, Any], dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Texts and tokens that the file in `folder` holds; none if it is of another source or too short."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_text())
+        n_texts, n_tokens = int(state["texts"]), int(state["tokens"])
+        whole = (folder / TOKENS_FILE).stat().st_size >= n_tokens * dtype.itemsize
+    except FileNotFoundError:
+        return 0, 0
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s); the corpus is tokenised again", folder / STATE_FILE, error)
+        return 0, 0
+    return (n_texts, n_tokens) if whole and state.get("source") == source else (0, 0)
+
+
+def _save_state(folder: Path, state: dict[str, Any]) -> None:
+    partial = folder / f"{STATE_FILE}.partial"
+    partial.write_text(json.dumps(state))
+    partial.replace(folder / STATE_FILE)
 
 
 def _texts(corpus: Corpus) -> Iterator[tuple[str, bool]]:
@@ -57,12 +174,16 @@ def _texts(corpus: Corpus) -> Iterator[tuple[str, bool]]:
         raise ConfigError(f"transcoder.corpus: no source; set transcoder.corpus.dataset to a hub name, or {_LOCAL}")
 
 
-def _file_texts(pattern: str) -> Iterator[tuple[str, bool]]:
+def _files(pattern: str) -> list[Path]:
     paths = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise ConfigError(f"transcoder.corpus.data_files={pattern}: no such file; give existing text files")
-    for path in paths:
+    return paths
+
+
+def _file_texts(pattern: str) -> Iterator[tuple[str, bool]]:
+    for path in _files(pattern):
         try:
             with path.open(encoding="utf-8") as file:
                 while lines := file.readlines(_BLOCK):

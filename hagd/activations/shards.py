@@ -1,128 +1,176 @@
-"""Token activations that train the transcoders: in memory when they fit, else in shards on disk.
+"""Token activations that train the transcoders, in batches without replacement.
 
-Shape legend: L layers, n tokens, d = d_model.
+Shape legend: L layers, B tokens of a batch, n tokens of a shard, d = d_model.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hagd.activations.capture import Site, capture
-from hagd.models.language_model import LanguageModel
+from hagd.activations.draws import following, spans, tokens_of
+from hagd.activations.outliers import MASSIVE, Outliers
+from hagd.activations.plan import Integers
+from hagd.activations.reader import ShardActivations, ShardReader
+from hagd.errors import NumericalError
+from hagd.training.processes import rank_and_world
 
-MASSIVE = 10.0
-"""A token whose activation norm exceeds this many medians is an outlier (attention sinks) and trains nothing."""
-
-_STEPS_PER_SHARD = 64
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token ids `[N, T]` and which positions count `[N, T]` (padding does not)."""
-
-    tokens: Tensor
-    keep: Tensor
+_SAMPLE = 4
+"""Second word of the seed; `hagd.activations.plan` and `hagd.activations.draws` use others."""
 
 
 class ActivationShards:
-    """Inputs and outputs of a site over many tokens; `batch(step)` is a pure function of seed and step."""
+    """Inputs and outputs of a site over many tokens, in batches that are pure functions of seed and step.
 
-    def __init__(self, sources: Sequence[Path | tuple[Tensor, Tensor]], seed: int) -> None:
-        self._sources = sources
+    Args:
+        reader: reads the shards.
+        seed: decides the batches.
+        loaded: the first shard, or all of them: then they stay in memory.
+        ahead: read the next shard in the background while one is drawn from.
+
+    Attributes:
+        n_tokens: draws of an epoch; each token that is no outlier is drawn once (`hagd.activations.draws`).
+        outliers: which tokens are left out, measured on the first shard.
+        seconds_waited: time spent in `batch` so far: reading, capturing, gathering.
+    """
+
+    def __init__(self, reader: ShardReader, seed: int, loaded: Sequence[ShardActivations], ahead: bool) -> None:
+        self._reader = reader
         self._seed = seed
-        self._loaded: tuple[int, tuple[Tensor, Tensor]] | None = None
+        self._sizes = [shard.n_tokens for shard in reader.shards]
+        self._keep = len(loaded) == len(self._sizes)
+        self._ahead = ahead and not self._keep
+        self._coming: _Coming | None = None
+        self.n_tokens = sum(self._sizes)
+        self.outliers = Outliers.of(loaded[0].x_norm, loaded[0].y_norm)
+        self.seconds_waited = 0.0
+        self._loaded = {index: (shard, self._ordinary(shard)) for index, shard in enumerate(loaded)}
+
+    def batch(self, step: int, size: int, share: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of the tokens of a step, `[L, B, d]` in float32 twice.
+
+        Args:
+            step: from 0 up.
+            size: tokens of the batch, over all processes.
+            share: (rank, world): every world-th token of it, from the rank-th on; None: what falls to this process of
+                its group. A batch smaller than the group is not divided.
+
+        Raises:
+            NumericalError: a captured activation is NaN or infinite, or all tokens of a shard are outliers.
+        """
+        began = time.perf_counter()
+        rank, world = share or rank_and_world()
+        if size < world:
+            rank, world = 0, 1
+        picked: list[tuple[Tensor, Tensor]] = []
+        place = 0
+        for span in spans(self._sizes, self._seed, step * size, size):
+            shard, ordinary = self._get(span.shard)
+            if self._ahead:
+                self._expect(following(len(self._sizes), self._seed, span))
+            tokens = tokens_of(span, ordinary, self._sizes[span.shard], self._seed)
+            picked.append(_pick(shard, tokens[(rank - place) % world :: world]))
+            place += span.count
+        x, y = (sides[0] if len(sides) == 1 else torch.cat(sides, dim=1) for sides in zip(*picked, strict=True))
+        self.seconds_waited += time.perf_counter() - began
+        return x, y
+
+    def sample(self, size: int) -> tuple[Tensor, Tensor]:
+        """At most `size` tokens of the first shard, no outliers, always the same: `[L, B, d]` in float32 twice."""
+        shard, ordinary = self._get(0)
+        return _pick(shard, np.random.default_rng([self._seed, _SAMPLE]).permutation(ordinary)[:size])
 
     def shard(self, index: int) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs `[L, n, d]` of one shard; the last one read stays in memory."""
-        if self._loaded is None or self._loaded[0] != index:
-            source = self._sources[index]
-            if isinstance(source, Path):
-                tensors = load_file(source)
-                source = tensors["x"], tensors["y"]
-            self._loaded = index, source
-        return self._loaded[1]
+        """All tokens of a shard that are no outliers, in the order of their capture: `[L, n, d]` in float32 twice."""
+        return _pick(*self._get(index))
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """`size` random tokens of the shard whose turn it is, `[L, size, d]` twice."""
-        x, y = self.shard((step // _STEPS_PER_SHARD) % len(self._sources))
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        index = torch.randint(x.shape[1], (size,), generator=generator)
-        return x[:, index], y[:, index]
+    def close(self) -> None:
+        """End the background thread and free the memory."""
+        self._forget()
+        self._loaded.clear()
 
+    def __enter__(self) -> ActivationShards:
+        return self
 
-def collect(
-    lm: LanguageModel,
-    sequences: Sequence[Sequences],
-    site: Site,
-    layers: Sequence[int],
-    *,
-    shard_mb: int,
-    folder: Path,
-    seed: int,
-    batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
-) -> ActivationShards:
-    """Activations of every kept token of `sequences`.
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
-    A shard that is already in `folder` is not computed again, so a killed run continues. `progress` is called
-    with sequences done and to do.
+    def _get(self, index: int) -> tuple[ShardActivations, Integers]:
+        """A shard and which of its tokens are no outliers."""
+        if index not in self._loaded:
+            coming = self._coming
+            if coming is not None and coming.index == index and coming.process == os.getpid():
+                shard = coming.take()
+                self._coming = None
+                self._loaded.clear()
+            else:
+                self._forget()
+                self._loaded.clear()
+                shard = self._reader.read(index)
+            self._loaded[index] = shard, self._ordinary(shard)
+        return self._loaded[index]
 
-    Raises:
-        NumericalError: an activation is NaN or infinite.
-    """
-    total = sum(len(part.tokens) for part in sequences)
-    positions = sum(int(part.keep.sum()) for part in sequences)
-    size_mb = positions * len(layers) * lm.d_model * 8 / 2**20
-    n_shards = max(1, math.ceil(size_mb / shard_mb))
-    chunks = [
-        Sequences(part.tokens[i : i + batch_size], part.keep[i : i + batch_size])
-        for part in sequences
-        for i in range(0, len(part.tokens), batch_size)
-    ]
-    per_shard = -(-len(chunks) // n_shards)
-    done = 0
-    sources: list[Path | tuple[Tensor, Tensor]] = []
-    for index in range(0, len(chunks), per_shard):
-        path = folder / f"activations-{len(sources):05d}.safetensors"
-        part = chunks[index : index + per_shard]
-        if path.exists():
-            done += sum(len(chunk.tokens) for chunk in part)
-            if progress is not None:
-                progress(done, total)
-        else:
-            read = []
-            for chunk in part:
-                read.append(_tokens_of(lm, chunk, site, layers))
-                done += len(chunk.tokens)
-                if progress is not None:
-                    progress(done, total)
-            x, y = _without_outliers(*(torch.cat(side, dim=1) for side in zip(*read, strict=True)))
-            if n_shards == 1:
-                return ActivationShards([(x, y)], seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            save_file({"x": x.contiguous(), "y": y.contiguous()}, partial)
-            partial.replace(path)
-        sources.append(path)
-    return ActivationShards(sources, seed)
+    def _ordinary(self, shard: ShardActivations) -> Integers:
+        ordinary = self.outliers.ordinary(shard.x_norm, shard.y_norm).nonzero()[:, 0].numpy()
+        if not len(ordinary):
+            raise NumericalError(
+                f"activations of {self._reader.lm.name}: expected norms of at most {MASSIVE:g} medians of the first "
+                f"shard, found none among {shard.y.shape[1]} tokens; raise transcoder.activations.buffer_tokens so "
+                "that every shard has tokens of each kind"
+            )
+        return ordinary
+
+    def _expect(self, index: int) -> None:
+        """Begin to read a shard in the background."""
+        if index in self._loaded or (self._coming is not None and self._coming.process == os.getpid()):
+            return
+        self._coming = _Coming(self._reader, index)
+
+    def _forget(self) -> None:
+        if self._coming is not None and self._coming.process == os.getpid():
+            self._coming.cancel()
+        self._coming = None
 
 
-def _tokens_of(lm: LanguageModel, chunk: Sequences, site: Site, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    x, y = capture(lm, chunk.tokens.to(lm.device), site, layers)
-    keep = chunk.keep
-    return x.cpu()[:, keep], y.cpu()[:, keep]
+class _Coming:
+    """A shard that a thread of this process reads. A fork does not inherit the thread, only this object."""
+
+    def __init__(self, reader: ShardReader, index: int) -> None:
+        self.index = index
+        self.process = os.getpid()
+        self._reader = reader
+        self._stop = threading.Event()
+        self._shard: ShardActivations | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="activations", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            self._shard = self._reader.read(self.index, stop=self._stop)
+        except BaseException as error:  # raised again where the shard is wanted
+            self._error = error
+
+    def take(self) -> ShardActivations:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._shard is not None
+        return self._shard
+
+    def cancel(self) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
-def _without_outliers(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    ordinary = torch.ones(x.shape[1], dtype=torch.bool)
-    for side in (x, y):
-        norm = side.norm(dim=-1)
-        ordinary &= (norm <= MASSIVE * norm.median(dim=1, keepdim=True).values).all(0)
-    return x[:, ordinary], y[:, ordinary]
+def _pick(shard: ShardActivations, tokens: Integers) -> tuple[Tensor, Tensor]:
+    index = torch.from_numpy(tokens)
+    y = shard.y.index_select(1, index).float()
+    return y if shard.x is shard.y else shard.x.index_select(1, index).float(), y

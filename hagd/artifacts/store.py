@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from hagd.artifacts.codec import DamagedArtifactError, load_record, save_record
 from hagd.artifacts.manifest import git_revision, peak_rss_mb, reset_peak_rss, versions
 from hagd.errors import ArtifactError
+from hagd.training.processes import is_helper
 
 R = TypeVar("R")
 
@@ -57,6 +58,9 @@ class Stored(Generic[R]):
     peak_mb: float
 
 
+_POLL_SECONDS = 0.2
+
+
 class ArtifactStore:
     """Results of all stages under `root`; safe for any number of processes at once."""
 
@@ -70,6 +74,7 @@ class ArtifactStore:
         cls: type[R],
         compute: Callable[[Path], R],
         provenance: Mapping[str, Any],
+        joint: bool = False,
     ) -> Stored[R]:
         """The stored result of `stage` under `key`, computed first if need be.
 
@@ -79,6 +84,7 @@ class ArtifactStore:
             cls: class of the result.
             compute: called with a scratch folder that outlives a kill and is deleted after success.
             provenance: written to `meta.json` (config, parents, seed); must be JSON.
+            joint: all processes of a job compute this together; only the one of rank 0 stores it.
 
         Raises:
             ArtifactError: the disk is full or not writable, or the result cannot be stored.
@@ -90,6 +96,8 @@ class ArtifactStore:
             if stored is not None:
                 shutil.rmtree(self._work(path), ignore_errors=True)  # left by a kill after the rename
                 return stored
+        if joint and is_helper():
+            return self._help(path, cls, compute)
         with self._locked(path):
             try:
                 stored = self._load(path, cls)  # another process may have finished it meanwhile
@@ -99,6 +107,22 @@ class ArtifactStore:
                     shutil.rmtree(path)
                 stored = None
             return stored or self._compute(path, cls, compute, json.loads(origin))
+
+    def _help(self, path: Path, cls: type[R], compute: Callable[[Path], R]) -> Stored[R]:
+        """Take part in computing, then read what the process of rank 0 stores.
+
+        Raises:
+            ArtifactError: that process ended without storing it.
+        """
+        work, leader = self._work(path), os.getppid()
+        with disk_errors(work):
+            work.mkdir(parents=True, exist_ok=True)
+        compute(work)
+        while (stored := self._load(path, cls)) is None:
+            if os.getppid() != leader:
+                raise ArtifactError(f"{path}: expected the process of rank 0 to store this, found that it ended")
+            time.sleep(_POLL_SECONDS)
+        return stored
 
     def contains(self, stage: str, key: str) -> bool:
         """Whether the result is there (it may still turn out to be damaged when it is read)."""

@@ -87,7 +87,10 @@ class DirectEdges:
                 effect.append(projector.effects(gradient, self.deviations, self.slots) / self.n_prompts)
         if not index:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
-        return torch.cat(index), torch.cat(effect).cpu()
+        # A cross-layer feature writes to several layers: its effects add up.
+        sources, place = torch.cat(index).unique(return_inverse=True)
+        effects = torch.cat(effect).cpu()
+        return sources, effects.new_zeros(len(sources)).index_add_(0, place, effects)
 
     @torch.no_grad()
     def _measure(self, tokens: Tensor, counterfactual: Tensor, ablation: Ablation) -> Deviations:
@@ -140,12 +143,16 @@ def _group_sources(patched: PatchedModel, nodes: Nodes) -> dict[int | None, list
             continue
         members = ((keys == torch.tensor([kind, layer, slot])).all(1)).nonzero()[:, 0]
         features = torch.as_tensor(nodes.feature)[members]
-        directions = torch.empty(0)
-        if kind == FEATURE:
-            index = patched.transcoders.layers.index(layer)
-            directions = patched.transcoders.transcoders[index].W_dec[features]
-        leaf = None if kind == TOKEN else layer
-        groups.setdefault(leaf, []).append(_Projector(kind, layer, slot, members, features, directions))
+        if kind != FEATURE:
+            leaf = None if kind == TOKEN else layer
+            groups.setdefault(leaf, []).append(_Projector(kind, layer, slot, members, features, torch.empty(0)))
+            continue
+        index = patched.transcoders.layers.index(layer)
+        transcoder = patched.transcoders.transcoders[index]
+        for leaf, decoder in zip(
+            patched.transcoders.layers[index:], (transcoder.W_dec, *transcoder.W_later), strict=False
+        ):
+            groups.setdefault(leaf, []).append(_Projector(kind, layer, slot, members, features, decoder[features]))
     return groups
 
 

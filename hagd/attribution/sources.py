@@ -24,7 +24,7 @@ class ForwardPass:
 
     Attributes:
         embedding: `[B, T, d]`, leaf.
-        written: model layer → `[B, T, d]`, leaf: what the site of that layer wrote.
+        written: model layer → `[B, T, d]`, leaf: what the site of that layer wrote, a linear skip apart.
         read: model layer → `[B, T, d]`, what the site of that layer read, as a function of the leaves.
         logits: `[B, A, V]`, as a function of the leaves.
     """
@@ -44,8 +44,8 @@ def direct_pass(patched: PatchedModel, tokens: Tensor, positions: Tensor) -> For
     """A clean forward pass in which gradients are direct effects.
 
     Attention patterns and norm scales are constants (`frozen_linear`). At site mlp every MLP output is a leaf, so
-    nothing flows through an MLP; at site resid every decomposed layer's output is one, so effects reach the next
-    decomposed layer and no further.
+    nothing flows through an MLP but through the linear skip of its transcoder; at site resid every decomposed
+    layer's output is one, so effects reach the next decomposed layer and no further.
     """
     lm, site = patched.lm, patched.transcoders.site
     found = ForwardPass()
@@ -54,20 +54,25 @@ def direct_pass(patched: PatchedModel, tokens: Tensor, positions: Tensor) -> For
         stack.enter_context(frozen_linear(lm))
         stack.enter_context(_embedding_leaf(lm.embedding, found))
         for layer in layers:
-            hook = _leaf_hook(layer, site == "mlp", found)
+            hook = _leaf_hook(layer, patched, found)
             stack.callback(site_module(lm, site, layer).register_forward_hook(hook).remove)
         with torch.enable_grad():
             found.logits = lm.logits_at(tokens, positions)
     return found
 
 
-def _leaf_hook(layer: int, reads_input: bool, found: ForwardPass) -> Any:
+def _leaf_hook(layer: int, patched: PatchedModel, found: ForwardPass) -> Any:
+    skipping = {t.layer: t for t in patched.transcoders.transcoders if t.W_skip is not None}
+
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         y = output if isinstance(output, Tensor) else output[0]
-        leaf = y.detach().requires_grad_()
-        found.read[layer] = inputs[0] if reads_input else y
+        x = inputs[0] if patched.transcoders.site == "mlp" else y
+        skipped = skipping[layer].skip(x).to(y.dtype) if layer in skipping else None
+        leaf = (y if skipped is None else y - skipped).detach().requires_grad_()
+        found.read[layer] = x
         found.written[layer] = leaf
-        return leaf if isinstance(output, Tensor) else (leaf, *output[1:])
+        written = leaf if skipped is None else leaf + skipped
+        return written if isinstance(output, Tensor) else (written, *output[1:])
 
     return hook
 

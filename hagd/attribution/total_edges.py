@@ -1,7 +1,7 @@
 """Total edges: as direct ones, but nothing is frozen, so effects also pass through other nodes.
 
-Each decomposed site writes `decode(f + δ) + ε` with δ = 0 a leaf and ε the clean error, so gradients with respect
-to δ at one layer are total effects on every later layer's pre-activations.
+Each decomposed site writes the reconstruction from `f + δ`, plus ε, with δ = 0 a leaf and ε the clean error, so
+gradients with respect to δ at one layer are total effects on every later layer's pre-activations.
 
 Shape legend: B sequences, T positions, m dictionary size, s sources.
 """
@@ -45,6 +45,7 @@ class TotalEdges:
             self._active = features > 0
         self._leaves = [torch.zeros_like(f, requires_grad=True) for f in features]
         self._pre: dict[int, Tensor] = {}
+        self._features: list[Tensor] = []
         logits = self._forward(tokens, prompts.scored.flatten(0, 1)).unflatten(0, prompts.tokens.shape[:2])
         self._metric = logit_difference(logits, prompts, task.length_normalised).sum()
 
@@ -92,9 +93,10 @@ class TotalEdges:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             y = output if isinstance(output, Tensor) else output[0]
             x = inputs[0] if self.patched.transcoders.site == "mlp" else y
-            self._pre[index] = x.to(transcoder.W_enc.dtype) @ transcoder.W_enc.T + transcoder.b_enc
-            f = transcoder.encode(x) + self._leaves[index]
-            written = (transcoder.decode(f) + self._errors[index]).to(y.dtype)
+            self._pre[index] = transcoder.preactivations(x)
+            self._features.append(transcoder.encode(x) + self._leaves[index])
+            recon = self.patched.transcoders.reconstruct(index, self._features, x)
+            written = (recon + self._errors[index]).to(y.dtype)
             return written if isinstance(output, Tensor) else (written, *output[1:])
 
         return hook

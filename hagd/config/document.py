@@ -17,9 +17,9 @@ def document() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every key of `extract.py` and `train.py` (`stage` and `gnn` belong to `train.py`). Files in `conf/` set them;",
-        "the command line overrides them: `python extract.py transcoder.k=64 search.n_nodes=50`. Unknown keys, wrong",
-        "types and values out of range are refused before anything runs.",
+        "Every key of `extract.py` and `train.py` (`stage`, `gnn` and `export` belong to `train.py`). Files in `conf/`",
+        "set them; the command line overrides them: `python extract.py transcoder.k=64 search.n_nodes=50`. Unknown",
+        "keys, wrong types and values out of range are refused before anything runs.",
         "",
     ]
     top = {name: field for name, field in TrainConfig.model_fields.items() if not sections_of(field.annotation)}

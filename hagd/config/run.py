@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from hagd.config.base import Section
-from hagd.config.model import MiniModel, ModelConfig
+from hagd.config.model import MiniModel, ModelConfig, PretrainedModel
 from hagd.config.stages import GraphConfig, HierarchyConfig, SearchConfig, TranscoderConfig, ValidationConfig
 from hagd.config.task import SymbolicTask, TaskConfig
 
@@ -90,6 +90,11 @@ class StagesConfig(Section):
                 f"task={task.name} has a vocabulary of its own that only mini models are trained on, "
                 f"found model.kind={model.kind}; choose model=gpt2_mini, pythia_mini or llama_mini"
             )
+        if transcoder.activations.layer_streaming and not isinstance(model, PretrainedModel):
+            problems.append(
+                f"transcoder.activations.layer_streaming needs the weight files of model.kind=pretrained, found "
+                f"model.kind={model.kind}; set it to false, or choose model=hf model.path=…"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -97,6 +102,16 @@ class StagesConfig(Section):
 
 class ExtractConfig(StagesConfig):
     """Configuration of `extract.py`: one circuit."""
+
+    @model_validator(mode="after")
+    def _model_fits_memory(self) -> ExtractConfig:
+        if self.transcoder.activations.layer_streaming:
+            raise ValueError(
+                "transcoder.activations.layer_streaming must be false here, because attribution and search need the "
+                "whole model and its gradients, found true; only train.py stage=transcoder streams layers, and what "
+                "it trained is used by extract.py with the same transcoder settings otherwise"
+            )
+        return self
 
 
 class GNNConfig(Section):
@@ -120,8 +135,49 @@ class GNNConfig(Section):
         return self
 
 
+class ExportConfig(Section):
+    """A copy of the dictionaries of stage=transcoder for other programs."""
+
+    format: Literal["hagd", "sparsify", "saelens", "circuit_tracer"] | None = Field(
+        None, description="layout: HAGD's own, sparsify's, SAELens' or circuit-tracer's; null = no copy"
+    )
+    path: str | None = Field(None, min_length=1, description="folder of the copy, new or empty")
+
+    @model_validator(mode="after")
+    def _both(self) -> ExportConfig:
+        if (self.format is None) != (self.path is None):
+            raise ValueError(f"format and path belong together, found format={self.format}, path={self.path}; set both")
+        return self
+
+
 class TrainConfig(StagesConfig):
     """Configuration of `train.py`: one training stage."""
 
     stage: Literal["lm", "transcoder", "gnn"] = Field("transcoder", description="what is trained")
     gnn: GNNConfig = GNNConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _export_fits(self) -> TrainConfig:
+        """What a layout has no place for is refused before hours of training; files are checked once they are read."""
+        layout, options = self.export.format, self.transcoder
+        problems = []
+        if layout is not None and self.stage != "transcoder":
+            problems.append(f"export copies dictionaries, found stage={self.stage}; set stage=transcoder")
+        if options.path is None:
+            sparse = f"transcoder.activation={options.activation}"
+            if layout == "circuit_tracer" and options.activation == "topk":
+                problems.append(f"export.format=circuit_tracer has no place for {sparse}; choose another activation")
+            if layout == "circuit_tracer" and options.site == "resid":
+                problems.append("export.format=circuit_tracer has no place for transcoder.site=resid; choose mlp")
+            if layout == "circuit_tracer" and options.cross_layer and options.skip:
+                problems.append("export.format=circuit_tracer has no cross-layer skip; set transcoder.skip=false")
+            if layout == "sparsify" and options.activation != "topk":
+                problems.append(f"export.format=sparsify has no place for {sparse}; choose topk or another format")
+            if layout == "saelens" and options.activation == "topk" and options.skip:
+                problems.append("export.format=saelens has no TopK with a skip; set transcoder.skip=false")
+            if layout in ("sparsify", "saelens") and options.cross_layer:
+                problems.append(f"export.format={layout} has no cross-layer dictionaries; choose circuit_tracer")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

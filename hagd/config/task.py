@@ -51,7 +51,7 @@ class Parity(SymbolicTask):
     """Parity of a bit string; slots bit1 … bitN."""
 
     name: Literal["parity"] = "parity"
-    length: int = Field(10, ge=2, description="bits")
+    length: int = Field(12, ge=2, description="bits")
     targets: Literal["running", "final"] = Field(
         "running", description="train on the parity of every prefix, or of the whole string only"
     )

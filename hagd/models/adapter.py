@@ -16,6 +16,7 @@ class Adapter:
         embedding, layers, final_norm, unembedding: paths from the model.
         attention, attention_norm, mlp, mlp_norm: paths from one layer. The MLP's input is what enters it
             after its norm, its output is what it adds to the residual stream.
+        renamed: (path, name in weight files) of modules that files call otherwise.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Adapter:
     mlp_norm: str
     final_norm: str
     unembedding: str
+    renamed: tuple[tuple[str, str], ...] = ()

@@ -17,6 +17,14 @@ from hagd.models.architectures import all_adapters
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TOKENS_A_PASS = 8192
+"""Positions that go through a layer together where nobody says otherwise."""
+
+
+def rows_a_pass(length: int) -> int:
+    """Sequences of `length` positions that go through a layer together, at least one."""
+    return max(1, TOKENS_A_PASS // length)
+
 
 class LanguageModel:
     """A frozen `transformers` model, its adapter and its tokenizer (None for symbolic vocabularies)."""
@@ -48,6 +56,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Device of the embedding, where token ids go."""
         return self.embedding.weight.device
+
+    @property
+    def streams_layers(self) -> bool:
+        """Whether each forward pass reads the weights anew, so that a few large ones are better than many."""
+        return False
 
     @property
     def layers(self) -> nn.ModuleList:

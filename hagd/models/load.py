@@ -10,12 +10,15 @@ from hagd.models.pretrained import load_pretrained
 from hagd.models.smollm2 import load_smollm2
 
 
-def load_model(config: PretrainedModel | PackagedModel, cache: Path) -> LanguageModel:
+def load_model(config: PretrainedModel | PackagedModel, cache: Path, *, layer_streaming: bool = False) -> LanguageModel:
     """The model and its tokenizer; `cache` keeps converted copies between runs.
+
+    With `layer_streaming` a model of files stays there and is read layer by layer (`hagd.models.layer_streaming`).
 
     Raises:
         ModelError: it cannot be loaded; says why and what to do.
     """
     if isinstance(config, PackagedModel):
+        assert not layer_streaming, "refused by the configuration"
         return load_smollm2(config, cache)
-    return load_pretrained(config)
+    return load_pretrained(config, layer_streaming=layer_streaming)

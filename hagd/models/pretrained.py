@@ -15,6 +15,7 @@ from hagd.errors import ModelError
 from hagd.hub import hub_problem
 from hagd.models.architectures import all_adapters
 from hagd.models.language_model import LanguageModel, unsupported
+from hagd.models.layer_streaming import StoredWeights, StreamedLanguageModel, model_without_weights, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
-def load_pretrained(config: PretrainedModel) -> LanguageModel:
+def load_pretrained(config: PretrainedModel, *, layer_streaming: bool = False) -> LanguageModel:
     """Model and tokenizer of `config.path`; the architecture is checked before any weight is read.
 
-    Only safetensors are read and no code from the repository runs.
+    Only safetensors are read and no code from the repository runs. With `layer_streaming` the weights stay on disk
+    (`hagd.models.layer_streaming`); layers are then computed on the GPU if `config.device_map` is set, else on the CPU.
 
     Raises:
         ModelError: names model.path (or the key at fault): missing folder, damaged or missing files, unknown
@@ -43,6 +45,8 @@ def load_pretrained(config: PretrainedModel) -> LanguageModel:
     description = _read_json(folder / "config.json" if folder else _download_config(config), config)
     _check_architecture(description, config)
     source = str(folder) if folder else config.path
+    if layer_streaming:
+        return _stream_weights(source, config)
     return LanguageModel(_load_weights(source, config), _load_tokenizer(source, config), config.name)
 
 
@@ -142,6 +146,35 @@ def _load_weights(source: str, config: PretrainedModel) -> PreTrainedModel:
             "copy or download the model again"
         )
     return model
+
+
+def _stream_weights(source: str, config: PretrainedModel) -> LanguageModel:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from transformers import AutoConfig
+
+    def locate(name: str) -> Path | None:
+        if Path(source).is_dir():
+            path = Path(source) / name
+            return path if path.is_file() else None
+        try:
+            return Path(
+                hf_hub_download(source, name, revision=config.revision, local_files_only=hub_problem() is not None)
+            )
+        except EntryNotFoundError:
+            return None
+
+    try:
+        weights = StoredWeights(weight_files(locate))
+        description = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+        model = model_without_weights(description, getattr(torch, config.dtype))
+    except Exception as error:  # as for the weights
+        raise ModelError(
+            f"model.path={config.path}: the weights cannot be streamed ({_first_line(error)}); expected complete "
+            "safetensors files that fit config.json; copy or download the model again"
+        ) from error
+    device = "cuda" if config.device_map is not None and torch.cuda.is_available() else "cpu"
+    return StreamedLanguageModel(model, weights, _load_tokenizer(source, config), config.name, device)
 
 
 def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizerBase:

@@ -2,7 +2,8 @@
 
 At every decomposed site `a ← Σ_i (g_i f_i + (1 − g_i) v_i) d_i + b + ε̃`, where `f_i` is recomputed on the
 patched run and `g_i` is 1 inside the circuit, 0 outside, in between for gates and path integrals. The real
-attention, norms and embeddings run.
+attention, norms, embeddings and, where dictionaries have them, linear skips run. Features of a cross-layer
+transcoder are patched once and written to every layer that they write to.
 
 Shape legend: N prompts, C options, B = N·C sequences, T positions, A scored positions, V vocabulary, G gate
 settings, L decomposed layers, S slots, m dictionary size, d = d_model.
@@ -106,8 +107,10 @@ class PatchedModel:
         with self._prefix.resumed(tokens):
             x, y = capture(self.lm, tokens, self.transcoders.site, self.transcoders.layers)
         f = torch.stack([t.encode(xl) for t, xl in zip(self.transcoders.transcoders, x, strict=True)])
-        errors = torch.stack([yl - t.decode(fl) for t, fl, yl in zip(self.transcoders.transcoders, f, y, strict=True)])
-        return f, errors
+        errors = [
+            yl - self.transcoders.reconstruct(i, list(f), xl) for i, (xl, yl) in enumerate(zip(x, y, strict=True))
+        ]
+        return f, torch.stack(errors)
 
     def _ablation_values(self, flat: Prompts, ablation: Ablation) -> Tensor | None:
         return self.features(flat.counterfactual)[0] if ablation == "resample" else None
@@ -118,9 +121,10 @@ class PatchedModel:
     @contextmanager
     def _patched(self, run: _Run, zero: bool) -> Iterator[None]:
         handles = []
+        features: list[Tensor] = []
         for index, transcoder in enumerate(self.transcoders.transcoders):
             module = site_module(self.lm, self.transcoders.site, transcoder.layer)
-            hook = self._hook(index, transcoder, run, zero)
+            hook = self._hook(index, transcoder, run, zero, features)
             handles.append(module.register_forward_hook(hook))
         try:
             yield
@@ -128,7 +132,10 @@ class PatchedModel:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, index: int, transcoder: Transcoder, run: _Run, zero: bool) -> Callable[..., Any]:
+    def _hook(
+        self, index: int, transcoder: Transcoder, run: _Run, zero: bool, features: list[Tensor]
+    ) -> Callable[..., Any]:
+        """`features` collects the patched features of one forward pass, layer after layer."""
         slots = run.slots.clamp(min=0)
         gate = run.gates[:, index][run.owner[:, None], slots]  # [B, T, m]
         ablated = run.ablated[index] if run.ablated is not None else self.means.features[index][slots]
@@ -139,7 +146,8 @@ class PatchedModel:
             x = inputs[0] if self.transcoders.site == "mlp" else y
             f = transcoder.encode(x)
             f = gate * f if zero else ablated + gate * (f - ablated)
-            patched = (transcoder.decode(f) + error).to(y.dtype)
+            features[index:] = [f]
+            patched = (self.transcoders.reconstruct(index, features, x) + error).to(y.dtype)
             return patched if isinstance(output, Tensor) else (patched, *output[1:])
 
         return patch

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,7 @@ class SlotMeans:
     features: Tensor
     errors: Tensor
     frequency: Tensor
+
+    def to(self, device: torch.device) -> SlotMeans:
+        """The same on another device."""
+        return SlotMeans(self.features.to(device), self.errors.to(device), self.frequency.to(device))

@@ -20,6 +20,7 @@ from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
 from hagd.tracking.wandb_run import tracked_run
+from hagd.training.processes import is_helper
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -32,12 +33,17 @@ PARTS = ("task", "lm", "prompts", "transcoders", "means", "graph", "hierarchy", 
 def run_extraction(config: ExtractConfig, folder: Path, group: str | None, console: Console) -> dict[str, float]:
     """Extract one circuit into `folder`; returns the flat metrics.
 
+    A process that only lends its device to the trainings of another (`is_helper`) exits after them.
+
     Raises:
         HagdError: anything that the user can act on.
     """
     start = time.perf_counter()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    if is_helper():
+        Pipeline(config, Console(quiet=True)).get("transcoders")
+        raise SystemExit(0)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)

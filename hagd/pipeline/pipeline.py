@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NO_RESULT = {"storage", "memory_mb", "disk_mb", "layer_streaming"}
+"""Keys of `transcoder.activations` that decide time and space alone."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -51,6 +54,7 @@ class Stage:
         parents: stages whose results it reads.
         config: the part of the configuration that decides the result.
         compute: called with the pipeline, the scratch folder and a progress reporter.
+        trains: whether it trains with Lightning, which all processes of a job do together.
     """
 
     record: type[Any]
@@ -58,6 +62,7 @@ class Stage:
     parents: tuple[str, ...]
     config: Callable[[Pipeline], dict[str, Any]]
     compute: Callable[[Pipeline, Path, StageProgress], Any]
+    trains: bool = False
 
 
 class Pipeline:
@@ -91,7 +96,7 @@ class Pipeline:
                 for parent in self.parents(name):
                     self.get(parent)
             self.used[name] = self.store.get_or_compute(
-                name, key, stage.record, lambda work: self._compute(name, work), self._provenance(name)
+                name, key, stage.record, lambda work: self._compute(name, work), self._provenance(name), stage.trains
             )
             self._report(name)
         return self.used[name].record
@@ -118,12 +123,14 @@ class Pipeline:
             return mini_from_state(model, trained.vocab_size, trained.n_positions, trained.state)
         from hagd.models.load import load_model
 
-        return load_model(model, self.runs / "models")
+        streaming = self.config.transcoder.activations.layer_streaming
+        return load_model(model, self.runs / "models", layer_streaming=streaming)
 
     @cached_property
     def patched(self) -> PatchedModel:
         """The model with its dictionaries and ablation values."""
-        return PatchedModel(self.lm, self.get("transcoders"), self.get("means"))
+        device = self.lm.device
+        return PatchedModel(self.lm, self.get("transcoders").to(device), self.get("means").to(device))
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:
@@ -172,6 +179,16 @@ def _lm_config(p: Pipeline) -> dict[str, Any]:
     return {**p.config.model.model_dump(mode="json"), "training": training, "precision": precision}
 
 
+def _transcoders_config(p: Pipeline) -> dict[str, Any]:
+    config = p.config.transcoder.model_dump(mode="json", exclude={"activations": _NO_RESULT})
+    path = config.pop("path")
+    if path is None:
+        return {**config, "precision": p.config.trainer.precision}
+    from hagd.pipeline.dictionaries import identity
+
+    return {"site": config["site"], "layers": config["layers"], **identity(path)}
+
+
 def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
     from hagd.tasks.build import build_task
 
@@ -217,6 +234,7 @@ STAGES: dict[str, Stage] = {
         ("task",),
         _lm_config,
         lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers()),
+        trains=True,
     ),
     "prompts": Stage(
         TaskData,
@@ -227,10 +245,11 @@ STAGES: dict[str, Stage] = {
     ),
     "transcoders": Stage(
         TranscoderSet,
-        1,
+        2,
         ("prompts", "lm"),
-        lambda p: {**p.config.transcoder.model_dump(mode="json"), "precision": p.config.trainer.precision},
+        _transcoders_config,
         lambda p, work, progress: stages.fit_transcoders(p.config, p.lm, p.get("prompts"), work, p.loggers(), progress),
+        trains=True,
     ),
     "means": Stage(
         SlotMeans,

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hagd.activations.shards import Sequences, collect
+from hagd.activations.collect import collect
+from hagd.activations.plan import Sequences
 from hagd.attribution.graph import build_graph
 from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
+from hagd.config.stages import TranscoderConfig
 from hagd.config.task import SymbolicTask
 from hagd.errors import ConfigError, NumericalError, TaskError
 from hagd.hierarchy.partition import build_hierarchy
@@ -100,44 +102,64 @@ def _correct(lm: LanguageModel, task: TaskData, prompts: Prompts) -> torch.Tenso
 def fit_transcoders(
     config: StagesConfig, lm: LanguageModel, task: TaskData, work: Path, loggers: list[Logger], progress: StageProgress
 ) -> TranscoderSet:
-    """Stage `transcoders`: activations are captured, dictionaries trained and measured on the selection split."""
+    """Stage `transcoders`: activations are captured, dictionaries trained and measured on the selection split.
+
+    With `transcoder.path` nothing is trained: the dictionaries there are measured.
+    """
     from hagd.transcoders.quality import measure
     from hagd.transcoders.training import train_transcoders
 
     options = config.transcoder
+    if options.path is not None:
+        from hagd.pipeline.dictionaries import given
+
+        elsewhere = given(options, config.model, lm)
+        return _reported(measure(lm, elsewhere, None, None, task.selection, len(task.slot_names)), options)
     layers = tuple(range(lm.n_layers)) if options.layers is None else options.layers
     if layers[-1] >= lm.n_layers or options.k > options.expansion * lm.d_model:
         raise ConfigError(
             f"transcoder.layers and transcoder.k: expected layers below {lm.n_layers} and k at most "
             f"m = {options.expansion * lm.d_model}, found layers {list(layers)} and k = {options.k}"
         )
-    activations = collect(
+    with collect(
         lm,
-        _training_sequences(config, lm, task),
+        _training_sequences(config, lm, task, work, progress),
         options.site,
         layers,
-        shard_mb=options.shard_mb,
-        folder=work,
+        options.activations,
+        folder=work / "activations",
         seed=config.seed,
         progress=lambda done, total: progress.part("activations", done, total),
-    )
-    transcoders, module = train_transcoders(
-        options, layers, activations, config.seed, config.trainer, work / "checkpoints", loggers
-    )
-    quality = measure(lm, transcoders, options.site, module, task.selection, len(task.slot_names))
-    for layer in quality:
+    ) as activations:
+        transcoders, module = train_transcoders(
+            options, layers, activations, config.seed, config.trainer, work / "checkpoints", loggers
+        )
+        outliers = activations.outliers
+    trained = TranscoderSet(lm.name, options.site, transcoders)
+    return _reported(measure(lm, trained, module, outliers, task.selection, len(task.slot_names)), options)
+
+
+def _reported(found: TranscoderSet, options: TranscoderConfig) -> TranscoderSet:
+    """The same, with a warning for every layer that is explained badly."""
+    advice = "raise transcoder.k, transcoder.expansion or transcoder.steps"
+    if options.path is not None:
+        advice = "make sure that transcoder.path was trained for these weights and this site"
+    for layer in found.quality:
         if layer.fvu > options.fvu_warning:
             log.warning(
-                "transcoder of layer %d leaves %.0f %% of the variance unexplained (warning above %.0f %%): raise "
-                "transcoder.k, transcoder.expansion or transcoder.steps, or circuits will miss what it misses",
+                "transcoder of layer %d leaves %.0f %% of the variance unexplained (warning above %.0f %%): %s, or "
+                "circuits will miss what it misses",
                 layer.layer,
                 100 * layer.fvu,
                 100 * options.fvu_warning,
+                advice,
             )
-    return TranscoderSet(lm.name, options.site, transcoders, quality)
+    return found
 
 
-def _training_sequences(config: StagesConfig, lm: LanguageModel, task: TaskData) -> list[Sequences]:
+def _training_sequences(
+    config: StagesConfig, lm: LanguageModel, task: TaskData, work: Path, progress: StageProgress
+) -> list[Sequences]:
     """The task's training and discovery prompts, then the corpus."""
     splits = [task.discovery] if task.train is None else [task.train, task.discovery]
     parts = [Sequences(s.tokens.flatten(0, 1), s.slots.flatten(0, 1) >= 0) for s in splits]
@@ -149,8 +171,10 @@ def _training_sequences(config: StagesConfig, lm: LanguageModel, task: TaskData)
             raise ConfigError(
                 f"transcoder.corpus: expected null for model {lm.name}, which has no tokenizer, found a corpus"
             )
-        tokens = corpus_tokens(corpus, lm.tokenizer)
-        parts.append(Sequences(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+        tokens = corpus_tokens(
+            corpus, lm.tokenizer, work / "corpus", lambda done, total: progress.part("corpus", done, total)
+        )
+        parts.append(Sequences(tokens))
     return parts
 
 
@@ -162,7 +186,8 @@ def measure_means(config: StagesConfig, lm: LanguageModel, task: TaskData, trans
     """
     if transcoders.model != lm.name:
         raise ConfigError(f"transcoders: expected ones trained for model {lm.name}, found {transcoders.model}")
-    return slot_means(lm, transcoders, task.discovery.to(lm.device), len(task.slot_names), config.graph.batch_size)
+    discovery = task.discovery.to(lm.device)
+    return slot_means(lm, transcoders.to(lm.device), discovery, len(task.slot_names), config.graph.batch_size)
 
 
 def attribute(config: StagesConfig, patched: PatchedModel, task: TaskData, progress: StageProgress) -> AttributionGraph:

@@ -13,14 +13,17 @@ from rich.console import Console
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import Stored, disk_errors
 from hagd.config.load import load_config
-from hagd.config.run import StagesConfig, TrainConfig
+from hagd.config.run import StagesConfig, TrackingConfig, TrainConfig
 from hagd.errors import ConfigError
 from hagd.models.records import TrainedLM
+from hagd.pipeline.dictionaries import export
 from hagd.pipeline.outputs import write_config, write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.wandb_run import Run, tracked_run
-from hagd.transcoders.records import TranscoderSet
+from hagd.training.processes import is_helper
+from hagd.transcoders.formats.files import refuse_content
+from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -29,12 +32,15 @@ log = logging.getLogger(__name__)
 
 SectionReader = Callable[[str, str], dict[str, Any]]
 _SCORER_VERSION = 1
+_UNTRACKED = TrackingConfig(mode="disabled")
 
 
 def run_training(
     config: TrainConfig, sections: SectionReader, folder: Path, group: str | None, console: Console
 ) -> dict[str, float]:
     """Train `config.stage`, and first whatever it needs; returns flat metrics with the key `objective`.
+
+    A process that only lends its device to the trainings of another (`is_helper`) exits after them.
 
     Args:
         config: the whole configuration.
@@ -49,6 +55,13 @@ def run_training(
     """
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    train = {"lm": _train_lm, "transcoder": _train_transcoders, "gnn": _train_scorer}[config.stage]
+    if is_helper():
+        with tracked_run(_UNTRACKED, name="", group=None, job_type="", config={}, directory=folder) as run:
+            train(config, Pipeline(config, Console(quiet=True)), sections, run)
+        raise SystemExit(0)
+    if config.export.path is not None:
+        refuse_content(Path(config.export.path).expanduser())
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
@@ -66,7 +79,6 @@ def run_training(
             return [run.lightning_logger()]
 
         pipeline = Pipeline(config, console, loggers)
-        train = {"lm": _train_lm, "transcoder": _train_transcoders, "gnn": _train_scorer}[config.stage]
         metrics = train(config, pipeline, sections, run)
         run.summary(metrics)
         with disk_errors(folder):
@@ -92,10 +104,22 @@ def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader
     found: TranscoderSet = pipeline.get("transcoders")
     run.table(
         "reconstruction",
-        ("layer", "fvu", "l0", "dead", "prediction R²"),
-        [(q.layer, q.fvu, q.l0, q.dead, q.prediction_r2) for q in found.quality],
+        ("layer", "fvu", "l0", "dead", "dense", "near duplicates", "loss recovered", "kl", "prediction R²"),
+        [
+            (q.layer, q.fvu, q.l0, q.dead, q.dense, q.near_duplicates, q.loss_recovered, q.kl, q.prediction_r2)
+            for q in found.quality
+        ],
+    )
+    run.table(
+        "feature density",
+        ("layer", *(f"{low:g} to {low + 0.5:g}" for low in DENSITY_EDGES[:-1])),
+        [(q.layer, *q.density) for q in found.quality],
     )
     run.artifact(f"transcoders-{run.id}", "transcoders", pipeline.used["transcoders"].path)
+    if config.export.path is not None and not is_helper():
+        with disk_errors(Path(config.export.path)):
+            export(found, config.export, config.model, pipeline.lm)
+        pipeline.console.print(f"dictionaries copied: {config.export.path}", highlight=False, soft_wrap=True)
     n = len(found.quality)
     fvu = sum(q.fvu for q in found.quality) / n
     return {
@@ -103,6 +127,11 @@ def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader
         "transcoder.fvu": fvu,
         "transcoder.l0": sum(q.l0 for q in found.quality) / n,
         "transcoder.dead": sum(q.dead for q in found.quality) / n,
+        "transcoder.dense": sum(q.dense for q in found.quality) / n,
+        "transcoder.near_duplicates": sum(q.near_duplicates for q in found.quality) / n,
+        "transcoder.loss_recovered": sum(q.loss_recovered for q in found.quality) / n,
+        "transcoder.loss_recovered_all": found.loss_recovered,
+        "transcoder.kl_all": found.kl,
     }
 
 
@@ -128,6 +157,7 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
             graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", pipeline.loggers()
         ),
         {"config": settings, "parents": parents, "seed": config.seed},
+        joint=True,
     )
     pipeline.used["scorer"] = stored
     run.artifact(f"scorer-{run.id}", "scorer", stored.path)
@@ -144,7 +174,7 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
 
 def _source(config: TrainConfig, model: dict[str, Any], task: dict[str, Any], seed: int) -> StagesConfig:
     """The extraction whose circuit labels one graph: searched without scorer, so labels owe nothing to one."""
-    plain = config.model_dump(mode="json", exclude={"stage", "gnn"})
+    plain = config.model_dump(mode="json", exclude={"stage", "gnn", "export"})
     search = {**plain["search"], "scorer": None}
     return load_config(StagesConfig, {**plain, "model": model, "task": task, "seed": seed, "search": search})
 

@@ -198,7 +198,8 @@ def _promoted(
     patched: PatchedModel, index: int, feature: int, text: Callable[[int], str]
 ) -> tuple[tuple[str, float], ...]:
     """Tokens whose logits the feature's decoder direction raises most, read through the unembedding alone."""
-    direction = patched.transcoders.transcoders[index].W_dec[feature]
+    transcoder = patched.transcoders.transcoders[index]
+    direction = transcoder.W_dec[feature] + sum(decoder[feature] for decoder in transcoder.W_later)
     unembedding: Any = patched.lm.unembedding
     logits = (unembedding.weight.float() @ direction.float()).cpu()
     best = (logits - logits.mean()).topk(min(_TOP_TOKENS, len(logits)))

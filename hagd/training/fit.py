@@ -36,6 +36,7 @@ def fit(
     stage: str = "training",
     seed: int = 0,
     gradient_clip: float | None = None,
+    tokens: int | None = None,
 ) -> None:
     """Train `module` in place for `n_steps` optimiser steps.
 
@@ -56,6 +57,7 @@ def fit(
         stage: what is trained, for messages.
         seed: decides randomness inside the module (dropout, sampled gates).
         gradient_clip: largest gradient norm (None = no clipping).
+        tokens: a step's, if progress is to be shown in tokens a second.
 
     Raises:
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
@@ -73,7 +75,7 @@ def fit(
         callbacks = [
             FiniteLoss(stage, trainer_config.checkpoint_every),
             StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
-            TrainingProgress(stage, metrics),
+            TrainingProgress(stage, metrics, tokens),
         ]
         trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip)
         checkpoint = usable_checkpoint(checkpoint_dir, module)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hagd.training.processes import rank_and_world
+
 B = TypeVar("B")
 
 
@@ -53,7 +55,7 @@ def batch_indices(n_items: int, batch_size: int, seed: int, step: int) -> Tensor
         part = _permutation(n_items, seed, epoch)[offset : offset + missing]
         parts.append(part)
         first, missing = first + len(part), missing - len(part)
-    rank, world = _process()
+    rank, world = rank_and_world()
     indices = torch.from_numpy(np.concatenate(parts))
     return indices[rank::world] if batch_size >= world else indices
 
@@ -61,9 +63,3 @@ def batch_indices(n_items: int, batch_size: int, seed: int, step: int) -> Tensor
 @lru_cache(maxsize=2)
 def _permutation(n_items: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng([seed, epoch]).permutation(n_items)
-
-
-def _process() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -26,6 +26,7 @@ class TrainingProgress(Callback):
     Args:
         stage: what is trained, first word of every line and prefix of every logged metric.
         metrics: names in the training step's dict that are shown.
+        tokens: a step's, if the rate is to be shown in tokens a second; it is logged then, too.
         seconds: between two lines where there is no terminal.
         log_every: steps between two records to the loggers.
         console: where the bar goes (standard error).
@@ -35,12 +36,14 @@ class TrainingProgress(Callback):
         self,
         stage: str,
         metrics: tuple[str, ...] = ("loss",),
+        tokens: int | None = None,
         seconds: float = 15.0,
         log_every: int = 50,
         console: Console | None = None,
     ) -> None:
         self.stage = stage
         self.metrics = metrics
+        self.tokens = tokens
         self.seconds = seconds
         self.log_every = log_every
         self.console = console or Console(stderr=True)
@@ -71,6 +74,8 @@ class TrainingProgress(Callback):
         last = step == trainer.max_steps
         if trainer.loggers and (step % self.log_every == 0 or last):
             values = {f"{self.stage}/{name}": float(value) for name, value in outputs.items()}
+            if self.tokens is not None:
+                values[f"{self.stage}/tokens_per_second"] = self.tokens * self._rate(step, time.monotonic())
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
         now = time.monotonic()
@@ -85,13 +90,18 @@ class TrainingProgress(Callback):
         self._close()
 
     def _show(self, step: int, n_steps: int, outputs: dict[str, Any], now: float) -> None:
-        rate = (step - self._began) / max(now - self._began_at, 1e-9)
+        rate = self._rate(step, now)
+        pace = f"{rate:.1f}/s" if self.tokens is None else f"{rate * self.tokens:,.0f} tokens/s"
         values = " ".join(f"{name} {float(outputs[name]):.4g}" for name in self.metrics if name in outputs)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, rate=f"{rate:.1f}/s", metrics=values)
+            self._bar.update(self._bar.task_ids[0], completed=step, rate=pace, metrics=values)
         else:
             left = time.strftime("%H:%M:%S", time.gmtime((n_steps - step) / max(rate, 1e-9)))
-            log.info("%s: step %d of %d, %.1f/s, %s left, %s", self.stage, step, n_steps, rate, left, values)
+            log.info("%s: step %d of %d, %s, %s left, %s", self.stage, step, n_steps, pace, left, values)
+
+    def _rate(self, step: int, now: float) -> float:
+        """Steps a second."""
+        return (step - self._began) / max(now - self._began_at, 1e-9)
 
     def _close(self) -> None:
         if self._bar:

@@ -1,7 +1,8 @@
 """Eq. 4 of arXiv 2601.12879 over all layers at once, each term normalised so that the λs carry over between models.
 
-Shape legend: L layers, B tokens, d = d_model, m dictionary size. Inputs and targets are centred and scaled to
-mean norm √d (`Scaling`), which the exported weights undo.
+Every term is a mean over tokens divided by what all processes that share a batch agree on, so that they can average
+their gradients. Shape legend: L layers, B tokens, d = d_model, m dictionary size. Inputs and targets are
+centred and scaled to mean norm √d (`Scaling`), which the exported weights undo.
 """
 
 from __future__ import annotations
@@ -11,9 +12,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from hagd.config.stages import TranscoderConfig
-from hagd.transcoders.records import topk_relu
+from hagd.training.processes import mean_over_processes, rank_and_world
+from hagd.transcoders.dictionary import Codes, Dictionary
+from hagd.transcoders.prediction_head import PredictionHead
+
+_OLD_SHARE = 8
+"""AuxK looks at no more than m / 8 dead features a step, the longest silent first: a step stays cheap."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Scaling:
         return cls(mean, x.shape[-1] ** 0.5 / norm.clamp(min=1e-12))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (x - self.mean) * self.scale
+        return torch.addcmul(-self.mean * self.scale, x, self.scale)
 
 
 class Losses(NamedTuple):
@@ -42,114 +49,133 @@ class Losses(NamedTuple):
     prediction: Tensor
     sparsity: Tensor
     auxiliary: Tensor
+    l0: Tensor
 
 
 class StackedTranscoders(nn.Module):
-    """The dictionaries of L layers and the prediction heads between neighbours, in scaled units."""
+    """The dictionaries of L layers and the prediction heads between neighbours, in scaled units.
+
+    With `config.cross_layer` the features of a layer write to every later one too (Ameisen et al. 2025).
+    """
 
     silent: Tensor
+    power: Tensor
 
     def __init__(self, config: TranscoderConfig, n_layers: int, d: int, seed: int) -> None:
         super().__init__()
         self.config = config
+        g = torch.Generator().manual_seed(seed)
+        targets = [n_layers - i if config.cross_layer else 1 for i in range(n_layers)]
+        self.layers = nn.ModuleList(Dictionary(config, d, n, g) for n in targets)
+        heads = n_layers - 1 if config.lambda_prediction > 0 else 0
         m = config.expansion * d
-        generator = torch.Generator().manual_seed(seed)
-        rows = nn.functional.normalize(torch.randn(n_layers, m, d, generator=generator), dim=-1)
-        self.W_enc = nn.Parameter(rows)
-        self.b_enc = nn.Parameter(torch.zeros(n_layers, 1, m))
-        self.W_dec = nn.Parameter(rows.clone())
-        self.b_dec = nn.Parameter(torch.zeros(n_layers, 1, d))
-        heads = max(n_layers - 1, 0) if config.lambda_prediction > 0 else 0
-        if config.prediction_head == "tied":
-            self.head_map = nn.Parameter(torch.eye(d).repeat(heads, 1, 1))
-            self.head_bias = nn.Parameter(torch.zeros(heads, 1, d))
-        else:
-            self.head_map = nn.Parameter(torch.zeros(heads, m, m))
-            self.head_bias = nn.Parameter(torch.zeros(heads, 1, m))
+        self.heads = nn.ModuleList(
+            PredictionHead(config.prediction_head, d, m, config.head_rank, g) for _ in range(heads)
+        )
         self.register_buffer("silent", torch.zeros(n_layers, m))
+        self.register_buffer("power", torch.full((n_layers,), float(d)))
 
-    @torch.no_grad()
-    def initialise(self, x: Tensor, y: Tensor) -> None:
-        """Set the decoder from data: row j points along the mean target of the tokens on which j fires, at the
-        least-squares length. `x`, `y`: scaled `[L, B, d]`."""
-        f = self.encode(x)
-        energy = f.pow(2).sum(1)[..., None]
-        rows = torch.einsum("lbm,lbd->lmd", f, y) / energy.clamp(min=1e-6)
-        self.W_dec.copy_(torch.where(energy > 0, rows, self.W_dec * rows.norm(dim=-1).mean()))
-        recon = self.decode(self.encode(x))
-        alpha = (recon * y).sum((1, 2)) / recon.pow(2).sum((1, 2)).clamp(min=1e-6)
-        self.W_dec.mul_(alpha[:, None, None])
+    @property
+    def dictionaries(self) -> list[Dictionary]:
+        """One a layer."""
+        return list(self.layers)  # type: ignore[arg-type]
 
-    def preactivations(self, x: Tensor) -> Tensor:
-        """`[L, B, m]` of scaled inputs `[L, B, d]`."""
-        return torch.baddbmm(self.b_enc, x, self.W_enc.transpose(1, 2))
+    def encode(self, x: Tensor) -> list[Codes]:
+        """Features of scaled inputs `[L, B, d]`."""
+        return [dictionary.encode(x[i]) for i, dictionary in enumerate(self.dictionaries)]
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Features `[L, B, m]`."""
-        return topk_relu(self.preactivations(x), self.config.k)
+    def decode(self, codes: list[Codes], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Scaled reconstruction `[B, d]` of each layer, and what its features write to their own layer `[B, d]`."""
+        written = [dictionary.write(c) for dictionary, c in zip(self.dictionaries, codes, strict=True)]
+        recon = []
+        for i, dictionary in enumerate(self.dictionaries):
+            own = dictionary.constant(x[i]) + written[i][0]
+            earlier = [written[s][i - s] for s in range(i)] if self.config.cross_layer else []
+            recon.append(sum(earlier, own))
+        return recon, [w[0] for w in written]
 
-    def decode(self, f: Tensor) -> Tensor:
-        """Scaled reconstruction `[L, B, d]`."""
-        return torch.baddbmm(self.b_dec, f, self.W_dec)
-
-    def predict(self, f: Tensor, decoded: Tensor | None = None) -> Tensor:
-        """Predicted features `[L − 1, B, m]` of every layer but the first, from the layer before.
-
-        `decoded` is `decode(f)` where it is known already.
-        """
-        if self.config.prediction_head == "tied":
-            written = (self.decode(f) if decoded is None else decoded)[:-1] - self.b_dec[:-1]
-            moved = torch.baddbmm(self.head_bias, written, self.head_map)
-            return torch.baddbmm(self.b_enc[1:], moved, self.W_enc[1:].transpose(1, 2)).relu()
-        return torch.baddbmm(self.head_bias, f[:-1], self.head_map).relu()
+    def predict(self, codes: list[Codes], written: list[Tensor]) -> list[Tensor]:
+        """Predicted features `[B, m]` of every layer but the first, from the layer before."""
+        dictionaries = self.dictionaries
+        return [
+            head.predict(codes[i], written[i], dictionaries[i + 1])  # type: ignore[operator]
+            for i, head in enumerate(self.heads)
+        ]
 
     def losses(self, x: Tensor, y: Tensor) -> Losses:
         """All terms for scaled tokens `x`, `y` `[L, B, d]`; also counts how long each feature has been silent."""
-        config = self.config
-        n_tokens, d = x.shape[1:]
-        pre = self.preactivations(x)
-        f = topk_relu(pre, config.k)
-        decoded = self.decode(f)
-        residual = y - decoded
-        power = y.pow(2).sum((1, 2)).clamp(min=1e-12)
-        fvu = residual.pow(2).sum((1, 2)) / power
-        lengths = self.W_dec.norm(dim=-1)[:, None, :]
-        # Contributions, not raw features: a free decoder norm would let f shrink and cheat both terms below.
-        contribution = f * lengths
-        sparsity = contribution.abs().sum((1, 2)) / (n_tokens * (config.k * d) ** 0.5)
-        zero = x.new_zeros(())
-        prediction = auxiliary = zero
-        if self.head_map.shape[0]:
-            miss = (f[1:] - self.predict(f, decoded)) * lengths[1:]
-            energy = contribution[1:].detach().pow(2).sum((1, 2)).clamp(min=1e-12)
-            prediction = (miss.pow(2).sum((1, 2)) / energy).sum()
-        self._count_silence(f, n_tokens)
-        if config.aux_weight > 0:
-            auxiliary = self._auxiliary(pre, residual.detach(), power)
+        config, n_tokens = self.config, x.shape[1]
+        codes = self.encode(x)
+        recon, written = self.decode(codes, x)
+        errors = [mse_loss(guess, target, reduction="sum") for guess, target in zip(recon, y, strict=True)]
+        fvu = torch.stack(errors) / (n_tokens * self.power)
+        lengths = [dictionary.lengths() for dictionary in self.dictionaries]
+        l0 = torch.stack([c.l0 for c in codes])
+        sparsity = self._sparsity(codes, lengths, l0, n_tokens, x.shape[2])
+        prediction = self._prediction(codes, written, lengths) if len(self.heads) else x.new_zeros(())
+        self._count_silence(codes, n_tokens)
+        auxiliary = self._auxiliary(x, y, recon) if config.aux_weight > 0 else x.new_zeros(())
+        for dictionary, c in zip(self.dictionaries, codes, strict=True):
+            dictionary.follow_threshold(c)
         total = (
             fvu.sum()
             + config.lambda_prediction * prediction
-            + config.lambda_sparsity * sparsity.sum()
+            + config.lambda_sparsity * sparsity
             + config.aux_weight * auxiliary
         )
-        return Losses(total, fvu.mean(), prediction, sparsity.sum(), auxiliary)
+        return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean())
+
+    def _sparsity(self, codes: list[Codes], lengths: list[Tensor], l0: Tensor, n_tokens: int, d: int) -> Tensor:
+        """Summed over layers: L1 of contributions (a free decoder norm would let f shrink), or for JumpReLU the
+        squared relative distance of L0 from k."""
+        k = self.config.k
+        if self.config.activation == "jumprelu":
+            # The square of a mean over the tokens of all processes, with the gradient of this one's share.
+            distance = mean_over_processes(l0) / k - 1
+            return (distance.square() + 2 * distance * (l0 - l0.detach()) / k).sum()
+        total = sum((c.values @ n[c.support.index] for c, n in zip(codes, lengths, strict=True)), l0.new_zeros(()))
+        return total / (n_tokens * (k * d) ** 0.5)
+
+    def _prediction(self, codes: list[Codes], written: list[Tensor], lengths: list[Tensor]) -> Tensor:
+        total = lengths[0].new_zeros(())
+        for i, head in enumerate(self.heads):
+            target, following = codes[i + 1], self.dictionaries[i + 1]
+            contribution = target.values.detach() * lengths[i + 1].detach()[target.support.index]
+            energy = mean_over_processes(contribution.square().sum())
+            loss = head.loss(codes[i], written[i], target, following, self._sampled(following))  # type: ignore[operator]
+            total = total + loss / energy.clamp(min=1e-12)
+        return total
+
+    def _sampled(self, dictionary: Dictionary) -> Tensor:
+        m, wanted = dictionary.m, self.config.head_negatives
+        device = dictionary.W_enc.device
+        return torch.arange(m, device=device) if wanted >= m else torch.randperm(m, device=device)[:wanted]
 
     @torch.no_grad()
-    def _count_silence(self, f: Tensor, n_tokens: int) -> None:
-        fired = (f > 0).any(1)
-        self.silent.add_(n_tokens).masked_fill_(fired, 0)
+    def _count_silence(self, codes: list[Codes], n_tokens: int) -> None:
+        fired = torch.zeros_like(self.silent, dtype=torch.bool)
+        for row, c in zip(fired, codes, strict=True):
+            row[c.support.index[c.values > 0]] = True
+        fired = mean_over_processes(fired.float()) > 0
+        self.silent.add_(n_tokens * rank_and_world()[1]).masked_fill_(fired, 0)
 
     def dead(self) -> Tensor:
         """Boolean `[L, m]`: silent for `dead_fraction` of all training tokens."""
         budget = self.config.steps * self.config.batch_size
         return self.silent > self.config.dead_fraction * budget
 
-    def _auxiliary(self, pre: Tensor, residual: Tensor, power: Tensor) -> Tensor:
+    def _auxiliary(self, x: Tensor, y: Tensor, recon: list[Tensor]) -> Tensor:
         """AuxK (Gao et al. 2024): dead features explain what the living leave over."""
-        dead = self.dead()
-        if not dead.any():
-            return pre.new_zeros(())
-        k = min(2 * self.config.k, int(dead.sum(-1).max()))
-        f = topk_relu(pre.masked_fill(~dead[:, None], float("-inf")), k)
-        miss = residual - torch.bmm(f, self.W_dec)
-        return (miss.pow(2).sum((1, 2)) / power).sum()
+        total = x.new_zeros(())
+        for i, (dictionary, dead) in enumerate(zip(self.dictionaries, self.dead(), strict=True)):
+            n_dead = min(int(dead.sum()), max(1, dictionary.m // _OLD_SHARE))
+            if not n_dead:
+                continue
+            chosen = self.silent[i].topk(n_dead).indices
+            pre = torch.addmm(dictionary.b_enc[chosen], x[i], dictionary.W_enc[chosen].T)
+            values, index = pre.topk(min(2 * self.config.k, n_dead), dim=-1)
+            f = torch.zeros_like(pre).scatter(-1, index, values.relu())
+            missing = y[i] - recon[i].detach()
+            miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], missing, reduction="sum")
+            total = total + miss / (x.shape[1] * self.power[i])
+        return total

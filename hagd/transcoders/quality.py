@@ -1,74 +1,129 @@
-"""How well trained dictionaries explain a model, measured on prompts that did not train them.
+"""How well dictionaries explain a model, measured on tokens that did not train them.
 
-Shape legend: L layers, B tokens, S slots, d = d_model, m dictionary size.
+Shape legend: L layers, B sequences, T positions, n tokens, S slots, d = d_model, m dictionary size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from hagd.activations.capture import Site, capture
+from hagd.activations.capture import capture
+from hagd.activations.outliers import Outliers
 from hagd.models.language_model import LanguageModel
 from hagd.tasks.records import Prompts
 from hagd.transcoders.objective import Scaling
-from hagd.transcoders.records import LayerQuality, Transcoder
+from hagd.transcoders.records import DENSITY_EDGES, LayerQuality, TranscoderSet
+from hagd.transcoders.splicing import spliced_divergence
 from hagd.transcoders.training import TranscoderTraining
+
+_AT_ONCE = 64
+_SPLICED = 64
+_DENSE = 0.1
+_TWIN = 0.9
 
 
 @torch.no_grad()
 def measure(
     lm: LanguageModel,
-    transcoders: Sequence[Transcoder],
-    site: Site,
-    module: TranscoderTraining,
+    found: TranscoderSet,
+    heads: TranscoderTraining | None,
+    outliers: Outliers | None,
     prompts: Prompts,
     n_slots: int,
-) -> tuple[LayerQuality, ...]:
-    """FVU, L0, dead share and R² of the prediction head per layer, over all positions of `prompts`.
+) -> TranscoderSet:
+    """`found` with the quality of each layer, over the positions of `prompts` that have a slot.
 
-    FVU is `Σ ‖y − ŷ‖² / Σ ‖y − ȳ‖²` with one mean over all tokens; a feature is dead when it fires nowhere here.
+    FVU is `Σ ‖y − ŷ‖² / Σ ‖y − ȳ‖²` with one mean over all tokens.
+
+    Args:
+        lm: the model.
+        found: its dictionaries.
+        heads: holds the prediction heads, if they were trained here.
+        outliers: tokens that training left out are left out here; None: measured on `prompts`.
+        prompts: none of them trained the dictionaries.
+        n_slots: of the task.
     """
-    slots = prompts.slots.flatten(0, 1)
-    tokens = prompts.tokens.flatten(0, 1)
-    layers = [t.layer for t in transcoders]
-    x, y = capture(lm, tokens.to(lm.device), site, layers)
-    keep = slots >= 0
-    slot = slots[keep]
-    x, y = x.cpu()[:, keep], y.cpu()[:, keep]
-    predicted = _prediction_r2(module, x)
-    qualities = []
-    for i, transcoder in enumerate(transcoders):
-        f = transcoder.encode(x[i])
-        error = (y[i] - transcoder.decode(f)).pow(2).sum(-1)
-        power = (y[i] - y[i].mean(0)).pow(2).sum(-1)
-        by_slot = tuple(_ratio(error[slot == s], power[slot == s]) for s in range(n_slots))
-        active = f > 0
+    tokens, slots = prompts.tokens.flatten(0, 1).to(lm.device), prompts.slots.flatten(0, 1).to(lm.device)
+    measured, found = found, found.to(lm.device)
+    x, y = _captured(lm, found, tokens)
+    used = slots >= 0
+    limits = outliers or Outliers.of(x[:, used].norm(dim=-1), y[:, used].norm(dim=-1))
+    keep = used & limits.keep(x.flatten(1, 2), y.flatten(1, 2)).view_as(used)
+    slot, x, y = slots[keep], x[:, keep], y[:, keep]
+    rows = min(_SPLICED, len(tokens))
+    everywhere = range(len(found.transcoders))
+    qualities: list[LayerQuality] = []
+    features: list[Tensor] = []
+    predicted = [] if heads is None else _prediction_r2(heads.to(lm.device), x)
+    for i, transcoder in enumerate(found.transcoders):
+        features.append(f := transcoder.encode(x[i]))
+        error = (y[i] - found.reconstruct(i, features, x[i])).square().sum(-1)
+        power = (y[i] - y[i].mean(0)).square().sum(-1)
+        frequency = (f > 0).float().mean(0)
+        kl, ablated = spliced_divergence(lm, found, [i], tokens[:rows], keep[:rows], y.mean(1))
         qualities.append(
             LayerQuality(
                 layer=transcoder.layer,
                 fvu=_ratio(error, power),
-                l0=float(active.float().sum(-1).mean()),
-                dead=float((~active.any(0)).float().mean()),
-                fvu_by_slot=by_slot,
+                l0=float((f > 0).sum() / len(f)),
+                dead=float((frequency == 0).float().mean()),
+                dense=float((frequency > _DENSE).float().mean()),
+                near_duplicates=_near_duplicates(transcoder.W_dec),
+                density=_histogram(frequency),
+                kl=kl,
+                loss_recovered=1 - kl / ablated if ablated > 0 else float("nan"),
+                fvu_by_slot=tuple(_ratio(error[slot == s], power[slot == s]) for s in range(n_slots)),
                 prediction_r2=predicted[i] if i < len(predicted) else float("nan"),
             )
         )
-    return tuple(qualities)
+    kl, ablated = spliced_divergence(lm, found, everywhere, tokens[:rows], keep[:rows], y.mean(1))
+    recovered = 1 - kl / ablated if ablated > 0 else float("nan")
+    return replace(measured, quality=tuple(qualities), kl=kl, loss_recovered=recovered)
+
+
+def _captured(lm: LanguageModel, found: TranscoderSet, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Site inputs and outputs `[L, B, T, d]`."""
+    parts = [capture(lm, rows, found.site, found.layers) for rows in tokens.split(_AT_ONCE)]
+    x, y = (torch.cat(side, 1) for side in zip(*parts, strict=True))
+    return x, y
 
 
 def _ratio(error: Tensor, power: Tensor) -> float:
     return float(error.sum() / power.sum()) if len(power) and power.sum() > 0 else float("nan")
 
 
+def _near_duplicates(W_dec: Tensor) -> float:
+    """Share of features whose decoder row has a cosine above `_TWIN` with another one's."""
+    rows = torch.nn.functional.normalize(W_dec, dim=-1)
+    twins = 0
+    for start in range(0, len(rows), 1024):
+        cosine = rows[start : start + 1024] @ rows.T
+        twins += int((cosine > _TWIN).sum(1).gt(1).sum())
+    return twins / len(rows)
+
+
+def _histogram(frequency: Tensor) -> tuple[float, ...]:
+    """Share of all features in each bin of `DENSITY_EDGES`; what never fires is in none, what is rarer in the first."""
+    alive = frequency[frequency > 0].log10().clamp(min=DENSITY_EDGES[0])
+    counts = torch.histogram(alive.cpu(), bins=torch.tensor(DENSITY_EDGES)).hist
+    return tuple((counts / len(frequency)).tolist())
+
+
 def _prediction_r2(module: TranscoderTraining, x: Tensor) -> list[float]:
-    """Explained share of each next layer's features."""
+    """Explained share of each next layer's features by the prediction heads; `x` raw `[L, n, d]`."""
     stacked = module.stacked
-    if not stacked.head_map.shape[0]:
+    if not len(stacked.heads):
         return []
-    f = stacked.encode(Scaling(module.x_mean, module.x_scale)(x))
-    miss = (f[1:] - stacked.predict(f)).pow(2).sum((1, 2))
-    spread = (f[1:] - f[1:].mean(1, keepdim=True)).pow(2).sum((1, 2)).clamp(min=1e-12)
-    return (1 - miss / spread).tolist()
+    scaled = Scaling(module.x_mean, module.x_scale)(x)
+    codes = stacked.encode(scaled)
+    predicted = stacked.predict(codes, stacked.decode(codes, scaled)[1])
+    found = []
+    for guess, code in zip(predicted, codes[1:], strict=True):
+        f = torch.zeros_like(guess)
+        f[code.support.token, code.support.index] = code.values
+        miss, spread = (f - guess).square().sum(), (f - f.mean(0)).square().sum()
+        found.append(float(1 - miss / spread.clamp(min=1e-12)))
+    return found

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hagd.activations.shards import ActivationShards
 from hagd.config.run import TrainerConfig
 from hagd.config.stages import TranscoderConfig
+from hagd.errors import ConfigError
 from hagd.training.fit import fit
 from hagd.training.loader import StepLoader
+from hagd.transcoders.dictionary import Dictionary
+from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.records import Transcoder
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
+log = logging.getLogger(__name__)
+
+_SCALING_TOKENS = 16_384
 _INITIAL_TOKENS = 8192
 _BETAS = (0.9, 0.999)
 
@@ -54,13 +62,14 @@ class TranscoderTraining(pl.LightningModule):
             "fvu": losses.fvu.detach(),
             "prediction": losses.prediction.detach(),
             "sparsity": losses.sparsity.detach(),
+            "l0": losses.l0.detach(),
             "dead": self.stacked.dead().float().mean(),
         }
 
     def configure_optimizers(self) -> Any:
-        """Adam and its schedule, a function of the step alone."""
+        """The optimiser and its schedule, a function of the step alone."""
         config = self.stacked.config
-        optimiser = torch.optim.Adam(self.stacked.parameters(), lr=config.learning_rate, betas=_BETAS, fused=True)
+        optimiser = _optimiser(config, self.stacked.parameters())
 
         def rate(step: int) -> float:
             rising = (step + 1) / max(config.warmup_fraction * config.steps, 1)
@@ -69,6 +78,26 @@ class TranscoderTraining(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _optimiser(config: TranscoderConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    match config.optimiser:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=config.learning_rate, betas=_BETAS, fused=True)
+        case "adafactor":
+            # Decay and clipping of the update off: they would change the rate that the schedule asks for.
+            return torch.optim.Adafactor(
+                parameters, lr=config.learning_rate, eps=(None, 1e-6), d=float("inf"), weight_decay=0.0
+            )
+        case "adam8bit":
+            try:
+                from torchao.optim import Adam8bit
+            except ImportError as error:
+                raise ConfigError(
+                    "transcoder.optimiser=adam8bit: expected the package torchao, found none; "
+                    "pip install 'hagd[optim8bit]', or choose adam or adafactor"
+                ) from error
+            return Adam8bit(parameters, lr=config.learning_rate, betas=_BETAS)
 
 
 def train_transcoders(
@@ -85,13 +114,13 @@ def train_transcoders(
     Raises:
         NumericalError: the loss is not finite.
     """
-    x, y = activations.shard(0)
+    x, y = activations.sample(_SCALING_TOKENS)
     x_scaling, y_scaling = Scaling.of(x), Scaling.of(y)
     stacked = StackedTranscoders(config, len(layers), x.shape[-1], seed)
-    first_x, first_y = activations.batch(config.steps, min(_INITIAL_TOKENS, x.shape[1]))
-    stacked.initialise(x_scaling(first_x), y_scaling(first_y))
+    initialise(stacked, x_scaling(x[:, :_INITIAL_TOKENS]), y_scaling(y[:, :_INITIAL_TOKENS]))
     module = TranscoderTraining(stacked, x_scaling, y_scaling)
     loader = StepLoader(lambda step: activations.batch(step, config.batch_size), config.steps)
+    began, waited = time.perf_counter(), activations.seconds_waited
     fit(
         module,
         loader,
@@ -102,7 +131,12 @@ def train_transcoders(
         ("fvu", "dead"),
         stage="transcoder",
         seed=seed,
+        tokens=config.batch_size,
     )
+    waiting = (activations.seconds_waited - waited) / (time.perf_counter() - began)
+    log.info("transcoder: %.1f %% of the time went by waiting for activations", 100 * waiting)
+    for logger in loggers:
+        logger.log_metrics({"transcoder/waiting": waiting}, step=config.steps)
     return export(stacked.cpu(), x_scaling, y_scaling, layers), module.cpu()
 
 
@@ -111,17 +145,36 @@ def export(
     stacked: StackedTranscoders, x_scaling: Scaling, y_scaling: Scaling, layers: Sequence[int]
 ) -> tuple[Transcoder, ...]:
     """Fold the scalings into the weights, so that the records map raw inputs to raw outputs."""
-    exported = []
-    for i, layer in enumerate(layers):
-        W_enc = stacked.W_enc[i] * x_scaling.scale[i]
-        exported.append(
-            Transcoder(
-                layer=layer,
-                k=stacked.config.k,
-                W_enc=W_enc.clone(),
-                b_enc=stacked.b_enc[i, 0] - W_enc @ x_scaling.mean[i, 0],
-                W_dec=stacked.W_dec[i] / y_scaling.scale[i],
-                b_dec=stacked.b_dec[i, 0] / y_scaling.scale[i, 0] + y_scaling.mean[i, 0],
-            )
-        )
-    return tuple(exported)
+    return tuple(
+        _export_layer(dictionary, x_scaling, y_scaling, i, layer)
+        for i, (dictionary, layer) in enumerate(zip(stacked.dictionaries, layers, strict=True))
+    )
+
+
+def _export_layer(dictionary: Dictionary, x_scaling: Scaling, y_scaling: Scaling, i: int, layer: int) -> Transcoder:
+    """One layer in raw units. Features keep their scale."""
+    activation = dictionary.config.activation
+    W_enc = dictionary.W_enc * x_scaling.scale[i]
+    decoders = dictionary.W_dec.unflatten(1, (-1, dictionary.d)).unbind(1)
+    own, *later = (decoder / y_scaling.scale[i + j] for j, decoder in enumerate(decoders))
+    b_dec = dictionary.b_dec / y_scaling.scale[i, 0] + y_scaling.mean[i, 0]
+    skip = None
+    if dictionary.W_skip is not None:
+        skip = dictionary.W_skip * x_scaling.scale[i] / y_scaling.scale[i]
+        b_dec = b_dec - x_scaling.mean[i, 0] @ skip
+    threshold = None
+    if activation == "jumprelu":
+        threshold = dictionary.thresholds().clone()
+    elif activation != "topk":
+        threshold = dictionary.threshold_mean.expand(dictionary.m).clone()
+    return Transcoder(
+        layer=layer,
+        k=dictionary.config.k if activation == "topk" else None,
+        W_enc=W_enc.clone(),
+        b_enc=dictionary.b_enc - W_enc @ x_scaling.mean[i, 0],
+        W_dec=own,
+        b_dec=b_dec,
+        threshold=threshold,
+        W_skip=skip,
+        W_later=tuple(later),
+    )

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from hagd.activations.capture import Site
 from hagd.attribution.direct_edges import DirectEdges, strongest_incoming
 from hagd.attribution.graph import candidate_nodes
 from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, Attribution, Nodes
@@ -21,6 +23,7 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts, TaskData
 from tests.builders import (
     ARCHITECTURES,
+    VARIANTS,
     patched_double,
     prompts_task,
     random_model,
@@ -28,7 +31,17 @@ from tests.builders import (
     random_transcoders,
     tiny_task,
 )
-from tests.reference import Frozen, Pass, encode, features_of, mean_by_slot, run
+from tests.reference import (
+    Frozen,
+    Pass,
+    decoder,
+    encode,
+    features_of,
+    mean_by_slot,
+    run,
+    skipped,
+    written_features,
+)
 
 
 def one_answer(prompts: Prompts) -> Prompts:
@@ -99,12 +112,13 @@ def random_case(
     n_layers: int = 2,
     layers: tuple[int, ...] | None = None,
     k: int = 4,
+    variant: str = "topk",
 ) -> Case:
     """`varied`: unequal lengths, slots of several positions; otherwise modular arithmetic."""
     task = prompts_task(one_answer(random_prompts(n=6))) if varied else tiny_task()
     prompts = task.discovery
     lm = random_model(architecture, n_layers=n_layers, length=6, dtype=torch.float64)
-    transcoders = random_transcoders(lm, layers=layers, k=k, dtype=torch.float64)
+    transcoders = random_transcoders(lm, layers=layers, k=k, dtype=torch.float64, **VARIANTS[variant])
     patched = patched_double(lm, transcoders, prompts)
     f, errors = features_of(lm, transcoders, prompts.tokens.flatten(0, 1))
     counterfactual, _ = features_of(lm, transcoders, prompts.counterfactual.flatten(0, 1))
@@ -142,7 +156,12 @@ def removal(case: Case, node: int) -> tuple[dict[int, Tensor], Tensor]:
         mean = mean_by_slot(case.errors, case.slots, 3)[i][case.slots.clamp(min=0)]
         return {layer: -(case.errors[i] - mean) * where}, nothing
     deviation = (case.f[i] - case.ablated[i])[..., feature, None]
-    return {layer: -deviation * transcoders.transcoders[i].W_dec[feature] * where}, nothing
+    moved = {}
+    for target, written_to in enumerate(transcoders.layers):
+        rows = decoder(transcoders, i, target)
+        if rows is not None:
+            moved[written_to] = -deviation * rows[feature] * where
+    return moved, nothing
 
 
 def matrix(edges: DirectEdges | TotalEdges, case: Case) -> Tensor:
@@ -160,20 +179,26 @@ def assert_same(found: Tensor, expected: Tensor, relative: float = 1e-5) -> None
     torch.testing.assert_close(found, expected, rtol=relative, atol=relative * expected.abs().max().item())
 
 
-MODES: list[tuple[Architecture, Ablation, bool]] = [
-    *product(ARCHITECTURES, ("mean",), (False, True)),
-    ("gpt2", "zero", True),
-    ("gpt_neox", "resample", True),
-    ("llama", "resample", False),
+MODES: list[tuple[Architecture, Ablation, bool, str, int]] = [
+    *product(ARCHITECTURES, ("mean",), (False, True), ("topk",), (2,)),
+    ("gpt2", "zero", True, "topk", 2),
+    ("gpt_neox", "resample", True, "topk", 2),
+    ("llama", "resample", False, "topk", 2),
+    ("gpt2", "mean", False, "skip", 3),
+    ("llama", "mean", False, "cross_layer", 3),
+    ("gpt_neox", "zero", True, "thresholds", 2),
+    ("gpt2", "resample", True, "everything", 3),
+    ("gpt_neox", "mean", False, "everything", 3),
+    ("llama", "mean", True, "everything", 2),
 ]
 
 
-@pytest.mark.parametrize(("architecture", "ablation", "varied"), MODES)
+@pytest.mark.parametrize(("architecture", "ablation", "varied", "variant", "n_layers"), MODES)
 def test_direct_edges_are_interventions_in_the_frozen_model(
-    architecture: Architecture, ablation: Ablation, varied: bool
+    architecture: Architecture, ablation: Ablation, varied: bool, variant: str, n_layers: int
 ) -> None:
-    case = random_case(architecture, ablation, varied=varied)
-    frozen = Frozen(case.patched.lm, case.tokens)
+    case = random_case(architecture, ablation, varied=varied, variant=variant, n_layers=n_layers)
+    frozen = Frozen(case.patched.lm, case.tokens, case.patched.transcoders.transcoders)
     clean = case.values(frozen())
     expected = torch.zeros(len(case.targets), len(case.nodes), dtype=torch.float64)
     for node in range(len(case.nodes)):
@@ -186,13 +211,24 @@ def test_direct_edges_are_interventions_in_the_frozen_model(
     assert found[-1].abs().max() > 1e-3 and case.nodes.kind[case.targets[-1]] == LOGIT
 
 
-@pytest.mark.parametrize("layers", [None, (0,), (2,), (0, 2)])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_incoming_edges_are_complete(architecture: Architecture, layers: tuple[int, ...] | None) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "layers", "variant"),
+    [
+        *product(ARCHITECTURES, [None, (0,), (2,), (0, 2)], ["topk"]),
+        ("gpt2", None, "skip"),
+        ("llama", None, "cross_layer"),
+        ("gpt_neox", None, "everything"),
+        ("gpt2", (0, 2), "everything"),
+    ],
+)
+def test_incoming_edges_are_complete(architecture: Architecture, layers: tuple[int, ...] | None, variant: str) -> None:
     """They sum to the target's pre-activation minus what it is when every source is ablated."""
-    case = random_case(architecture, "mean", n_layers=3, layers=layers)
-    frozen = Frozen(case.patched.lm, case.tokens)
+    case = random_case(architecture, "mean", n_layers=3, layers=layers, variant=variant)
+    transcoders = case.patched.transcoders.transcoders
+    frozen = Frozen(case.patched.lm, case.tokens, transcoders)
     outputs = torch.stack(frozen.clean.mlp_out)
+    for transcoder in transcoders:
+        outputs[transcoder.layer] -= skipped(transcoder, frozen.clean.mlp_in[transcoder.layer])
     mean_output = mean_by_slot(outputs, case.slots, 3)[:, case.slots.clamp(min=0)]
     embedding = case.patched.lm.embedding.weight[case.tokens]
     mean_embedding = mean_by_slot(embedding[None], case.slots, 3)[0][case.slots.clamp(min=0)]
@@ -201,9 +237,9 @@ def test_incoming_edges_are_complete(architecture: Architecture, layers: tuple[i
     assert_same(found.sum(1), case.values(frozen()) - case.values(ablated))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_edges_leave_the_model_as_it_was(architecture: Architecture) -> None:
-    case = random_case(architecture, "mean")
+@pytest.mark.parametrize(("architecture", "variant"), [*product(ARCHITECTURES, ["topk"]), ("gpt2", "everything")])
+def test_edges_leave_the_model_as_it_was(architecture: Architecture, variant: str) -> None:
+    case = random_case(architecture, "mean", variant=variant)
     lm = case.patched.lm
     before = lm.hidden(case.tokens)
     for method in (DirectEdges, TotalEdges):
@@ -228,27 +264,37 @@ def test_direct_edges_at_the_residual_stream_stop_at_the_next_decomposed_layer()
 
 
 def with_features_moved(case: Case, moved: dict[int, Tensor]) -> Pass:
-    """The model that is not frozen, whose decomposed sites write `decode(f + moved) + clean error`."""
+    """The model that is not frozen, whose decomposed sites write what `f + moved` and the clean error give."""
     transcoders = case.patched.transcoders
+    features: list[Tensor] = []
 
     def rewrite(layer: int, read: Tensor, written: Tensor) -> Tensor:
         if layer not in transcoders.layers:
             return written
         i = transcoders.layers.index(layer)
-        f = encode(transcoders.transcoders[i], read) + moved.get(i, 0.0)
-        return f @ transcoders.transcoders[i].W_dec + transcoders.transcoders[i].b_dec + case.errors[i]
+        transcoder = transcoders.transcoders[i]
+        features.append(encode(transcoder, read) + moved.get(i, 0.0))
+        beside = skipped(transcoder, read) + transcoder.b_dec + case.errors[i]
+        return written_features(transcoders, i, features) + beside
 
     return run(case.patched.lm, case.tokens, write=rewrite)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "ablation", "varied", "k"),
-    [("gpt2", "mean", False, 4), ("gpt2", "resample", True, 12), ("gpt_neox", "zero", False, 12)],
+    ("architecture", "ablation", "varied", "k", "variant"),
+    [
+        ("gpt2", "mean", False, 4, "topk"),
+        ("gpt2", "resample", True, 12, "topk"),
+        ("gpt_neox", "zero", False, 12, "topk"),
+        ("gpt2", "mean", False, 4, "skip"),
+        ("gpt2", "mean", False, 4, "cross_layer"),
+        ("gpt2", "resample", True, 4, "everything"),
+    ],
 )
 def test_total_edges_are_finite_differences_of_the_real_model(
-    architecture: Architecture, ablation: Ablation, varied: bool, k: int
+    architecture: Architecture, ablation: Ablation, varied: bool, k: int, variant: str
 ) -> None:
-    case = random_case(architecture, ablation, varied=varied, n_layers=3, k=k)
+    case = random_case(architecture, ablation, varied=varied, n_layers=3, k=k, variant=variant)
     case.prompts = case.prompts[:4]
     case.f, case.errors, case.ablated = case.f[:, :4], case.errors[:, :4], case.ablated[:, :4]
     found = matrix(TotalEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
@@ -270,8 +316,12 @@ def test_total_edges_are_finite_differences_of_the_real_model(
 
 
 @pytest.mark.parametrize("method", [DirectEdges, TotalEdges])
-@pytest.mark.parametrize("site", ["mlp", "resid"])
-def test_half_precision_models_have_edges(method: type[DirectEdges | TotalEdges], site: str) -> None:
+@pytest.mark.parametrize(
+    ("site", "variant"), [("mlp", {}), ("resid", {}), ("mlp", {"skip": True, "cross_layer": True})]
+)
+def test_half_precision_models_have_edges(
+    method: type[DirectEdges | TotalEdges], site: Site, variant: dict[str, Any]
+) -> None:
     from tests.builders import patched_model
 
     task = tiny_task()
@@ -279,7 +329,7 @@ def test_half_precision_models_have_edges(method: type[DirectEdges | TotalEdges]
     for dtype in (torch.float32, torch.bfloat16):
         lm = random_model("llama", dtype=torch.bfloat16)
         lm.model.to(dtype)
-        patched = patched_model(lm, random_transcoders(lm, site=site, k=12), task.discovery)  # type: ignore[arg-type]
+        patched = patched_model(lm, random_transcoders(lm, site=site, k=12, **variant), task.discovery)
         nodes = all_nodes(patched, task.discovery, "resample")
         order = np.lexsort((nodes.feature, nodes.slot, nodes.layer, nodes.kind))
         dense = torch.zeros(len(nodes))

@@ -12,6 +12,7 @@ from hagd.config.model import Architecture
 from hagd.config.stages import Ablation, ErrorMode, GraphConfig
 from hagd.patching.objective import Objective
 from tests.builders import (
+    VARIANTS,
     patched_model,
     prompts_task,
     random_model,
@@ -29,10 +30,11 @@ def objective(
     ablation: Ablation = "mean",
     error: ErrorMode = "mean",
     batch_size: int = 3,
+    variant: str = "topk",
 ) -> Objective:
     prompts = random_prompts(n=7, c=c)
     lm = random_model(architecture, length=6)
-    patched = patched_model(lm, random_transcoders(lm, site=site, k=k), prompts)
+    patched = patched_model(lm, random_transcoders(lm, site=site, k=k, **VARIANTS[variant]), prompts)
     return Objective(patched, prompts_task(prompts), prompts, ablation=ablation, error=error, batch_size=batch_size)
 
 
@@ -63,17 +65,21 @@ def test_attributions_are_those_of_a_loop(metric: str, c: int, method: str, poin
 
 
 @pytest.mark.parametrize(
-    ("architecture", "site", "ablation", "error"),
+    ("architecture", "site", "ablation", "error", "variant"),
     [
-        ("gpt2", "mlp", "mean", "mean"),
-        ("gpt_neox", "mlp", "zero", "keep"),
-        ("llama", "resid", "resample", "keep"),
-        ("llama", "mlp", "resample", "mean"),
+        ("gpt2", "mlp", "mean", "mean", "topk"),
+        ("gpt_neox", "mlp", "zero", "keep", "topk"),
+        ("llama", "resid", "resample", "keep", "topk"),
+        ("llama", "mlp", "resample", "mean", "topk"),
+        ("gpt2", "mlp", "mean", "mean", "skip"),
+        ("gpt2", "mlp", "mean", "mean", "cross_layer"),
     ],
 )
-def test_attributions_add_up(architecture: Architecture, site: Site, ablation: Ablation, error: ErrorMode) -> None:
+def test_attributions_add_up(
+    architecture: Architecture, site: Site, ablation: Ablation, error: ErrorMode, variant: str
+) -> None:
     """To what closing every gate changes, when no feature is switched by TopK."""
-    target = objective(architecture, site=site, k=12, ablation=ablation, error=error, batch_size=7)
+    target = objective(architecture, site=site, k=12, ablation=ablation, error=error, batch_size=7, variant=variant)
     found = attribute_nodes(target, GraphConfig(ig_steps=100))
     ends = [target.outcome(torch.full(target.patched.gate_shape, g)).logit_difference.mean().item() for g in (1.0, 0.0)]
     everything = found.importance.sum().item()

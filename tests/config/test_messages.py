@@ -96,6 +96,20 @@ def test_the_example_in_a_message_is_accepted() -> None:
         (["transcoder.layers=[1,0]"], "transcoder.layers must be ascending and distinct, found [1, 0]"),
         (["transcoder.layers=[-1]"], "transcoder.layers must be null (all) or at least one layer from 0 up"),
         (["transcoder.layers=[]"], "transcoder.layers must be null (all) or at least one layer from 0 up"),
+        (
+            ["transcoder=resid", "transcoder.skip=true"],
+            "transcoder.skip and cross_layer need site=mlp, found skip=True, cross_layer=False at site=resid; an "
+            "autoencoder with either would copy its input",
+        ),
+        (
+            ["transcoder.site=resid", "transcoder.cross_layer=true"],
+            "transcoder.skip and cross_layer need site=mlp, found skip=False, cross_layer=True at site=resid",
+        ),
+        (
+            ["transcoder.selection=bfloat16", "transcoder.activation=jumprelu"],
+            "transcoder.selection=bfloat16 needs activation=topk, found jumprelu; set selection=exact",
+        ),
+        (["transcoder.selection=bfloat16", "transcoder.activation=relu"], "transcoder.selection=bfloat16 needs "),
         (["search.sizes=[0,4]"], "search.sizes must be at least 1 each, found [0, 4]"),
         (["model.n_heads=3"], "model.d_model must be a multiple of n_heads=3, found 64"),
         (["task=sorting", "task.length=20"], "task.length must be at most n_symbols=10, found 20"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -14,18 +15,29 @@ from hagd.models.language_model import LanguageModel
 from hagd.patching.patched_model import PatchedModel, slot_means
 from hagd.tasks.records import PADDING, Prompts
 from hagd.transcoders.records import TranscoderSet
-from tests.builders import ARCHITECTURES, patched_model, random_model, random_prompts, random_transcoders
-from tests.reference import encode, features_of, mean_by_slot, run
+from tests.builders import (
+    ARCHITECTURES,
+    VARIANTS,
+    patched_model,
+    random_model,
+    random_prompts,
+    random_transcoders,
+)
+from tests.reference import encode, features_of, mean_by_slot, run, skipped, written_features
 
 SITES: tuple[Site, ...] = ("mlp", "resid")
 EVERYWHERE = pytest.mark.parametrize(("architecture", "site"), list(product(ARCHITECTURES, SITES)))
 
 
 def tiny(
-    architecture: Architecture, site: Site, prompts: Prompts, layers: tuple[int, ...] | None = None
+    architecture: Architecture,
+    site: Site,
+    prompts: Prompts,
+    layers: tuple[int, ...] | None = None,
+    variant: str = "topk",
 ) -> PatchedModel:
     lm = random_model(architecture, n_layers=3, length=6)
-    return patched_model(lm, random_transcoders(lm, site=site, layers=layers), prompts)
+    return patched_model(lm, random_transcoders(lm, site=site, layers=layers, **VARIANTS[variant]), prompts)
 
 
 def at_scored(logits: Tensor, prompts: Prompts) -> Tensor:
@@ -48,24 +60,24 @@ def slow_logits(patched: PatchedModel, prompts: Prompts, gates: Tensor, ablation
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
     clean_errors = features_of(lm, transcoders, tokens)[1]
     counterfactual = features_of(lm, transcoders, prompts.counterfactual.flatten(0, 1))[0]
+    features: list[Tensor] = []
 
     def rewrite(layer: int, read: Tensor, written: Tensor) -> Tensor:
         if layer not in transcoders.layers:
             return written
         i = transcoders.layers.index(layer)
         transcoder = transcoders.transcoders[i]
-        f = encode(transcoder, read)
-        out = torch.zeros_like(written)
+        features.append(encode(transcoder, read))
+        error_term = torch.zeros_like(written)
         for b, t in product(range(tokens.shape[0]), range(tokens.shape[1])):
             slot = int(slots[b, t])
             if slot == PADDING:
                 continue  # nothing later reads it: models are causal and padding is on the right
-            value = transcoder.b_dec + (clean_errors[i, b, t] if error == "keep" else means.errors[i, slot])
+            error_term[b, t] = clean_errors[i, b, t] if error == "keep" else means.errors[i, slot]
             for j in range(transcoders.m):
                 v = {"mean": means.features[i, slot, j], "zero": 0.0, "resample": counterfactual[i, b, t, j]}[ablation]
-                value = value + (gates[i, slot, j] * f[b, t, j] + (1 - gates[i, slot, j]) * v) * transcoder.W_dec[j]
-            out[b, t] = value
-        return out
+                features[i][b, t, j] = gates[i, slot, j] * features[i][b, t, j] + (1 - gates[i, slot, j]) * v
+        return written_features(transcoders, i, features) + skipped(transcoder, read) + transcoder.b_dec + error_term
 
     if transcoders.site == "mlp":
         return at_scored(run(lm, tokens, write=rewrite).logits, prompts)
@@ -76,11 +88,16 @@ def random_gates(patched: PatchedModel, *leading: int) -> Tensor:
     return torch.rand(*leading, *patched.gate_shape, generator=torch.Generator().manual_seed(9))
 
 
-@EVERYWHERE
+@pytest.mark.parametrize(
+    ("architecture", "site", "variant"),
+    [*product(ARCHITECTURES, SITES, ["topk"]), *product(ARCHITECTURES, ["mlp"], ["everything"])],
+)
 @pytest.mark.parametrize("c", [1, 3])
-def test_with_open_gates_and_kept_errors_nothing_is_patched(architecture: Architecture, site: Site, c: int) -> None:
+def test_with_open_gates_and_kept_errors_nothing_is_patched(
+    architecture: Architecture, site: Site, variant: str, c: int
+) -> None:
     prompts = random_prompts(c=c)
-    patched = tiny(architecture, site, prompts)
+    patched = tiny(architecture, site, prompts, variant=variant)
     full = patched.lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1)).unflatten(0, (5, c))
     for ablation in ("mean", "zero", "resample"):
         logits = patched.logits(prompts, torch.ones(patched.gate_shape), ablation=ablation, error="keep")
@@ -104,10 +121,44 @@ def test_every_mode_is_what_the_slow_implementation_does(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_only_decomposed_layers_are_patched(site: Site) -> None:
+OTHER_VARIANTS: list[tuple[str, Architecture, Ablation, ErrorMode]] = [
+    ("skip", "gpt2", "mean", "mean"),
+    ("thresholds", "llama", "zero", "keep"),
+    ("cross_layer", "gpt_neox", "resample", "mean"),
+    ("everything", "llama", "mean", "mean"),
+    ("everything", "gpt2", "resample", "keep"),
+    ("everything", "gpt_neox", "zero", "mean"),
+]
+
+
+@pytest.mark.parametrize(("variant", "architecture", "ablation", "error"), OTHER_VARIANTS)
+def test_every_kind_of_dictionary_is_what_the_slow_implementation_does(
+    variant: str, architecture: Architecture, ablation: Ablation, error: ErrorMode
+) -> None:
+    prompts = random_prompts(n=4)
+    patched = tiny(architecture, "mlp", prompts, variant=variant)
+    gates = random_gates(patched)
+    expected = slow_logits(patched, prompts, gates, ablation, error)
+    for _ in range(2):  # one pass leaves nothing to the next
+        found = used(patched.logits(prompts, gates, ablation=ablation, error=error), prompts)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    plain = used(tiny(architecture, "mlp", prompts).logits(prompts, gates, ablation=ablation, error=error), prompts)
+    assert (plain - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (1, 2), (2,)])
+def test_cross_layer_features_write_to_later_decomposed_layers_only(layers: tuple[int, ...]) -> None:
+    prompts = random_prompts(n=3)
+    patched = tiny("gpt2", "mlp", prompts, layers=layers, variant="everything")
+    gates = random_gates(patched)
+    found = used(patched.logits(prompts, gates), prompts)
+    torch.testing.assert_close(found, slow_logits(patched, prompts, gates, "mean", "mean"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("site", "variant"), [*product(SITES, ("topk", "thresholds")), ("mlp", "everything")])
+def test_only_decomposed_layers_are_patched(site: Site, variant: str) -> None:
     prompts = random_prompts(n=3, c=2)
-    patched = tiny("gpt2", site, prompts, layers=(1,))
+    patched = tiny("gpt2", site, prompts, layers=(1,), variant=variant)
     gates = random_gates(patched)
     assert gates.shape == (1, 3, 12)
     found = used(patched.logits(prompts, gates, ablation="resample", error="keep"), prompts)
@@ -169,10 +220,11 @@ def test_each_prompt_may_have_its_own_gates(c: int, ablation: Ablation) -> None:
     assert (together - patched.logits(prompts, gates[0], ablation=ablation)).abs().max() > 1e-2
 
 
-def test_gradients_of_gates_are_finite_differences() -> None:
+@pytest.mark.parametrize("variant", [{}, {"skip": True, "cross_layer": True}])
+def test_gradients_of_gates_are_finite_differences(variant: dict[str, Any]) -> None:
     prompts = random_prompts()
     lm = random_model("gpt2", n_layers=2, length=6)
-    patched = patched_model(lm, random_transcoders(lm, k=12), prompts)
+    patched = patched_model(lm, random_transcoders(lm, k=12, **variant), prompts)
     gates = random_gates(patched).requires_grad_()
     weights = torch.randn(5, 1, 2, 8, generator=torch.Generator().manual_seed(0))
     (patched.logits(prompts, gates) * weights).sum().backward()
@@ -222,20 +274,26 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks for module in patched.lm.model.modules())
 
 
-def test_half_precision_models_can_be_patched() -> None:
+@pytest.mark.parametrize("variant", ["topk", "everything"])
+def test_half_precision_models_can_be_patched(variant: str) -> None:
     prompts = random_prompts()
     lm = random_model("llama", n_layers=2, length=6, dtype=torch.bfloat16)
-    patched = patched_model(lm, random_transcoders(lm), prompts)
+    patched = patched_model(lm, random_transcoders(lm, **VARIANTS[variant]), prompts)
     full = lm.logits_at(prompts.tokens[:, 0], prompts.scored[:, 0])[:, None]
     found = patched.logits(prompts, torch.ones(patched.gate_shape), error="keep")
     torch.testing.assert_close(found, full, rtol=0.05, atol=0.05)
 
 
-@EVERYWHERE
-def test_features_and_means_are_those_of_the_slow_implementation(architecture: Architecture, site: Site) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "site", "variant"),
+    [*product(ARCHITECTURES, SITES, ["topk"]), *product(["gpt2"], ["mlp"], VARIANTS), ("llama", "resid", "thresholds")],
+)
+def test_features_and_means_are_those_of_the_slow_implementation(
+    architecture: Architecture, site: Site, variant: str
+) -> None:
     prompts = random_prompts(n=7, c=2)
     lm: LanguageModel = random_model(architecture, length=6)
-    transcoders: TranscoderSet = random_transcoders(lm, site=site)
+    transcoders: TranscoderSet = random_transcoders(lm, site=site, **VARIANTS[variant])
     means = slot_means(lm, transcoders, prompts, 4, batch=3)
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
     f, errors = features_of(lm, transcoders, tokens)

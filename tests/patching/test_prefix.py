@@ -13,14 +13,14 @@ from hagd.patching import prefix
 from hagd.patching.patched_model import PatchedModel
 from hagd.patching.prefix import Prefix
 from hagd.tasks.records import Prompts
-from tests.builders import ARCHITECTURES, patched_model, random_model, random_prompts, random_transcoders
+from tests.builders import ARCHITECTURES, VARIANTS, patched_model, random_model, random_prompts, random_transcoders
 
 SITES: tuple[Site, ...] = ("mlp", "resid")
 
 
-def late(architecture: Architecture, site: Site, prompts: Prompts) -> PatchedModel:
+def late(architecture: Architecture, site: Site, prompts: Prompts, variant: str = "topk") -> PatchedModel:
     lm = random_model(architecture, n_layers=4, length=6)
-    return patched_model(lm, random_transcoders(lm, site=site, layers=(2, 3)), prompts)
+    return patched_model(lm, random_transcoders(lm, site=site, layers=(2, 3), **VARIANTS[variant]), prompts)
 
 
 def from_the_bottom(patched: PatchedModel) -> PatchedModel:
@@ -34,10 +34,13 @@ def gates_of(patched: PatchedModel) -> Tensor:
     return torch.rand(patched.gate_shape, generator=torch.Generator().manual_seed(9))
 
 
-@pytest.mark.parametrize(("architecture", "site", "c"), list(product(ARCHITECTURES, SITES, (1, 3))))
-def test_resumed_passes_give_what_whole_ones_give(architecture: Architecture, site: Site, c: int) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "site", "c", "variant"),
+    [*product(ARCHITECTURES, SITES, (1, 3), ["topk"]), ("llama", "mlp", 1, "everything")],
+)
+def test_resumed_passes_give_what_whole_ones_give(architecture: Architecture, site: Site, c: int, variant: str) -> None:
     prompts = random_prompts(c=c)
-    patched = late(architecture, site, prompts)
+    patched = late(architecture, site, prompts, variant)
     whole = from_the_bottom(patched)
     gates = gates_of(patched)
     modes: list[tuple[Ablation, ErrorMode]] = [("mean", "mean"), ("resample", "mean"), ("zero", "keep")]

@@ -19,6 +19,7 @@ from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel, slot_means
 from hagd.tasks.build import build_task
 from hagd.tasks.records import TaskData
+from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.records import TranscoderSet
 from hagd.transcoders.training import export
@@ -79,7 +80,7 @@ def dictionaries(lm: LanguageModel, task: TaskData) -> TranscoderSet:
     stacked = StackedTranscoders(config, 2, 32, seed=0)
     x_scaling, y_scaling = Scaling.of(x), Scaling.of(y)
     x, y = x_scaling(x), y_scaling(y)
-    stacked.initialise(x, y)
+    initialise(stacked, x, y)
     optimiser = torch.optim.Adam(stacked.parameters(), lr=5e-3)
     for _ in range(300):
         losses = stacked.losses(x, y)

@@ -1,158 +1,205 @@
-"""Eq. 4 against a NumPy reimplementation, token by token, in double precision."""
+"""Eq. 4 and the gradients of every parameter against the NumPy reimplementation, in double precision."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hagd.config.stages import TranscoderConfig
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.training import export
+from tests.transcoders.slow import (
+    LAYERS,
+    TOKENS,
+    Array,
+    D,
+    Nudge,
+    Slow,
+    arrays,
+    dense,
+    random_stacked,
+    random_tokens,
+    settings,
+    slow_losses,
+)
 
-LAYERS, TOKENS, D = 3, 7, 4
-Array = NDArray[np.float64]
-
-
-def settings(**changes: Any) -> TranscoderConfig:
-    return TranscoderConfig(
-        **{
-            "k": 2,
-            "expansion": 3,
-            "lambda_prediction": 0.3,
-            "lambda_sparsity": 0.2,
-            "aux_weight": 0.5,
-            "steps": 10,
-            "batch_size": 10,
-            "dead_fraction": 0.5,
-            **changes,
-        }
-    )
-
-
-def random_stacked(config: TranscoderConfig, n_layers: int = LAYERS, seed: int = 0) -> StackedTranscoders:
-    stacked = StackedTranscoders(config, n_layers, D, seed).double()
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in stacked.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=g, dtype=torch.float64))
-    return stacked
-
-
-def random_tokens(seed: int = 1, n_layers: int = LAYERS) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(n_layers, TOKENS, D, generator=g, dtype=torch.float64) for _ in range(2))  # type: ignore[return-value]
-
-
-def arrays(stacked: StackedTranscoders) -> dict[str, Array]:
-    return {name: value.detach().numpy().copy() for name, value in stacked.state_dict().items()}
-
-
-def top(row: Array, k: int) -> Array:
-    out = np.zeros_like(row)
-    for j in np.argsort(-row)[:k]:
-        out[j] = max(row[j], 0.0)
-    return out
-
-
-def slow_losses(
-    w: dict[str, Array], config: TranscoderConfig, x: Array, y: Array, dead: Array, held: dict[str, Any] | None = None
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Terms of Eq. 4, and what no gradient flows through; `held` gives the latter from elsewhere."""
-    n_layers, n_tokens, d = x.shape
-    pre = np.array([[w["W_enc"][i] @ x[i, t] + w["b_enc"][i, 0] for t in range(n_tokens)] for i in range(n_layers)])
-    f = np.array([[top(row, config.k) for row in layer] for layer in pre])
-    miss = np.array(
-        [[y[i, t] - f[i, t] @ w["W_dec"][i] - w["b_dec"][i, 0] for t in range(n_tokens)] for i in range(n_layers)]
-    )
-    length = np.sqrt((w["W_dec"] ** 2).sum(-1))
-    energy = [sum(((f[i, t] * length[i]) ** 2).sum() for t in range(n_tokens)) for i in range(n_layers)]
-    constants = {"miss": miss, "energy": energy} if held is None else held
-    power = [(y[i] ** 2).sum() for i in range(n_layers)]
-    fvu = [(miss[i] ** 2).sum() / power[i] for i in range(n_layers)]
-    sparsity = sum(np.abs(f[i] * length[i]).sum() / (n_tokens * np.sqrt(config.k * d)) for i in range(n_layers))
-    prediction = 0.0
-    for i in range(n_layers - 1 if config.lambda_prediction > 0 else 0):
-        for t in range(n_tokens):
-            if config.prediction_head == "tied":
-                moved = f[i, t] @ w["W_dec"][i] @ w["head_map"][i] + w["head_bias"][i, 0]
-                guess = np.maximum(w["W_enc"][i + 1] @ moved + w["b_enc"][i + 1, 0], 0)
-            else:
-                guess = np.maximum(f[i, t] @ w["head_map"][i] + w["head_bias"][i, 0], 0)
-            prediction += (((f[i + 1, t] - guess) * length[i + 1]) ** 2).sum() / constants["energy"][i + 1]
-    auxiliary = 0.0
-    k_aux = min(2 * config.k, int(dead.sum(-1).max()))
-    for i in range(n_layers if config.aux_weight > 0 and dead.any() else 0):
-        for t in range(n_tokens):
-            revived = top(np.where(dead[i], pre[i, t], -np.inf), k_aux)
-            auxiliary += ((constants["miss"][i, t] - revived @ w["W_dec"][i]) ** 2).sum() / power[i]
-    total = (
-        sum(fvu)
-        + config.lambda_prediction * prediction
-        + config.lambda_sparsity * sparsity
-        + config.aux_weight * auxiliary
-    )
-    terms = {"total": total, "fvu": sum(fvu) / n_layers, "prediction": prediction, "sparsity": sparsity}
-    return {**terms, "auxiliary": auxiliary}, constants
-
-
-CASES = {
-    "tied": {},
-    "dense": {"prediction_head": "dense"},
+CASES: dict[str, dict[str, Any]] = {
+    "topk, tied": {},
+    "topk, tied and low rank": {"prediction_head": "tied_low_rank"},
+    "topk, low rank": {"prediction_head": "low_rank"},
+    "topk, dense": {"prediction_head": "dense"},
+    "topk, bfloat16": {"selection": "bfloat16"},
+    "topk, skip": {"skip": True},
+    "topk, cross-layer": {"cross_layer": True},
+    "batch topk, tied": {"activation": "batch_topk"},
+    "batch topk, dense, everything": {
+        "activation": "batch_topk",
+        "skip": True,
+        "cross_layer": True,
+        "prediction_head": "dense",
+    },
+    "relu, tied": {"activation": "relu"},
+    "relu, low rank, cross-layer": {"activation": "relu", "prediction_head": "low_rank", "cross_layer": True},
+    "jumprelu, tied": {"activation": "jumprelu"},
+    "jumprelu, low rank, skip": {"activation": "jumprelu", "prediction_head": "low_rank", "skip": True},
+    "jumprelu, tied and low rank, everything": {
+        "activation": "jumprelu",
+        "prediction_head": "tied_low_rank",
+        "skip": True,
+        "cross_layer": True,
+    },
     "no prediction": {"lambda_prediction": 0.0},
     "no auxiliary": {"aux_weight": 0.0},
     "no sparsity": {"lambda_sparsity": 0.0},
 }
+EVERY_CASE = pytest.mark.parametrize("case", list(CASES))
 
 
-def with_dead_features(stacked: StackedTranscoders) -> Array:
-    """Some features of two layers long silent; not those that fire now."""
-    stacked.silent[0, ::2] = 1000
-    stacked.silent[2, 5] = 1000
-    fired = (stacked.encode(random_tokens()[0]) > 0).any(1)
-    return ((stacked.silent > 50) & ~fired).numpy()
+def with_dead_features(stacked: StackedTranscoders, x: Tensor) -> None:
+    """Four features of the first layer, more than AuxK looks at, and one of the last: long silent, and they stay so.
+
+    But for ReLU, where nothing is positive and silent, they can explain something.
+    """
+    for layer, n_dead in ((0, 4), (2, 1)):
+        dictionary = stacked.dictionaries[layer]
+        features = idle_features(stacked, layer, x)[:n_dead]
+        if dictionary.config.activation in ("relu", "jumprelu"):
+            features = torch.tensor([7, 3, 11, 2])[:n_dead]
+        with torch.no_grad():
+            if dictionary.log_threshold is not None:
+                dictionary.log_threshold[features] = 2.0
+            elif dictionary.config.activation == "relu":
+                dictionary.b_enc[features] -= 9.0
+        stacked.silent[layer, features] = 100 + torch.arange(n_dead, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("case", list(CASES))
+def idle_features(stacked: StackedTranscoders, layer: int, x: Tensor) -> Tensor:
+    """Those that fire on none of `x`, the most nearly firing ones first."""
+    dictionary = stacked.dictionaries[layer]
+    highest = (x[layer] @ dictionary.W_enc.T + dictionary.b_enc).amax(0).detach()
+    idle = (dense(dictionary.encode(x[layer])) == 0).all(0)
+    return highest.where(idle, -torch.inf).sort(descending=True).indices[: int(idle.sum())]
+
+
+def slow(stacked: StackedTranscoders, x: Tensor, y: Tensor) -> Slow:
+    """Of weights whose `silent` does not count this batch yet."""
+    w = arrays(stacked)
+    features = slow_losses(w, stacked.config, x.numpy(), y.numpy(), np.zeros_like(w["silent"])).f
+    return slow_losses(w, stacked.config, x.numpy(), y.numpy(), silence(w["silent"], features))
+
+
+def silence(before: Array, features: list[Array]) -> Array:
+    fired = np.array([(f > 0).any(0) for f in features])
+    return np.where(fired, 0, before + len(features[0]))
+
+
+@EVERY_CASE
 def test_losses_are_those_of_the_slow_implementation(case: str) -> None:
-    config = settings(**CASES[case])
-    stacked, (x, y) = random_stacked(config), random_tokens()
-    dead = with_dead_features(stacked)
-    assert dead[0].any() and not dead[1].any()
+    stacked, (x, y) = random_stacked(settings(**CASES[case])), random_tokens()
+    with_dead_features(stacked, x)
+    expected = slow(stacked, x, y)
+    for codes, f in zip(stacked.encode(x), expected.f, strict=True):
+        np.testing.assert_allclose(dense(codes).numpy(), f, atol=1e-12)
+        assert codes.l0.item() == pytest.approx((f > 0).sum() / TOKENS)
+    for target, recon, miss in zip(y, stacked.decode(stacked.encode(x), x)[0], expected.miss, strict=True):
+        np.testing.assert_allclose((target - recon).detach().numpy(), miss, atol=1e-12)
     found = stacked.losses(x, y)
-    expected, _ = slow_losses(arrays(stacked), config, x.numpy(), y.numpy(), dead)
-    for name, value in expected.items():
-        assert getattr(found, name).item() == pytest.approx(value, rel=1e-9), name
+    for name, value in expected.terms.items():
+        assert getattr(found, name).item() == pytest.approx(value, rel=1e-6 if name == "l0" else 1e-9), name
+    assert stacked.dead().sum(1).tolist() == [4, 0, 1]
     assert (found.prediction > 0) == (case != "no prediction")
     assert (found.auxiliary > 0) == (case != "no auxiliary")
 
 
-@pytest.mark.parametrize("case", ["tied", "dense"])
+@EVERY_CASE
 def test_gradients_are_finite_differences(case: str) -> None:
-    """Of every parameter, with the prediction's energy and the auxiliary residual held constant."""
-    config = settings(**CASES[case])
-    stacked, (x, y) = random_stacked(config), random_tokens()
-    dead = with_dead_features(stacked)
+    """Of every parameter, with the prediction's energy and the auxiliary residual held constant.
+
+    Thresholds have no other gradient than the straight-through one, which has a test of its own.
+    """
+    stacked, (x, y) = random_stacked(settings(**CASES[case])), random_tokens()
+    with_dead_features(stacked, x)
+    held = slow(stacked, x, y)
     stacked.losses(x, y).total.backward()
-    w = arrays(stacked)
-    _, held = slow_losses(w, config, x.numpy(), y.numpy(), dead)
-    step = 1e-6
-    rng = np.random.default_rng(0)
+    w, step, rng = arrays(stacked), 1e-5, np.random.default_rng(0)
     for name, parameter in stacked.named_parameters():
+        if name.endswith("log_threshold"):
+            continue
         assert parameter.grad is not None, name
-        values, gradient = w[name].reshape(-1), parameter.grad.numpy().reshape(-1)
+        values, gradient = w[name], parameter.grad.numpy()
         assert np.abs(gradient).max() > 1e-3, name
-        for j in rng.permutation(values.size)[:40]:
+        for direction in directions(values.shape, rng):
             ends = []
             for sign in (1, -1):
-                values[j] += sign * step
-                ends.append(slow_losses(w, config, x.numpy(), y.numpy(), dead, held)[0]["total"])
-                values[j] -= sign * step
-            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(gradient[j], rel=1e-5, abs=1e-7), (name, j)
+                w[name] = values + sign * step * direction
+                ends.append(slow_losses(w, stacked.config, x.numpy(), y.numpy(), w["silent"], held).terms["total"])
+            slope = float((gradient * direction).sum())
+            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, rel=1e-6, abs=1e-8), name
+        w[name] = values
+
+
+def directions(shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Array]:
+    """Two that move every entry, six that move a single one."""
+    for _ in range(2):
+        yield rng.normal(size=shape) / np.sqrt(np.prod(shape))
+    for j in rng.permutation(int(np.prod(shape)))[:6]:
+        yield np.eye(1, int(np.prod(shape)), j).reshape(shape)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("jumprelu")])
+def test_thresholds_get_the_straight_through_gradient(case: str) -> None:
+    """`∂f/∂θ = −θ/ε · 1[|z − θ| < ε/2]` and `∂L0/∂θ = −1/ε · 1[|z − θ| < ε/2]` a token (Rajamanoharan et al. 2024,
+    Eqs. 11–12); what the loss makes of a moved feature or L0 is measured by moving it."""
+    config = settings(**CASES[case])
+    stacked, (x, y) = random_stacked(config), random_tokens()
+    with_dead_features(stacked, x)
+    held = slow(stacked, x, y)
+    stacked.losses(x, y).total.backward()
+    w, step = arrays(stacked), 1e-5
+
+    def derivative(layer: int, place: tuple[int, int] | None) -> float:
+        ends = []
+        for sign in (1, -1):
+            nudge = Nudge(np.zeros_like(np.array(held.f)), np.zeros(LAYERS))
+            if place is None:
+                nudge.l0[layer] = sign * step
+            else:
+                nudge.f[layer, *place] = sign * step
+            found = slow_losses(w, config, x.numpy(), y.numpy(), w["silent"], held, nudge)
+            ends.append(found.terms["total"])
+        return (ends[0] - ends[1]) / (2 * step)
+
+    for i, dictionary in enumerate(stacked.dictionaries):
+        theta, eps = np.exp(w[f"layers.{i}.log_threshold"]), config.bandwidth
+        near = np.abs(held.pre[i] - theta) < eps / 2
+        assert (near & (held.f[i] > 0)).any() and (near & (held.f[i] == 0)).any()
+        expected = -near.sum(0) / eps / TOKENS * derivative(i, None)
+        for t, j in np.argwhere(near):
+            expected[j] -= theta[j] / eps * derivative(i, (t, j))
+        assert dictionary.log_threshold is not None and dictionary.log_threshold.grad is not None
+        np.testing.assert_allclose(dictionary.log_threshold.grad, theta * expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("n_dead", [1, 2, 3, 9])
+def test_aux_k_takes_the_oldest_eighth_and_twice_k_of_it(k: int, n_dead: int) -> None:
+    config = settings(k=k, expansion=8, lambda_prediction=0.0, lambda_sparsity=0.0)
+    stacked, (x, y) = random_stacked(config, n_layers=1), random_tokens(n_layers=1)
+    ages = 100 + torch.arange(n_dead, dtype=torch.float64) * 5 % 11
+    stacked.silent[0, idle_features(stacked, 0, x)[:n_dead]] = ages
+    expected = slow(stacked, x, y)
+    found = stacked.losses(x, y)
+    assert stacked.dead().sum() == n_dead
+    assert found.auxiliary.item() == pytest.approx(expected.terms["auxiliary"], rel=1e-9)
+    found.auxiliary.backward()
+    gradient = stacked.dictionaries[0].W_enc.grad
+    assert gradient is not None, "the encoder of dead features is trained"
+    moved = set(gradient.abs().sum(1).nonzero()[:, 0].tolist())
+    assert moved and moved <= set(stacked.silent[0].topk(min(n_dead, 4)).indices.tolist())
 
 
 def test_one_layer_has_nothing_to_predict() -> None:
@@ -161,47 +208,42 @@ def test_one_layer_has_nothing_to_predict() -> None:
     assert losses.prediction == 0 and losses.total.isfinite()
 
 
-def test_silence_is_counted_in_tokens() -> None:
-    config = settings(aux_weight=0.0)
-    stacked = random_stacked(config)
-    batches = [random_tokens(seed) for seed in range(6)]
-    expected = np.zeros((LAYERS, 12))
-    for x, y in batches:
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu", "relu"])
+def test_silence_is_counted_in_tokens(activation: str) -> None:
+    stacked = random_stacked(settings(activation=activation, aux_weight=0.0, bandwidth=1.5))
+    with torch.no_grad():
+        for dictionary in stacked.dictionaries:
+            dictionary.b_enc -= 1.0
+    expected = np.zeros((LAYERS, stacked.dictionaries[0].m))
+    for seed in range(6):
+        x, y = random_tokens(seed)
+        expected = silence(expected, slow(stacked, x, y).f)
         stacked.losses(x, y)
-        fired = (stacked.encode(x) > 0).any(1).numpy()
-        expected = np.where(fired, 0, expected + TOKENS)
-    assert np.array_equal(stacked.silent.numpy(), expected)
+        assert np.array_equal(stacked.silent.numpy(), expected)
     assert expected.max() >= 2 * TOKENS and (expected == 0).any()
     stacked.silent[0, 0], stacked.silent[0, 1] = 50, 51  # half of 10 steps of 10 tokens
     assert stacked.dead()[0, :2].tolist() == [False, True]
 
 
+def test_batch_topk_follows_the_smallest_kept_pre_activation() -> None:
+    stacked = random_stacked(settings(activation="batch_topk"))
+    expected = np.zeros(LAYERS)
+    for seed in range(4):
+        x, y = random_tokens(seed)
+        smallest = np.array([f[f > 0].min() for f in slow(stacked, x, y).f])
+        expected = smallest if seed == 0 else 0.99 * expected + 0.01 * smallest
+        stacked.losses(x, y)
+        found = [dictionary.threshold_mean.item() for dictionary in stacked.dictionaries]
+        assert found == pytest.approx(expected.tolist(), rel=1e-9)
+
+
 def test_the_same_seed_gives_the_same_start() -> None:
-    one, same, other = (StackedTranscoders(settings(), LAYERS, D, seed).state_dict() for seed in (0, 0, 1))
+    config = settings(prediction_head="tied_low_rank", skip=True, cross_layer=True)
+    one, same, other = (StackedTranscoders(config, LAYERS, D, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["W_enc"], other["W_enc"])
-
-
-def test_the_initial_decoder_fits_the_data() -> None:
-    stacked = StackedTranscoders(settings(), LAYERS, D, seed=0).double()
-    g = torch.Generator().manual_seed(1)
-    x = torch.randn(LAYERS, 200, D, generator=g, dtype=torch.float64)
-    x[1] = x[1].abs()  # so that some features of one layer never fire
-    y = x @ torch.randn(LAYERS, D, D, generator=g, dtype=torch.float64)
-    stacked.requires_grad_(False)
-    before = stacked.W_dec.clone()
-    stacked.initialise(x, y)
-    f = stacked.encode(x)
-    reconstruction = stacked.decode(f)
-    for i in range(LAYERS):
-        assert float(((y[i] - reconstruction[i]) * reconstruction[i]).sum()) == pytest.approx(0, abs=1e-8)
-        for j in range(12):
-            mean = (f[i, :, j, None] * y[i]).sum(0)
-            old, new = before[i, j], stacked.W_dec[i, j]
-            direction = mean if (f[i, :, j] > 0).any() else old
-            assert torch.cosine_similarity(direction, new, dim=0).item() == pytest.approx(1, abs=1e-9)
-    assert (f[1] == 0).all(0).any()
-    assert all((y[i] - reconstruction[i]).pow(2).sum() < y[i].pow(2).sum() for i in range(LAYERS))
+    for name in ("layers.0.W_enc", "layers.2.W_dec", "heads.1.down"):
+        assert not torch.equal(one[name], other[name]), name
+    assert not torch.equal(one["layers.0.W_enc"], one["layers.1.W_enc"])
 
 
 def test_scaled_activations_have_norm_root_d() -> None:
@@ -211,17 +253,65 @@ def test_scaled_activations_have_norm_root_d() -> None:
     torch.testing.assert_close(scaled.norm(dim=-1).mean(1), torch.full((LAYERS,), D**0.5, dtype=torch.float64))
 
 
-def test_exported_weights_work_on_raw_activations() -> None:
-    x, y = random_tokens()
-    x, y = 3 + 5 * x, 0.01 * y - 2
-    stacked = random_stacked(settings())
-    x_scaling, y_scaling = Scaling.of(x), Scaling.of(y)
-    exported = export(stacked, x_scaling, y_scaling, (1, 4, 6))
-    assert [t.layer for t in exported] == [1, 4, 6] and all(t.k == 2 for t in exported)
-    f = stacked.encode(x_scaling(x))
-    scaled = stacked.decode(f)
-    for i, transcoder in enumerate(exported):
-        torch.testing.assert_close(transcoder.encode(x[i]), f[i])
-        expected = scaled[i] / y_scaling.scale[i] + y_scaling.mean[i]
-        torch.testing.assert_close(transcoder.decode(transcoder.encode(x[i])), expected)
-        assert not transcoder.W_enc.requires_grad and not transcoder.b_dec.requires_grad
+class Largest(TorchDispatchMode):
+    """Counts the entries of the largest dense tensor that any operation makes, forward or backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for each in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(each, Tensor) and each.layout == torch.strided:
+                self.entries = max(self.entries, each.numel())
+        return out
+
+
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu"])
+@pytest.mark.parametrize("head", ["tied", "low_rank"])
+def test_no_tensor_of_tokens_times_features_is_made(activation: str, head: str) -> None:
+    """Forward, one chunk at a time is encoded; backward, nothing that large exists."""
+    n_tokens, chunk = 2048, 512
+    config = settings(
+        activation=activation, prediction_head=head, expansion=64, bandwidth=0.05, head_negatives=16, skip=True
+    )
+    stacked, (x, y) = random_stacked(config, n_layers=2), random_tokens(n_layers=2, n=n_tokens)
+    m = stacked.dictionaries[0].m
+    for dictionary in stacked.dictionaries:
+        dictionary.start_at(x[0])
+    stacked.silent[:] = 1e4
+    saved: list[int] = []
+
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with Largest() as forward, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        losses = stacked.losses(x, y)
+    assert losses.auxiliary > 0 and stacked.dead().any()
+    assert chunk * m <= forward.entries < n_tokens * m
+    assert max(saved) < n_tokens * m / 4
+    with Largest() as backward:
+        losses.total.backward()
+    assert n_tokens <= backward.entries < n_tokens * m / 4
+
+
+@pytest.mark.parametrize("case", ["topk, tied", "jumprelu, tied and low rank, everything"])
+def test_training_in_single_precision_follows_double(case: str) -> None:
+    config = settings(**CASES[case])
+    x, y = random_tokens(n=64)
+    ends = []
+    for dtype in (torch.float32, torch.float64):
+        stacked = random_stacked(config, dtype=dtype)
+        optimiser = torch.optim.Adam(stacked.parameters(), lr=3e-3)
+        for _ in range(20):
+            optimiser.zero_grad()
+            losses = stacked.losses(x.to(dtype), y.to(dtype))
+            losses.total.backward()
+            optimiser.step()
+        ends.append(losses)
+    assert ends[0].total.item() == pytest.approx(ends[1].total.item(), rel=1e-3)
+    with torch.no_grad():
+        start = random_stacked(config).losses(x, y)
+    assert ends[1].total < 0.9 * start.total

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hagd.transcoders.records import Transcoder, topk_relu
-from tests.builders import random_model, random_transcoders
-from tests.reference import encode
+from tests.builders import VARIANTS, random_model, random_transcoders
+from tests.reference import encode, skipped, written_features
 
 
 @given(seed=st.integers(0, 10_000), m=st.integers(1, 9), data=st.data())
@@ -32,17 +32,41 @@ def test_encode_and_decode_are_equation_1() -> None:
     x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     f = transcoder.encode(x)
     torch.testing.assert_close(f, encode(transcoder, x))
-    assert ((f > 0).sum(-1) <= transcoder.k).all() and (f >= 0).all()
+    assert transcoder.k == 4 and ((f > 0).sum(-1) <= 4).all() and (f >= 0).all()
     explicit = transcoder.b_dec.expand(4, 3, 16).clone()
     for j in range(12):
         explicit += f[..., j, None] * transcoder.W_dec[j]
     torch.testing.assert_close(transcoder.decode(f), explicit)
 
 
-def test_inputs_of_another_precision_are_converted() -> None:
-    (transcoder, *_) = random_transcoders(random_model()).transcoders
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_a_set_reconstructs_layer_by_layer(variant: str) -> None:
+    found = random_transcoders(random_model(n_layers=3), dtype=torch.float64, **VARIANTS[variant])
+    g = torch.Generator().manual_seed(0)
+    x = [torch.randn(4, 2, 16, generator=g, dtype=torch.float64) for _ in range(3)]
+    features = [transcoder.encode(each) for transcoder, each in zip(found.transcoders, x, strict=True)]
+    for i, transcoder in enumerate(found.transcoders):
+        torch.testing.assert_close(features[i], encode(transcoder, x[i]))
+        expected = written_features(found, i, features) + skipped(transcoder, x[i]) + transcoder.b_dec
+        torch.testing.assert_close(found.reconstruct(i, features, x[i]), expected)
+        torch.testing.assert_close(found.reconstruct(i, features[: i + 1], x[i]), expected)
+        assert transcoder.skip(x[i]).any() == ("skip" in VARIANTS[variant])
+
+
+def test_a_feature_at_its_threshold_does_not_fire() -> None:
+    eye, zeros = torch.eye(3), torch.zeros(3)
+    transcoder = Transcoder(0, None, eye, zeros, eye, zeros, threshold=torch.tensor([0.5, 0.0, 2.0]))
+    x = torch.tensor([[0.5, 0.0, 2.0], [0.6, 0.1, 1.9], [-1.0, -1.0, 2.1]])
+    expected = [[0.0, 0.0, 0.0], [0.6, 0.1, 0.0], [0.0, 0.0, 2.1]]
+    torch.testing.assert_close(transcoder.encode(x), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("variant", ["topk", "everything"])
+def test_inputs_of_another_precision_are_converted(variant: str) -> None:
+    (transcoder, *_) = random_transcoders(random_model(), **VARIANTS[variant]).transcoders
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(transcoder.encode(x), transcoder.encode(x.float()))
+    assert torch.equal(transcoder.skip(x), transcoder.skip(x.float()))
 
 
 def test_a_perfect_dictionary_has_no_error() -> None:

@@ -14,4 +14,5 @@ ADAPTER = Adapter(
     mlp_norm="post_attention_layernorm",
     final_norm="gpt_neox.final_layer_norm",
     unembedding="lm_head",
+    renamed=(("lm_head", "embed_out"),),
 )

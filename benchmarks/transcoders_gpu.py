@@ -1,0 +1,298 @@
+"""One training step on one CUDA device, at the size of a large model: `python benchmarks/transcoders_gpu.py`.
+
+One layer, d = 4096, m = 32768, k = 64, selection in bfloat16, fused Adam. The step runs with the sparse products as
+Triton kernels and as torch operators, beside the dense bfloat16 product `x W_encᵀ` alone, which no exact selection can
+do without. All of them take turns on the same weights; the median turn counts. Before that, both ways are compared with
+a dense step in double precision at a small size.
+
+`--device cpu --tiny` runs everything at a tiny size, with the kernels in Triton's interpreter. Its times say nothing;
+it shows that the script works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from contenders import Training
+from timing_worker import synthetic
+from torch import Tensor
+
+from hagd.config.stages import TranscoderConfig
+from hagd.transcoders.initialise import initialise
+from hagd.transcoders.objective import Scaling, StackedTranscoders
+from hagd.transcoders.sparse import products
+from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
+from hagd.transcoders.sparse.selection import top_k
+
+SIZES = tuple(Training(d=4096, m=32768, k=64, batch=batch, steps=0) for batch in (4096, 8192))
+TINY = Training(d=8, m=32, k=4, batch=8, steps=0)
+SMALL = Training(d=96, m=768, k=16, batch=256, steps=0)
+BACKENDS = ("triton", "torch")
+WARM_UP, ROUNDS, STEPS = 5, 9, 5
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was timed.
+
+    Attributes:
+        ms: milliseconds a call, one figure a turn; empty where it failed.
+        peak_bytes: most memory that was allocated during a turn, weights and Adam's state included; 0 on a CPU.
+        error: why it failed.
+    """
+
+    name: str
+    ms: tuple[float, ...] = ()
+    peak_bytes: int = 0
+    error: str = ""
+
+    @property
+    def median(self) -> float:
+        """Milliseconds."""
+        return statistics.median(self.ms)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """The sparse products run as Triton kernels, or as torch operators."""
+    kernels = products._triton_products() if name == "triton" else None
+    with mock.patch.object(products, "_kernels", lambda operand: kernels):
+        yield
+
+
+def config_of(size: Training, selection: str) -> TranscoderConfig:
+    """Settings of the timed step."""
+    return TranscoderConfig.model_validate({"k": size.k, "expansion": size.m // size.d, "selection": selection})
+
+
+def batches_of(size: Training, device: torch.device, n: int) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets `[1, B, d]`, scaled as in a training."""
+    scaled = []
+    for x, y in synthetic(size, n):
+        x, y = x.to(device)[None], y.to(device)[None]
+        scaled.append((Scaling.of(x)(x), Scaling.of(y)(y)))
+    return scaled
+
+
+def training_step(size: Training, device: torch.device) -> Callable[[str], Work]:
+    """A function from a backend to one step with it; both train the same weights."""
+    stacked = StackedTranscoders(config_of(size, "bfloat16"), 1, size.d, seed=0).to(device)
+    batches = batches_of(size, device, 2)
+    with backend("triton"):
+        initialise(stacked, *batches[0])
+    optimizer = torch.optim.Adam(stacked.parameters(), lr=1e-4, fused=True)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        loss = stacked.losses(*batches[done % len(batches)]).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        done += 1
+
+    return lambda name: _with_backend(name, step)
+
+
+def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
+    """Each product alone; biases make some features far more frequent than others."""
+    g = torch.Generator().manual_seed(0)
+    x = batches_of(size, device, 1)[0][0][0]
+    weight = torch.nn.functional.normalize(torch.randn(size.m, size.d, generator=g), dim=1).to(device)
+    bias = torch.randn(size.m, generator=g).to(device)
+    with backend("triton"):
+        support, values = top_k(x, weight, bias, size.k, torch.bfloat16)
+    _note(f"pairs a feature: mean {len(values) / size.m:.0f}, most {int(support.index.bincount().max())}")
+
+    def sorting() -> object:
+        return Support(support.index, support.offsets, support.m).by_feature
+
+    named: dict[str, Work] = {"sort by feature": sorting}
+    for name in BACKENDS:
+        named[f"decode, {name}"] = _with_backend(name, lambda: decode(values, support, weight))
+        named[f"gather_dot, {name}"] = _with_backend(name, lambda: gather_dot(x, support, weight, bias))
+        named[f"sum_by_feature, {name}"] = _with_backend(name, lambda: sum_by_feature(values, support, x))
+    return named
+
+
+def _with_backend(name: str, work: Work) -> Work:
+    def wrapped() -> None:
+        with backend(name):
+            work()
+
+    return wrapped
+
+
+def encoder_product(size: Training, device: torch.device) -> Work:
+    """`x W_encᵀ` in bfloat16, all B × m of it."""
+    x = torch.randn(size.batch, size.d, device=device).bfloat16()
+    weight = torch.randn(size.m, size.d, device=device).bfloat16()
+    return lambda: x @ weight.T
+
+
+def in_turns(named: dict[str, Work], device: torch.device, rounds: int) -> list[Row]:
+    """Time all of them, `rounds` turns each; one that fails is left out of further turns."""
+    rows = {name: Row(name) for name in named}
+    for turn in range(-1, rounds):  # the first turn warms up: kernels are compiled and tuned
+        for name, work in named.items():
+            row = rows[name]
+            if row.error:
+                continue
+            try:
+                ms, peak = _timed(work, device, WARM_UP if turn < 0 else STEPS)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                rows[name] = Row(name, error=str(error).splitlines()[0])
+                continue
+            if turn >= 0:
+                rows[name] = replace(row, ms=(*row.ms, ms), peak_bytes=max(row.peak_bytes, peak))
+    return list(rows.values())
+
+
+def _timed(work: Work, device: torch.device, calls: int) -> tuple[float, int]:
+    """Milliseconds a call, and most bytes that were allocated meanwhile."""
+    if device.type == "cpu":
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - start) * 1e3 / calls, 0
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    begin.record()
+    for _ in range(calls):
+        work()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / calls, torch.cuda.max_memory_allocated(device)
+
+
+def differences(size: Training, device: torch.device) -> dict[str, float]:
+    """By backend, the largest relative error of the loss and of any gradient against a dense step in float64."""
+    stacked = StackedTranscoders(config_of(size, "exact"), 1, size.d, seed=0).to(device)
+    x, y = batches_of(size, device, 1)[0]
+    with torch.no_grad():
+        stacked.dictionaries[0].b_enc.normal_(generator=torch.Generator(device).manual_seed(0))
+    names, parameters = zip(*stacked.named_parameters(), strict=True)
+    wanted = [name.removeprefix("layers.0.") for name in names]
+    dense = _dense_step(stacked, wanted, x[0], y[0])
+    found = {}
+    for name in BACKENDS:
+        with backend(name):
+            loss = stacked.losses(x, y).total
+            step = [loss.detach(), *torch.autograd.grad(loss, parameters)]
+        found[name] = max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(step, dense, strict=True))
+    return found
+
+
+def _dense_step(stacked: StackedTranscoders, wanted: Sequence[str], x: Tensor, y: Tensor) -> list[Tensor]:
+    """Loss and gradients of `wanted` parameters: TopK, unexplained variance and L1 term, all with dense products."""
+    config = stacked.config
+    x, y = x.double(), y.double()
+    weights = {name: dict(stacked.dictionaries[0].named_parameters())[name].detach().double() for name in wanted}
+    weights = {name: weight.requires_grad_() for name, weight in weights.items()}
+    pre = x @ weights["W_enc"].T + weights["b_enc"]
+    top = pre.topk(config.k)
+    f = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    fvu = (y - f @ weights["W_dec"] - weights["b_dec"]).square().sum() / (len(x) * float(stacked.power[0]))
+    l1 = (f * weights["W_dec"].norm(dim=1)).sum() / (len(x) * (config.k * x.shape[1]) ** 0.5)
+    loss = fvu + config.lambda_sparsity * l1
+    return [loss.detach(), *torch.autograd.grad(loss, list(weights.values()))]
+
+
+def table(title: str, rows: Sequence[Row], floor: Row) -> str:
+    """Markdown."""
+    lines = [title, "", "| | ms | spread | ÷ encoder product | peak GB |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        if row.error:
+            lines.append(f"| {row.name} | failed: {row.error} | | | |")
+            continue
+        ratio = f"{row.median / floor.median:.2f}" if floor.ms else "–"
+        lines.append(
+            f"| {row.name} | {row.median:.3f} | {min(row.ms):.3f}–{max(row.ms):.3f} "
+            f"| {ratio} | {row.peak_bytes / 1e9:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def measure(size: Training, device: torch.device, rounds: int) -> list[Row]:
+    """Steps, then products alone, at one size."""
+    floor = encoder_product(size, device)
+    step = training_step(size, device)
+    steps = in_turns({"encoder product, bf16": floor, **{f"step, {b}": step(b) for b in BACKENDS}}, device, rounds)
+    del step
+    return steps + in_turns(sparse_products(size, device), device, rounds)
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """Medians, the steps' ratios to the encoder product, and their peaks."""
+    ms = {row.name: row.median for row in rows if row.ms}
+    found: dict[str, Any] = {"ms": {name: round(value, 4) for name, value in ms.items()}}
+    floor = ms.get("encoder product, bf16")
+    steps = {name: f"step, {name}" for name in BACKENDS}
+    if floor:
+        found["step_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in steps.items() if s in ms}
+    found["peak_gb"] = {b: round(r.peak_bytes / 1e9, 3) for r in rows for b, s in steps.items() if s == r.name}
+    found["failed"] = {row.name: row.error for row in rows if row.error}
+    return found
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help=f"d = {TINY.d}, m = {TINY.m}, {TINY.batch} tokens only")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of everything that is timed")
+    parser.add_argument("--json", type=Path, help="file for every figure")
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        if not arguments.tiny:
+            parser.error("--device cpu interprets the kernels, which takes hours at full size; add --tiny")
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which happens at its first use
+    elif not torch.cuda.is_available():
+        parser.error("expected a CUDA device, found none; --device cpu --tiny only shows that the script works")
+    if products._triton_products() is None:
+        parser.error(
+            "expected the package triton, which comes with CUDA builds of torch, found none; pip install triton"
+        )
+    return arguments
+
+
+def main() -> None:
+    """See the module's docstring."""
+    arguments = _arguments()
+    device = torch.device(arguments.device)
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, kernels interpreted"
+    result: dict[str, Any] = {"device": on, "torch": torch.__version__}
+    result["largest_relative_error"] = differences(TINY if arguments.tiny else SMALL, device)
+    print(f"{on}\nlargest relative error against a dense step in float64: {result['largest_relative_error']}\n")
+    every: list[dict[str, Any]] = []
+    for size in (TINY,) if arguments.tiny else SIZES:
+        rows = measure(size, device, arguments.rounds)
+        title = f"d = {size.d}, m = {size.m}, k = {size.k}, {size.batch} tokens a step, {on}"
+        print(table(title, rows, rows[0]), end="\n\n", flush=True)
+        result[f"B{size.batch}"] = summary(rows)
+        every += [{"batch": size.batch, **asdict(row)} for row in rows]
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"rows": every, **result}, indent=1))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

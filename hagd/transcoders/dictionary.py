@@ -1,0 +1,137 @@
+"""One layer's dictionary while it is trained, in scaled units.
+
+Shape legend: B tokens, n active pairs, d = d_model, m dictionary size, T layers written to (1, or every later one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hagd.config.stages import TranscoderConfig
+from hagd.transcoders.activation_functions import JumpReLU, Step
+from hagd.transcoders.sparse.products import Support, decode, gather_dot
+from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Sparse features of B tokens.
+
+    Attributes:
+        support: which pairs can be non-zero.
+        values: `[n]`, never negative; differentiable.
+        l0: mean number of active features a token; differentiable for JumpReLU only.
+    """
+
+    support: Support
+    values: Tensor
+    l0: Tensor
+
+
+class Dictionary(nn.Module):
+    """`f = activation(W_enc x + b_enc)`, written to T layers through `W_dec` `[m, T · d]`."""
+
+    threshold_mean: Tensor
+
+    def __init__(self, config: TranscoderConfig, d: int, n_targets: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.d = d
+        m = config.expansion * d
+        rows = nn.functional.normalize(torch.randn(m, d, generator=generator), dim=-1)
+        self.W_enc = nn.Parameter(rows)
+        self.b_enc = nn.Parameter(torch.zeros(m))
+        self.W_dec = nn.Parameter(rows.repeat(1, n_targets) / n_targets)
+        self.b_dec = nn.Parameter(torch.zeros(d))
+        self.W_skip = nn.Parameter(torch.zeros(d, d)) if config.skip else None
+        self.log_threshold = nn.Parameter(torch.zeros(m)) if config.activation == "jumprelu" else None
+        self.register_buffer("threshold_mean", torch.zeros(()))
+
+    @property
+    def m(self) -> int:
+        """Dictionary size."""
+        return len(self.W_enc)
+
+    def preactivations(self, x: Tensor, support: Support, known: Tensor | None = None) -> Tensor:
+        """`[n]` of inputs `[B, d]` at the pairs of `support`; differentiable."""
+        return gather_dot(x, support, self.W_enc, self.b_enc, known)
+
+    def encode(self, x: Tensor) -> Codes:
+        """Features of scaled inputs `[B, d]`."""
+        match self.config.activation:
+            case "topk":
+                dtype = torch.bfloat16 if self.config.selection == "bfloat16" else x.dtype
+                support, known = top_k(x, self.W_enc, self.b_enc, self.config.k, dtype)
+            case "batch_topk":
+                support, known = top_of_batch(x, self.W_enc, self.b_enc, self.config.k)
+            case "jumprelu":
+                return self._jump(x)
+            case "relu":
+                support, known = above(x, self.W_enc, self.b_enc, x.new_zeros(()))
+        values = self.preactivations(x, support, known).relu()
+        return Codes(support, values, (values > 0).sum() / len(x))
+
+    def _jump(self, x: Tensor) -> Codes:
+        threshold, width = self.thresholds(), self.config.bandwidth
+        support, known = above(x, self.W_enc, self.b_enc, threshold.detach() - width / 2)
+        z, chosen = self.preactivations(x, support, known), threshold[support.index]
+        values: Tensor = JumpReLU.apply(z, chosen, width)  # type: ignore[no-untyped-call]
+        active: Tensor = Step.apply(z, chosen, width)  # type: ignore[no-untyped-call]
+        return Codes(support, values, active.sum() / len(x))
+
+    def thresholds(self) -> Tensor:
+        """θ `[m]` of JumpReLU."""
+        assert self.log_threshold is not None
+        return self.log_threshold.exp()
+
+    def write(self, codes: Codes) -> tuple[Tensor, ...]:
+        """What the features add to each layer that they write to: T times `[B, d]`."""
+        out = decode(codes.values, codes.support, self.W_dec)
+        return (out,) if out.shape[1] == self.d else out.split(self.d, dim=1)
+
+    def constant(self, x: Tensor) -> Tensor:
+        """What the own layer gets beside features: the bias `[d]`, or with a skip `[B, d]`."""
+        return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip
+
+    def lengths(self) -> Tensor:
+        """Norms `[m]` of the decoder rows, over all layers that they write to."""
+        norms: Tensor = _RowNorms.apply(self.W_dec)  # type: ignore[no-untyped-call]
+        return norms
+
+    @torch.no_grad()
+    def start_at(self, x: Tensor) -> None:
+        """Set thresholds or biases so that k features a token fire on `x`, where the activation function has no k."""
+        if self.config.activation not in ("jumprelu", "relu"):
+            return
+        bound = batch_threshold(x[:1024], self.W_enc, self.b_enc, self.config.k)
+        if self.log_threshold is not None:
+            self.log_threshold.fill_(bound.clamp(min=1e-3).log())
+        else:
+            self.b_enc.sub_(bound)
+
+    @torch.no_grad()
+    def follow_threshold(self, codes: Codes) -> None:
+        """Keep a running mean of the smallest kept pre-activation, with which BatchTopK infers token by token."""
+        if self.config.activation == "batch_topk" and len(codes.values):
+            smallest = codes.values.min()
+            started = self.threshold_mean > 0
+            self.threshold_mean.copy_(torch.where(started, self.threshold_mean.lerp(smallest, 0.01), smallest))
+
+
+class _RowNorms(torch.autograd.Function):
+    """`‖W_j‖`; torch's own derivative makes four tensors of the matrix's size, this one a single one."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        norms = weight.norm(dim=-1)
+        ctx.save_for_backward(weight, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        weight, norms = ctx.saved_tensors
+        return weight * (gradients[0] / norms.clamp(min=1e-12))[:, None]

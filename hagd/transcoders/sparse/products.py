@@ -1,0 +1,159 @@
+"""Products with matrices of which only k of m columns a token are non-zero, forward and backward.
+
+Everything a sparse dictionary trains with is one of three sums over the active pairs (token t, feature j):
+
+- `decode`: `out_t = Σ_j v_tj W_j`,
+- `gather_dot`: `p_tj = a_t · W_j`,
+- `sum_by_feature`: `out_j = Σ_t v_tj a_t`,
+
+and each is the derivative of another, so no gradient ever needs a dense tokens × features tensor. On a CUDA device they
+run as Triton kernels (`triton_products`) where Triton is installed, and as torch operators everywhere else.
+
+Shape legend: B tokens, n active pairs in all, m features, d columns of a matrix.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from functools import cache, cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+@dataclass(frozen=True)
+class Support:
+    """Which features are active on which token, in compressed rows.
+
+    Attributes:
+        index: int64 `[n]`, features, token after token.
+        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
+        m: number of features.
+    """
+
+    index: Tensor
+    offsets: Tensor
+    m: int
+
+    @property
+    def n_tokens(self) -> int:
+        """B."""
+        return len(self.offsets) - 1
+
+    @cached_property
+    def token(self) -> Tensor:
+        """int64 `[n]`: the token of every pair."""
+        tokens = torch.arange(self.n_tokens, device=self.index.device)
+        return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.index))
+
+    @cached_property
+    def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
+        features, order = torch.sort(self.index, stable=True)
+        starts = torch.searchsorted(features, torch.arange(self.m, device=features.device))
+        return order, self.token[order], starts
+
+
+def decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
+    """`out_t = Σ_j v_tj W_j`: `[B, d]` of values `[n]` and a matrix `[m, d]`; differentiable in both."""
+    return _Decode.apply(values, weight, support)  # type: ignore[no-untyped-call]
+
+
+def gather_dot(a: Tensor, support: Support, weight: Tensor, bias: Tensor, known: Tensor | None = None) -> Tensor:
+    """`p_tj = a_t · W_j + b_j`: `[n]` of rows `[B, d]`, a matrix `[m, d]` and `[m]`; differentiable in all three.
+
+    Args:
+        a: rows.
+        support: the pairs.
+        weight: matrix.
+        bias: by feature.
+        known: the result, where a dense product has computed it already; then only the derivative is built.
+    """
+    return _GatherDot.apply(a, weight, bias, support, known)  # type: ignore[no-untyped-call]
+
+
+@cache
+def _triton_products() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from hagd.transcoders.sparse import triton_products
+
+    return triton_products
+
+
+def _kernels(operand: Tensor) -> ModuleType | None:
+    """The Triton kernels, where the operand's device can run them."""
+    return _triton_products() if operand.is_cuda else None
+
+
+def _decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
+    if (kernels := _kernels(weight)) is not None:
+        return kernels.segment_sums(values, support.index, support.offsets[:-1], weight)
+    return embedding_bag(support.index, weight, support.offsets[:-1], mode="sum", per_sample_weights=values)
+
+
+def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
+    """`out_j = Σ_t v_tj a_t`: `[m, d]` of values `[n]` and rows `[B, d]`; without gradient."""
+    order, token, offsets = support.by_feature
+    if (kernels := _kernels(a)) is not None:
+        return kernels.long_segment_sums(values[order], token, offsets, a)
+    return embedding_bag(token, a, offsets, mode="sum", per_sample_weights=values[order])
+
+
+def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
+    """`out_j = Σ_t v_tj`: `[m]` of values `[n]`."""
+    if _kernels(values) is not None:  # there index_add_ adds in no fixed order
+        return sum_by_feature(values, support, values.new_ones(support.n_tokens, 1))[:, 0]
+    return values.new_zeros(support.m).index_add_(0, support.index, values)
+
+
+def _gather_dot(a: Tensor, support: Support, weight: Tensor) -> Tensor:
+    if (kernels := _kernels(weight)) is not None:
+        return kernels.row_dots(a, support.index, support.offsets, weight)
+    pattern = torch.sparse_csr_tensor(
+        support.offsets, support.index, a.new_zeros(len(support.index)), size=(support.n_tokens, support.m)
+    )
+    return torch.sparse.sampled_addmm(pattern, a, weight.T, beta=0.0).values()
+
+
+with warnings.catch_warnings():  # torch says once a process that its compressed sparse layout is in beta
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), size=(1, 1))
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, support: Support) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        ctx.support = support
+        return _decode(values, support, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        d_values = _gather_dot(gradient, ctx.support, weight) if ctx.needs_input_grad[0] else None
+        d_weight = sum_by_feature(values, ctx.support, gradient) if ctx.needs_input_grad[1] else None
+        return d_values, d_weight, None
+
+
+class _GatherDot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor, support: Support, known: Tensor | None) -> Tensor:
+        ctx.save_for_backward(a, weight)
+        ctx.support = support
+        return _gather_dot(a, support, weight) + bias[support.index] if known is None else known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        (a, weight), support = ctx.saved_tensors, ctx.support
+        gradient = gradients[0].contiguous()
+        d_a = _decode(gradient, support, weight) if ctx.needs_input_grad[0] else None
+        d_weight = sum_by_feature(gradient, support, a) if ctx.needs_input_grad[1] else None
+        d_bias = _sum_values_by_feature(gradient, support) if ctx.needs_input_grad[2] else None
+        return d_a, d_weight, d_bias, None, None

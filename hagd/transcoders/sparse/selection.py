@@ -1,0 +1,145 @@
+"""Which features fire, without ever holding all pre-activations: tokens are encoded in chunks, on a CPU in its cache.
+
+On a CUDA device `top_k` never waits for the device; the others do, since how many pairs they find decides shapes.
+
+Shape legend: B tokens, c tokens of a chunk, m features, d = d_model, n active pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hagd.transcoders.sparse.products import Support, gather_dot
+
+_CHUNK = 512
+"""Tokens of a chunk on a CPU."""
+
+_CHUNK_BYTES = 2**28
+"""Of a chunk's pre-activations on any other device: no cache holds a useful chunk there, and each chunk reads W_enc
+again and costs a dozen launches, so a chunk is as large as memory spares. Reasoned, not measured."""
+
+_GROUPS = (8, 4, 2)
+_SPARE = 4
+"""With low-precision scores, k + k / _SPARE candidates are rescored: the true top k are then found but for 1 in 1e5."""
+
+
+@torch.no_grad()
+def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -> tuple[Support, Tensor]:
+    """The k largest pre-activations `x W_encᵀ + b_enc` of every token.
+
+    Args:
+        x: `[B, d]`.
+        W_enc: `[m, d]`.
+        b_enc: `[m]`.
+        k: how many.
+        dtype: of the dense product that ranks features. Where it is not `x`'s own, more candidates than k are taken
+            and their pre-activations computed again in `x`'s.
+
+    Returns:
+        The pairs, and their pre-activations `[B · k]` in `x`'s precision; without gradient.
+    """
+    m = len(W_enc)
+    exact = dtype == x.dtype
+    wanted = k if exact else min(m, k + max(1, k // _SPARE))
+    values, index = (torch.cat(parts) for parts in zip(*_top_of_chunks(x, W_enc, b_enc, wanted, dtype), strict=True))
+    if not exact and wanted > k:
+        values = _rescored(x, W_enc, b_enc, index)
+        values, best = values.topk(k, dim=-1, sorted=False)
+        index = index.gather(1, best)
+    elif not exact:
+        values = _rescored(x, W_enc, b_enc, index)
+    return _constant_rows(index, m), values.flatten()
+
+
+@torch.no_grad()
+def above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> tuple[Support, Tensor]:
+    """All pre-activations above `threshold` (`[m]`, or one for all): the pairs and values `[n]`, without gradient."""
+    counts, index, values = [], [], []
+    for pre in _preactivations(x, W_enc, b_enc, x.dtype):
+        chosen = pre > threshold
+        place = _nonzero(chosen)
+        counts.append(chosen.sum(1))
+        index.append(place % pre.shape[1])
+        values.append(pre.flatten()[place])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long, device=x.device), torch.cat(counts).cumsum(0)])
+    return Support(torch.cat(index), offsets, len(W_enc)), torch.cat(values)
+
+
+@torch.no_grad()
+def top_of_batch(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Support, Tensor]:
+    """The B · k largest positive pre-activations of the whole batch (BatchTopK, Bussmann et al. 2024).
+
+    A bound from a few tokens lets most pairs be dropped unsorted; it is lowered until enough pass.
+    """
+    wanted = k * len(x)
+    bound = batch_threshold(x[:: max(1, len(x) // 64)], W_enc, b_enc, min(len(W_enc), k + k // 2))
+    while True:
+        support, values = above(x, W_enc, b_enc, bound)
+        if len(values) >= wanted or bound == 0:
+            break
+        bound = (bound / 2).where(bound > 1e-6, 0.0)
+    if len(values) <= wanted:
+        return support, values
+    keep = values.topk(wanted, sorted=False).indices.sort().values
+    counts = torch.bincount(support.token[keep], minlength=len(x))
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Support(support.index[keep], offsets, support.m), values[keep]
+
+
+@torch.no_grad()
+def batch_threshold(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Tensor:
+    """The pre-activation that B · k of all pairs reach; 0 where fewer are positive. Holds them all: for few tokens."""
+    pre = torch.cat(list(_preactivations(x, W_enc, b_enc, x.dtype)))
+    return pre.flatten().topk(k * len(x)).values[-1].clamp(min=0)
+
+
+def _preactivations(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Chunks `[c, m]`; each is overwritten by the next."""
+    x, weight, bias = x.to(dtype), W_enc.to(dtype).T, b_enc.to(dtype)
+    m = weight.shape[1]
+    size = _CHUNK if x.device.type == "cpu" else max(1, _CHUNK_BYTES // (m * x.element_size()))
+    buffer = x.new_empty(min(size, len(x)), m)
+    for chunk in x.split(size):
+        yield torch.addmm(bias, chunk, weight, out=buffer[: len(chunk)])
+
+
+def _top_of_chunks(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    m = len(W_enc)
+    size = next((g for g in _GROUPS if m % g == 0 and m // g >= 2 * k), 1)
+    for pre in _preactivations(x, W_enc, b_enc, dtype):
+        yield _two_stage(pre, k, size)
+
+
+def _two_stage(pre: Tensor, k: int, size: int) -> tuple[Tensor, Tensor]:
+    """Exact top k of each row: the k groups with the largest maxima contain the top k."""
+    if size == 1:
+        return pre.topk(k, dim=-1, sorted=False)
+    groups = pre.view(len(pre), size, -1)
+    chosen = groups.amax(1).topk(k, dim=-1, sorted=False).indices
+    candidates = groups.gather(2, chosen[:, None].expand(-1, size, -1)).flatten(1)
+    values, place = candidates.topk(k, dim=-1, sorted=False)
+    return values, chosen.gather(1, place % k) + place // k * groups.shape[2]
+
+
+def _rescored(x: Tensor, W_enc: Tensor, b_enc: Tensor, index: Tensor) -> Tensor:
+    support = _constant_rows(index, len(W_enc))
+    return gather_dot(x, support, W_enc, b_enc).view_as(index)
+
+
+def _constant_rows(index: Tensor, m: int) -> Support:
+    n_tokens, k = index.shape
+    return Support(index.flatten(), torch.arange(0, n_tokens * k + 1, k, device=index.device), m)
+
+
+def _nonzero(mask: Tensor) -> Tensor:
+    """Flat places of the few True entries; NumPy finds them several times faster than torch on a CPU."""
+    if mask.device.type == "cpu":
+        import numpy as np
+
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero()[:, 0]

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from hagd.activations import collect as collecting
+from hagd.activations.capture import Site, capture, observe
+from hagd.activations.collect import Storage, choose_storage, collect
+from hagd.activations.outliers import MASSIVE, Outliers
+from hagd.activations.plan import Sequences
+from hagd.activations.shards import ActivationShards
+from hagd.config.stages import ActivationsConfig
+from hagd.errors import ConfigError, NumericalError
+from hagd.models.language_model import LanguageModel
+from tests.builders import VOCABULARY, random_model
+
+LENGTH = 32
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return random_model(length=LENGTH)
+
+
+def sequences(n: int, seed: int = 0) -> Sequences:
+    g = torch.Generator().manual_seed(seed)
+    keep = torch.rand(n, LENGTH, generator=g) < 0.9
+    return Sequences(torch.randint(VOCABULARY, (n, LENGTH), generator=g), keep)
+
+
+# 2 layers × 16 wide × 8 bytes = 256 bytes a token: 700 sequences are some 20,000 tokens, 5 MB.
+PARTS = (sequences(500), sequences(200, seed=1))
+N_SHARDS = 3
+
+
+def collected(
+    lm: LanguageModel,
+    folder: Path,
+    storage: Storage = "memory",
+    *,
+    site: Site = "mlp",
+    parts: tuple[Sequences, ...] = PARTS,
+    progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
+) -> ActivationShards:
+    config = ActivationsConfig(**{"storage": storage, "memory_mb": 16, "buffer_tokens": 7000, **changes})
+    return collect(lm, parts, site, (0, 1), config, folder=folder, seed=0, progress=progress)
+
+
+def batches(shards: ActivationShards, steps: range = range(60)) -> list[tuple[Tensor, Tensor]]:
+    """60 batches of 997 are three epochs; every eighth spans two shards."""
+    return [shards.batch(step, 997) for step in steps]
+
+
+def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
+    return all(torch.equal(a, b) for p, q in zip(one, other, strict=True) for a, b in zip(p, q, strict=True))
+
+
+def rows(values: Tensor) -> Tensor:
+    """Tokens of `[L, n, d]`, flat."""
+    return values.transpose(0, 1).flatten(1)
+
+
+def exact(values: Tensor) -> Counter[tuple[float, ...]]:
+    return Counter(tuple(row) for row in rows(values).tolist())
+
+
+@pytest.fixture(scope="module")
+def expected(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Tensor, Tensor]]:
+    return batches(collected(lm, tmp_path_factory.mktemp("memory")))
+
+
+@pytest.mark.parametrize("site", ["mlp", "resid"])
+def test_an_epoch_is_every_token_that_counts(lm: LanguageModel, tmp_path: Path, site: Site) -> None:
+    parts = (sequences(60), sequences(40, seed=1))
+    shards = collected(lm, tmp_path, site=site, parts=parts, buffer_tokens=1000)
+    assert not list(tmp_path.iterdir())
+    x, y = shards.batch(0, shards.n_tokens)
+    wanted = [capture(lm, part.tokens, site, (0, 1)) for part in parts]
+    for side, value in ((0, x), (1, y)):
+        kept = torch.cat(
+            [w[side][:, part.keep] for w, part in zip(wanted, parts, strict=True) if part.keep is not None], dim=1
+        )
+        assert kept.shape == value.shape == (2, 2861, 16)
+        distance = torch.cdist(rows(value), rows(kept), compute_mode="donot_use_mm_for_euclid_dist")
+        assert distance.min(0).values.max() < 1e-4 and distance.min(1).values.max() < 1e-4
+        torch.testing.assert_close(value.double().sum(1), kept.double().sum(1), rtol=0, atol=1e-3)
+    if site == "mlp":
+        torch.testing.assert_close(lm.mlp(1)(x[1]), y[1])
+    else:
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_batches_do_not_depend_on_the_storage(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], storage: Storage
+) -> None:
+    with collected(lm, tmp_path, storage) as shards:
+        assert same(batches(shards), expected)
+        assert same(batches(shards, range(17, 20)), expected[17:20]), "what was read before does not matter"
+        assert shards.seconds_waited > 0
+    files = list(tmp_path.glob("*.safetensors"))
+    assert len(files) == (2 * N_SHARDS if storage == "disk" else 0), "each shard has sequences of both sources"
+    assert not any(thread.name == "activations" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("storage", ["disk", "stream"])
+def test_reading_ahead_changes_nothing(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], storage: Storage
+) -> None:
+    shards = collected(lm, tmp_path, storage)
+    for ahead in (False, True):
+        shards._ahead = ahead
+        assert same(batches(shards), expected)
+    shards.batch(0, 10)
+    shards.batch(40, 10)  # another shard than the one that is coming
+    shards.close()
+    assert same(batches(shards, range(3)), expected[:3]), "a closed source begins anew"
+    shards.close()
+
+
+def test_a_shard_is_read_once_an_epoch(lm: LanguageModel, tmp_path: Path) -> None:
+    forward = 0
+
+    def count(*_: object) -> None:
+        nonlocal forward
+        forward += 1
+
+    with observe(lm, "mlp", (0,), count), collected(lm, tmp_path, "stream") as shards:
+        first = forward
+        assert first > 0
+        batches(shards, range(3 * shards.n_tokens // 997))
+        assert forward <= first * N_SHARDS * 3
+
+
+def test_another_seed_gives_other_batches(lm: LanguageModel, tmp_path: Path) -> None:
+    config = ActivationsConfig(buffer_tokens=7000)
+    one, other = (
+        collect(lm, PARTS, "mlp", (0, 1), config, folder=tmp_path, seed=seed).batch(0, 50)[0] for seed in (0, 1)
+    )
+    assert not torch.equal(one, other)
+
+
+def test_half_precision_is_kept_and_single_precision_given(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]]
+) -> None:
+    for storage in ("memory", "disk"):
+        with collected(lm, tmp_path, storage, dtype="bfloat16") as shards:
+            found = batches(shards, range(12))
+        assert same(found, [(x.bfloat16().float(), y.bfloat16().float()) for x, y in expected[:12]])
+        assert found[0][0].dtype == torch.float32
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert size < 0.6 * shards.n_tokens * 256
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_shares_of_all_processes_are_the_batch(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], world: int
+) -> None:
+    shards = collected(lm, tmp_path)
+    for step in (0, 7, 20):
+        for side in (0, 1):
+            shares = [shards.batch(step, 997, (rank, world))[side] for rank in range(world)]
+            together = torch.empty_like(expected[step][side])
+            for rank, share in enumerate(shares):
+                together[:, rank::world] = share
+            assert torch.equal(together, expected[step][side])
+    assert torch.equal(shards.batch(0, 1, (1, 2))[0], shards.batch(0, 1)[0]), "too small to be divided"
+
+
+def test_a_sample_is_ordinary_tokens_of_the_first_shard(lm: LanguageModel, tmp_path: Path) -> None:
+    shards = collected(lm, tmp_path)
+    x, y = shards.sample(100)
+    assert x.shape == y.shape == (2, 100, 16) and torch.equal(x, shards.sample(100)[0])
+    torch.testing.assert_close(lm.mlp(0)(x[0]), y[0])
+    whole = shards.shard(0)[0]
+    assert exact(x) <= exact(whole) and exact(shards.sample(10**6)[0]) == exact(whole)
+
+
+class PowerCut(Exception):
+    pass
+
+
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One forward pass of 256 sequences each."""
+    monkeypatch.setattr(collecting, "_PART_MB", 1)
+
+
+def test_a_kill_costs_a_part(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_parts(monkeypatch)
+    seen: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        if done > 400:
+            raise PowerCut
+
+    def count(*_: object) -> None:
+        seen.append((0, 0))
+
+    with observe(lm, "mlp", (0,), count), pytest.raises(PowerCut):
+        collected(lm, tmp_path, "disk", progress=stop)
+    kept = len(list(tmp_path.glob("*.safetensors")))
+    assert 0 < kept < 2 * N_SHARDS
+    (tmp_path / "activations-00002-000.123.partial").write_bytes(b"half a part")
+    before, done = len(seen), []
+    with observe(lm, "mlp", (0,), count):
+        shards = collected(lm, tmp_path, "disk", progress=lambda d, t: done.append((d, t)))
+        assert len(seen) - before == 2 * N_SHARDS - kept
+        assert same(batches(shards), expected)
+        assert done == sorted(done) and done[-1] == (700, 700)
+        shards.close()
+        before = len(seen)
+        collected(lm, tmp_path, "disk").close()
+        assert len(seen) == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_damaged_files_are_captured_again(
+    lm: LanguageModel,
+    tmp_path: Path,
+    expected: list[tuple[Tensor, Tensor]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shards = collected(lm, tmp_path, "disk")
+    for file, damage in zip(sorted(tmp_path.glob("*.safetensors"))[1::2], (b"", b"nonsense", None), strict=True):
+        whole = bytearray(file.read_bytes())
+        whole[-3] ^= 4
+        file.write_bytes(whole if damage is None else damage)
+    assert same(batches(shards), expected)
+    assert caplog.text.count("captured again") == N_SHARDS
+    shards.close()
+    caplog.clear()
+    with collected(lm, tmp_path, "disk") as shards:
+        assert same(batches(shards), expected) and not caplog.text
+
+
+def test_files_of_other_activations_are_not_used(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], caplog: pytest.LogCaptureFixture
+) -> None:
+    collected(lm, tmp_path, "disk", parts=(sequences(500, seed=7), sequences(200, seed=8))).close()
+    with collected(lm, tmp_path, "disk") as shards:
+        assert same(batches(shards), expected)
+    assert "holds other activations" in caplog.text
+
+
+def test_values_that_are_not_finite_are_refused_wherever_they_are_read(tmp_path: Path) -> None:
+    lm = random_model(length=LENGTH)
+    shards = collected(lm, tmp_path, "stream")
+    shards._ahead = True
+    with torch.no_grad():
+        lm.mlp(1).c_proj.weight[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="site mlp, layer 1"):
+        batches(shards)
+    shards.close()
+    with pytest.raises(NumericalError, match="site mlp, layer 1"):
+        collected(lm, tmp_path)
+
+
+def massive(factor: float, token: int = 7) -> LanguageModel:
+    """A model whose second MLP writes `factor` times as much where the token is `token`."""
+    model = random_model(length=LENGTH)
+    current: list[Tensor] = []
+    model.model.transformer.wte.register_forward_pre_hook(lambda _, args: current.append(args[0]))
+
+    def enlarge(module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * torch.where(current[-1] == token, factor, 1.0)[..., None]
+
+    model.mlp(1).c_proj.register_forward_hook(enlarge)
+    return model
+
+
+def test_outliers_train_nothing(tmp_path: Path) -> None:
+    """A token whose MLP output at one layer is massive is dropped at every layer, and only such a token."""
+    part = sequences(100)
+    rare = torch.rand(part.tokens.shape, generator=torch.Generator().manual_seed(5)) < 0.05
+    part.tokens[part.tokens == 7] = 0
+    part.tokens[rare] = 7
+    model = massive(30 * MASSIVE)
+    shards = collected(model, tmp_path, parts=(part,), buffer_tokens=1000)
+    assert part.keep is not None
+    x, y = shards.batch(0, shards.n_tokens)
+    assert shards.n_tokens == int(part.keep.sum()) and not (y.norm(dim=-1) > shards.outliers.y_limit[:, None]).any()
+    whole = capture(model, part.tokens, "mlp", (0, 1))
+    flat_x, flat_y = (side[:, part.keep] for side in whole)
+    keep = shards.outliers.keep(flat_x, flat_y)
+    assert torch.equal(keep, ~rare[part.keep])
+    distance = torch.cdist(rows(x), rows(flat_x[:, keep]), compute_mode="donot_use_mm_for_euclid_dist")
+    assert distance.min(0).values.max() < 1e-4 and distance.min(1).values.max() < 1e-4
+
+
+def test_limits_are_medians_of_the_first_shard() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, 4, generator=g), torch.randn(2, 9, 4, generator=g)
+    outliers = Outliers.of(x.norm(dim=-1), y.norm(dim=-1))
+    for side, limit in ((x, outliers.x_limit), (y, outliers.y_limit)):
+        torch.testing.assert_close(limit, MASSIVE * side.norm(dim=-1).sort(dim=1).values[:, 4])
+    x[1, 3] *= 100
+    y[0, 5] *= 100
+    assert outliers.keep(x, y).tolist() == [i not in (3, 5) for i in range(9)]
+
+
+def test_a_shard_of_outliers_is_an_error(tmp_path: Path) -> None:
+    one, other = sequences(300), sequences(300)
+    one.tokens[one.tokens == 7], other.tokens[:] = 0, 7
+    shards = collected(massive(1000.0), tmp_path, "stream", parts=(one,))
+    shards._reader.sequences = (other,)
+    shards._loaded.clear()
+    with pytest.raises(NumericalError, match="buffer_tokens"):
+        shards.batch(0, 10)
+
+
+@pytest.mark.parametrize(
+    ("storage", "sizes", "free", "expected"),
+    [
+        ("auto", [50, 49], 1e6, "memory"),
+        ("auto", [50, 49, 2], 1e6, "disk"),
+        ("auto", [40.0] * 20, 1e6, "stream"),
+        ("auto", [40.0] * 5, 600, "stream"),
+        ("auto", [40.0] * 5, 800, "disk"),
+        ("auto", [60.0] * 5, 1e6, r"buffer_tokens=1000: two shards.*take 120 MB.*memory_mb=100; lower .* to 833"),
+        ("memory", [50, 49, 2], 1e6, r"storage=memory: .* 101 MB, more than .*memory_mb=100; raise it"),
+        ("memory", [80, 20], 1e6, "memory"),
+        ("disk", [50], 1e6, "disk"),
+        ("disk", [40.0] * 20, 1e6, r"storage=disk: .* 800 MB, more than .*disk_mb=500; raise it"),
+        ("disk", [40.0] * 5, 600, r"storage=disk: .* 200 MB, .* but 600 MB are free; free space"),
+        ("disk", [60.0] * 5, 1e6, "buffer_tokens=1000"),
+        ("stream", [40.0] * 20, 0, "stream"),
+        ("stream", [60.0] * 20, 0, "buffer_tokens=1000"),
+    ],
+)
+def test_storage_is_where_there_is_room(storage: Any, sizes: list[float], free: float, expected: str) -> None:
+    config = ActivationsConfig(storage=storage, memory_mb=100, disk_mb=500, buffer_tokens=1000)
+    if expected in STORAGES:
+        assert choose_storage(config, sizes, free) == expected
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            choose_storage(config, sizes, free)
+
+
+def test_too_much_for_the_disk_is_refused_before_anything_is_captured(lm: LanguageModel, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("captured")
+
+    with observe(lm, "mlp", (0,), refuse), pytest.raises(ConfigError, match="disk_mb=1"):
+        collected(lm, tmp_path / "a" / "b", "disk", disk_mb=1)
+    assert not (tmp_path / "a").exists()
+
+
+def test_processes_divide_the_work(lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]]) -> None:
+    """While another process is at a shard the others are captured, then its result is waited for."""
+    done: list[int] = []
+    forward = 0
+
+    def count(*_: object) -> None:
+        nonlocal forward
+        forward += 1
+
+    begun, captured = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileLock(tmp_path / "shard-00000.lock"):
+            begun.set()
+            captured.wait(20)
+            collected(lm, tmp_path / "elsewhere", "disk").close()
+            for file in (tmp_path / "elsewhere").glob("activations-00000-*"):
+                file.rename(tmp_path / file.name)
+
+    def watch(rows: int, total: int) -> None:
+        done.append(rows)
+        if len(list(tmp_path.glob("*.safetensors"))) == 2 * (N_SHARDS - 1):
+            captured.set()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert begun.wait(20)
+    with observe(lm, "mlp", (0,), count), collected(lm, tmp_path, "disk", progress=watch) as shards:
+        thread.join()
+        assert forward == 2 * (N_SHARDS - 1) and done == sorted(done) and done[-1] == 700
+        assert same(batches(shards), expected)

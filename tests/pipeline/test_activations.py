@@ -1,0 +1,74 @@
+"""Transcoders trained on activations that are kept in different ways, and killed in the middle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from hagd.activations.shards import ActivationShards
+from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.progress import StageProgress
+from hagd.pipeline.stages import fit_transcoders
+from hagd.transcoders.records import TranscoderSet
+from tests.builders import tiny_extract
+
+
+def trained(runs: Path, work: Path, **changes: object) -> TranscoderSet:
+    """Small shards: the 20 epochs of the training visit each of them every few steps."""
+    console = Console(quiet=True)
+    config = tiny_extract(runs, transcoder__activations__buffer_tokens=100, trainer__checkpoint_every=10, **changes)
+    pipeline = Pipeline(config, console)
+    with StageProgress("transcoders", console) as progress:
+        return fit_transcoders(config, pipeline.lm, pipeline.get("prompts"), work, [], progress)
+
+
+def weights(found: TranscoderSet) -> list[Tensor]:
+    return [getattr(t, name) for t in found.transcoders for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
+    return weights(trained(tiny_runs, tmp_path_factory.mktemp("work")))
+
+
+@pytest.mark.parametrize("storage", ["disk", "stream"])
+def test_killed_trainings_give_the_same_weights_wherever_activations_are(
+    tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: list[Tensor], storage: str
+) -> None:
+    steps: list[int] = []
+    batch = ActivationShards.batch
+
+    def watched(self: ActivationShards, step: int, size: int) -> tuple[Tensor, Tensor]:
+        if step == 37 and 37 not in steps:
+            steps.append(step)
+            raise ConnectionAbortedError("power cut")
+        steps.append(step)
+        return batch(self, step, size)
+
+    monkeypatch.setattr(ActivationShards, "batch", watched)
+    with pytest.raises(ConnectionAbortedError):
+        trained(tiny_runs, tmp_path, transcoder__activations__storage=storage)
+    assert len(list((tmp_path / "activations").glob("*.safetensors"))) == (0 if storage == "stream" else 6)
+    found = weights(trained(tiny_runs, tmp_path, transcoder__activations__storage=storage))
+    assert 30 in steps[steps.index(37) :] and 29 not in steps[steps.index(37) :]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_half_precision_is_near(tiny_runs: Path, tmp_path: Path, expected: list[Tensor]) -> None:
+    found = trained(tiny_runs, tmp_path, transcoder__activations__dtype="bfloat16")
+    assert not any(torch.equal(a, b) for a, b in zip(weights(found), expected, strict=True))
+    assert all(layer.fvu < 1 for layer in found.quality)
+
+
+def test_the_way_of_keeping_decides_no_result(tiny_runs: Path) -> None:
+    def key(**changes: object) -> str:
+        return Pipeline(tiny_extract(tiny_runs, **changes), Console(quiet=True)).key("transcoders")
+
+    same = {"storage": "stream", "memory_mb": 7, "disk_mb": 7}
+    assert {key(**{f"transcoder__activations__{name}": value}) for name, value in same.items()} == {key()}
+    for name, value in {"buffer_tokens": 100, "dtype": "bfloat16"}.items():
+        assert key(**{f"transcoder__activations__{name}": value}) != key()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from hagd.config.stages import Optimiser, TranscoderConfig
+from hagd.errors import ConfigError
+from hagd.transcoders.initialise import initialise
+from hagd.transcoders.objective import Scaling, StackedTranscoders
+from hagd.transcoders.training import TranscoderTraining
+
+
+def train(optimiser: Optimiser, steps: int = 40) -> tuple[float, float, int]:
+    """Unexplained variance at the start and at the end, and the bytes of the optimiser's state."""
+    config = TranscoderConfig(k=4, expansion=4, optimiser=optimiser, steps=steps, batch_size=256, learning_rate=0.01)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 256, 16, generator=g)
+    y = (x @ torch.randn(16, 16, generator=g)).relu()
+    x_scaling, y_scaling = Scaling.of(x), Scaling.of(y)
+    stacked = StackedTranscoders(config, 1, 16, seed=0)
+    initialise(stacked, x_scaling(x), y_scaling(y))
+    module = TranscoderTraining(stacked, x_scaling, y_scaling)
+    configured = module.configure_optimizers()
+    fvu = []
+    for step in range(steps):
+        losses = module.training_step((x, y), step)
+        configured["optimizer"].zero_grad()
+        losses["loss"].backward()
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+        fvu.append(float(losses["fvu"]))
+    states = configured["optimizer"].state.values()
+    stored = sum(v.nbytes for state in states for v in state.values() if isinstance(v, torch.Tensor))
+    return fvu[0], fvu[-1], stored
+
+
+def test_both_optimisers_explain_more_and_adafactor_keeps_less() -> None:
+    adam, adafactor = train("adam"), train("adafactor")
+    for start, end, _ in (adam, adafactor):
+        assert end < 0.8 * start
+    assert adafactor[2] < 0.1 * adam[2]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
+def test_eight_bits_need_their_package() -> None:
+    with pytest.raises(ConfigError, match=r"transcoder\.optimiser=adam8bit: expected the package torchao.*optim8bit"):
+        train("adam8bit", steps=1)

@@ -1,0 +1,220 @@
+"""Selections in chunks against those from all pre-activations at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hagd.transcoders.sparse import selection
+from hagd.transcoders.sparse.products import Support
+from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
+
+property_test = hypothesis_settings(max_examples=60, deadline=None)
+
+
+def whole_numbers(seed: int, n_tokens: int, m: int, d: int = 3, largest: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Small integers: products are exact in any order and in any precision, and many are the same."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((n_tokens, d), (m, d), (m,))
+    return tuple(torch.randint(-largest, largest + 1, shape, generator=g).float() for shape in shapes)  # type: ignore[return-value]
+
+
+def reals(seed: int, n_tokens: int, m: int, d: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((n_tokens, d), (m, d), (m,))
+    return tuple(torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes)  # type: ignore[return-value]
+
+
+def all_pre(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x @ weight.T + bias
+
+
+def mask(support: Support) -> Tensor:
+    """Boolean `[B, m]`; every pair must be there once."""
+    out = torch.zeros(support.n_tokens, support.m, dtype=torch.bool)
+    out[support.token, support.index] = True
+    assert int(out.sum()) == len(support.index)
+    return out
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n_tokens=st.integers(1, 9),
+    m=st.integers(1, 70),
+    k=st.integers(1, 70),
+    ties=st.booleans(),
+)
+@property_test
+def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: bool) -> None:
+    """Of entries that are the same, any may be taken."""
+    k = min(k, m)
+    x, weight, bias = whole_numbers(seed, n_tokens, m) if ties else reals(seed, n_tokens, m)
+    pre = all_pre(x, weight, bias)
+    expected = pre.topk(k)
+    support, values = top_k(x, weight, bias, k, x.dtype)
+    assert support.offsets.tolist() == list(range(0, n_tokens * k + 1, k))
+    assert mask(support).sum(1).tolist() == [k] * n_tokens
+    torch.testing.assert_close(values, pre[support.token, support.index], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values.view(n_tokens, k).sort(descending=True).values, expected.values)
+    if not ties:
+        assert torch.equal(mask(support), torch.zeros_like(pre).scatter(1, expected.indices, 1).bool())
+
+
+@pytest.mark.parametrize(
+    ("m", "k"), [(64, 4), (64, 5), (60, 4), (36, 4), (36, 10), (30, 7), (33, 4), (16, 1), (16, 16)]
+)
+def test_two_stages_find_what_one_finds(m: int, k: int) -> None:
+    """With every size of group, and the largest entries all in one group or all in different ones."""
+    pre = torch.randn(40, m, generator=torch.Generator().manual_seed(0))
+    for size in (8, 4, 2):
+        if m % size == 0 and m // size >= k:
+            for row in range(0, 12, 3):
+                pre[row, row % (m // size) :: m // size] += 5
+                pre[row + 1, : m // size] += 5
+            values, index = selection._two_stage(pre, k, size)
+            assert torch.equal(index.sort().values, pre.topk(k).indices.sort().values)
+            assert torch.equal(pre.gather(1, index), values)
+
+
+def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
+    x, weight, bias = reals(0, 2 * selection._CHUNK + 77, 24)
+    pre = all_pre(x, weight, bias)
+    support, values = top_k(x, weight, bias, 3, x.dtype)
+    assert torch.equal(mask(support), pre >= pre.topk(3).values[:, -1:])
+    torch.testing.assert_close(values, pre[support.token, support.index])
+    support, values = above(x, weight, bias, torch.tensor(1.0))
+    assert torch.equal(mask(support), pre > 1)
+    torch.testing.assert_close(values, pre[pre > 1])
+    support, values = top_of_batch(x, weight, bias, 3)
+    wanted = pre.flatten().topk(3 * len(x)).values
+    torch.testing.assert_close(values.sort(descending=True).values, wanted)
+
+
+@given(seed=st.integers(0, 1000), n_tokens=st.integers(1, 9), m=st.integers(2, 70), k=st.integers(1, 20))
+@property_test
+def test_low_precision_ranks_and_full_precision_decides(seed: int, n_tokens: int, m: int, k: int) -> None:
+    """1, 1 + 1/64, …, which bfloat16 tells apart: the same pairs as exactly, and exactly their values."""
+    k = min(k, m)
+    g = torch.Generator().manual_seed(seed)
+    levels = 1 + torch.stack([torch.randperm(m, generator=g) for _ in range(n_tokens)]).float() / 64
+    x, weight, bias = torch.eye(n_tokens), levels.T.contiguous(), torch.zeros(m)
+    support, values = top_k(x, weight, bias, k, torch.bfloat16)
+    exact, _ = top_k(x, weight, bias, k, torch.float32)
+    assert torch.equal(mask(support), mask(exact))
+    assert values.dtype == torch.float32
+    assert torch.equal(values, levels[support.token, support.index])
+
+
+def test_values_are_those_of_the_full_precision_product() -> None:
+    x, weight, bias = (each.float() for each in reals(0, 50, 64))
+    support, values = top_k(x, weight, bias, 8, torch.bfloat16)
+    pre = all_pre(x, weight, bias)
+    torch.testing.assert_close(values, pre[support.token, support.index])
+    assert (pre - all_pre(x.bfloat16(), weight.bfloat16(), bias.bfloat16()).float()).abs().max() > 5e-3
+
+
+@pytest.mark.parametrize("k", [4, 8, 16])
+def test_candidates_that_low_precision_confuses_are_ranked_again(k: int) -> None:
+    """Those that are the same in bfloat16, k + k / 4 of them, stand out from the rest."""
+    m, candidates = 64, k + k // 4
+    g = torch.Generator().manual_seed(0)
+    pre = torch.rand(20, m, generator=g) / 2
+    for row in pre:
+        row[torch.randperm(m, generator=g)[:candidates]] = 2 + torch.randperm(candidates, generator=g) * 1e-4
+    assert (pre.bfloat16().float().topk(candidates).values == 2).all()
+    support, values = top_k(torch.eye(20), pre.T.contiguous(), torch.zeros(m), k, torch.bfloat16)
+    assert torch.equal(mask(support), pre >= pre.topk(k).values[:, -1:])
+    assert torch.equal(values, pre[support.token, support.index])
+
+
+def test_recall_in_low_precision() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 64, generator=g)
+    weight = torch.nn.functional.normalize(torch.randn(512, 64, generator=g), dim=1)
+    bias = torch.zeros(512)
+    exact, found = (mask(top_k(x, weight, bias, 32, dtype)[0]) for dtype in (torch.float32, torch.bfloat16))
+    assert (exact & found).sum() / exact.sum() > 0.9995
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n_tokens=st.integers(1, 9),
+    m=st.integers(1, 30),
+    ties=st.booleans(),
+    threshold=st.sampled_from([-100.0, 0.0, 2.0, 100.0, None]),
+)
+@property_test
+def test_above_is_what_exceeds_the_threshold(
+    seed: int, n_tokens: int, m: int, ties: bool, threshold: float | None
+) -> None:
+    """One threshold, or each feature's own; an entry that equals it does not exceed it."""
+    x, weight, bias = whole_numbers(seed, n_tokens, m) if ties else reals(seed, n_tokens, m)
+    bound = bias.flip(0).clone() if threshold is None else torch.tensor(threshold, dtype=x.dtype)
+    support, values = above(x, weight, bias, bound)
+    pre = all_pre(x, weight, bias)
+    assert torch.equal(mask(support), pre > bound)
+    assert support.index.tolist() == (pre > bound).nonzero()[:, 1].tolist()
+    torch.testing.assert_close(values, pre[pre > bound], rtol=1e-12, atol=1e-12)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n_tokens=st.integers(1, 200),
+    m=st.integers(1, 24),
+    k=st.integers(1, 24),
+    shift=st.sampled_from([0.0, -2.0, -4.0, -20.0, 5.0]),
+    ties=st.booleans(),
+)
+@property_test
+def test_top_of_batch_is_the_top_of_all_pairs(
+    seed: int, n_tokens: int, m: int, k: int, shift: float, ties: bool
+) -> None:
+    """Also where fewer than B · k are positive, or none; never more, whatever the ties."""
+    k = min(k, m)
+    x, weight, bias = whole_numbers(seed, n_tokens, m) if ties else reals(seed, n_tokens, m)
+    bias = bias + shift
+    pre = all_pre(x, weight, bias)
+    best = pre.flatten().topk(k * n_tokens).values
+    support, values = top_of_batch(x, weight, bias, k)
+    assert support.n_tokens == n_tokens and support.offsets[-1] == len(support.index)
+    torch.testing.assert_close(values.sort(descending=True).values, best[best > 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values, pre[support.token, support.index], rtol=1e-12, atol=1e-12)
+    if not ties:
+        assert torch.equal(mask(support), (pre >= best[-1]) & (pre > 0))
+
+
+def test_the_bound_of_a_sample_is_lowered_until_enough_pass() -> None:
+    """Every second of 128 tokens is sampled; those are the only ones with large pre-activations."""
+    x, weight, bias = reals(0, 128, 24)
+    x[1::2] *= 1e-3
+    bias.zero_()
+    pre = all_pre(x, weight, bias)
+    best = pre.flatten().topk(7 * 128).values
+    first_bound = batch_threshold(x[::2], weight, bias, 7 + 3)
+    assert best[-1] > 0 and first_bound > 0 and (pre > first_bound).sum() < 7 * 128
+    support, values = top_of_batch(x, weight, bias, 7)
+    torch.testing.assert_close(values.sort(descending=True).values, best)
+    assert mask(support)[1::2].any()
+
+
+def test_the_threshold_of_a_batch_is_what_k_a_token_reach() -> None:
+    x, weight, bias = reals(0, 30, 12)
+    pre = all_pre(x, weight, bias)
+    bound = batch_threshold(x, weight, bias, 3)
+    assert (pre >= bound - 1e-12).sum() == 90
+    assert batch_threshold(x, weight, bias - 100, 3) == 0
+
+
+@pytest.mark.parametrize("select", ["top_k", "above", "top_of_batch"])
+def test_selections_carry_no_gradient(select: str) -> None:
+    x, weight, bias = (each.requires_grad_() for each in reals(0, 6, 8))
+    _, values = {
+        "top_k": lambda: top_k(x, weight, bias, 2, x.dtype),
+        "above": lambda: above(x, weight, bias, torch.zeros(())),
+        "top_of_batch": lambda: top_of_batch(x, weight, bias, 2),
+    }[select]()
+    assert not values.requires_grad
