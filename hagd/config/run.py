@@ -8,7 +8,14 @@ from pydantic import Field, model_validator
 
 from hagd.config.base import Section
 from hagd.config.model import MiniModel, ModelConfig, PretrainedModel
-from hagd.config.stages import GraphConfig, HierarchyConfig, SearchConfig, TranscoderConfig, ValidationConfig
+from hagd.config.stages import (
+    GraphConfig,
+    HierarchyConfig,
+    ReportConfig,
+    SearchConfig,
+    TranscoderConfig,
+    ValidationConfig,
+)
 from hagd.config.task import SymbolicTask, TaskConfig
 
 
@@ -61,6 +68,7 @@ class StagesConfig(Section):
     hierarchy: HierarchyConfig = HierarchyConfig()
     search: SearchConfig = SearchConfig()
     validation: ValidationConfig = ValidationConfig()
+    report: ReportConfig = ReportConfig()
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     paths: PathsConfig = PathsConfig()

@@ -177,6 +177,7 @@ class SearchConfig(Section):
     gate_batch: int = Field(256, ge=1, description="prompts a gate step")
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
     pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
+    pruning_prompts: int = Field(256, ge=1, description="discovery prompts a test of pruning; fewer test more nodes")
 
     @model_validator(mode="after")
     def _sizes_are_sizes(self) -> SearchConfig:
@@ -191,3 +192,11 @@ class ValidationConfig(Section):
     n_random: int = Field(10, ge=1, description="random circuits, matched per layer and slot")
     n_bootstrap: int = Field(1000, ge=10, description="bootstrap resamples of the prompts")
     batch_size: int = Field(256, ge=1, description="prompts a forward pass")
+
+
+class ReportConfig(Section):
+    """What the report measures beyond the validation."""
+
+    effect_prompts: int = Field(
+        128, ge=1, description="discovery prompts on which every node of the circuit is ablated alone"
+    )

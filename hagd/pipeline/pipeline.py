@@ -294,7 +294,7 @@ STAGES: dict[str, Stage] = {
         ReportData,
         1,
         ("prompts", "lm", "transcoders", "means", "graph", "hierarchy", "search", "validation"),
-        lambda _: {},
+        lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),
     ),
 }

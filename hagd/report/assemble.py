@@ -37,7 +37,6 @@ _METHODS = {
 }
 _TOP_PROMPTS = 5
 _TOP_TOKENS = 8
-_EFFECT_PROMPTS = 128
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _edges(graph: AttributionGraph, rows: np.ndarray) -> Edges:
 @torch.no_grad()
 def _node_views(run: Extraction, rows: np.ndarray, progress: Callable[[int, int], None]) -> tuple[NodeView, ...]:
     patched, task, graph, result = run.patched, run.task, run.graph, run.result
-    prompts = run.discovery.prompts[:_EFFECT_PROMPTS]
+    prompts = run.discovery.prompts[: run.config.report.effect_prompts]
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
     features = patched.features(tokens)[0]
     text = _token_text(patched, task)
@@ -166,7 +165,7 @@ def _ablation_effects(run: Extraction, rows: np.ndarray) -> dict[int, float]:
     patched, discovery, graph, result = run.patched, run.discovery, run.graph, run.result
     features = [row for row in rows.tolist() if graph.nodes.kind[row] == FEATURE]
     gates = result.circuit.gates(patched.gate_shape).to(patched.lm.device)
-    index = torch.arange(min(len(discovery), _EFFECT_PROMPTS))
+    index = torch.arange(min(len(discovery), run.config.report.effect_prompts))
     base = float(discovery.divergences(gates[None], index)[0])
     effects: dict[int, float] = {}
     for start in range(0, len(features), 64):

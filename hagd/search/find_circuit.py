@@ -30,7 +30,6 @@ Progress = Callable[[str, int, int], None]
 _EVEN = 1.0  # gate logit of a flat start; guided ones run from 0 for the worst candidate to twice this
 _IDLE = 3.0  # by how much group tests lower the start of an idle node
 _TRAVERSAL_TOLERANCE = 0.05
-_EXCHANGE_PROMPTS = 256
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def _prune(
             members[each],
             np.argsort(-rankings[each], kind="stable"),
             budget=budget,
-            prompts=_EXCHANGE_PROMPTS,
+            prompts=config.pruning_prompts,
             generator=generator,
         )
         members[each] = exchange.members

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from hagd.cli.paths import conf_dir
 
 CONF = conf_dir()
-GROUPS = ("model", "task", "transcoder", "graph", "hierarchy", "search", "validation", "trainer", "tracking")
+GROUPS = ("model", "task", "transcoder", "graph", "hierarchy", "search", "validation", "report", "trainer", "tracking")
 
 
 def options(group: str) -> list[str]:

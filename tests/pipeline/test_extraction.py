@@ -21,7 +21,8 @@ from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError, TaskError
 from hagd.pipeline.extraction import find_scorer, run_extraction
 from hagd.pipeline.pipeline import STAGES, Pipeline
-from hagd.search.records import SearchResult
+from hagd.pipeline.stages import discovery_objective
+from hagd.search.records import Circuit, SearchResult
 from tests.builders import tiny_extract
 
 QUIET = Console(quiet=True)
@@ -180,6 +181,23 @@ def test_the_same_seed_gives_the_same_result_bitwise(tiny_runs: Path, tmp_path: 
     ]
     assert np.array_equal(pipeline.get("search").score, other.get("search").score)
     assert pipeline.get("validation").metrics == other.get("validation").metrics
+
+
+def test_effects_in_the_report_are_single_ablations(tiny_runs: Path) -> None:
+    config = tiny_extract(tiny_runs, report__effect_prompts=10)
+    pipeline = Pipeline(config, QUIET)
+    report = pipeline.get("report")
+    patched, graph, circuit = pipeline.patched, pipeline.get("graph"), pipeline.get("search").circuit
+    objective = discovery_objective(config, patched, pipeline.get("prompts"))
+    features = [node for node in report.nodes if node.kind == "feature"]
+    assert len(features) == len(circuit)
+    for node in features:
+        without = Circuit(circuit.nodes[circuit.nodes != graph.flat[node.id]])
+        assert len(without) == len(circuit) - 1
+        with_it, ablated = (
+            float(objective.divergence(each.gates(patched.gate_shape), torch.arange(10))) for each in (circuit, without)
+        )
+        assert node.ablation_effect == pytest.approx(ablated - with_it, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["attribution", "gradient_activation", "gates", "greedy", "random"])

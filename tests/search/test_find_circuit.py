@@ -100,6 +100,12 @@ def test_a_part_without_budget_does_not_run(searched: Searched, budget: str) -> 
     assert budget.removesuffix("_budget") not in names
 
 
+def test_fewer_prompts_a_test_let_the_same_budget_exchange_more(searched: Searched) -> None:
+    budget = 20  # less than a round on all prompts: 20 members, 20 outsiders and the trials
+    notes = [find(searched, gates=False, pruning_budget=budget, pruning_prompts=n).steps[-1].note for n in (256, 4)]
+    assert notes[0].startswith("0 nodes") and not notes[1].startswith("0 nodes")
+
+
 def test_a_circuit_of_every_candidate(searched: Searched) -> None:
     n = searched.graph.n_features
     result = find(searched, n_nodes=n)
