@@ -12,10 +12,13 @@ import re
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 FIGURES = {
     "model.accuracy": "model",
@@ -138,22 +141,28 @@ def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
     done = sum(job.status == "done" for job in jobs)
     table = Table(title=f"{done} of {len(jobs)} jobs done", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(_columns(jobs)):
-        table.add_column(escape(name), justify="left" if number < 2 else "right", overflow="fold")
+        _add_column(table, name, first=number == 0, justify="left" if number < 2 else "right")
     for job in jobs:
         table.add_row(*map(escape, _row(job, jobs)), style=None if job.status == "done" else "red")
     console = Console()
     console.print(table)
     if over_seeds := aggregate(jobs):
         means = Table(title="mean ± standard deviation over seeds", box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in over_seeds[0]:
-            means.add_column(escape(name), overflow="fold")
+        for number, name in enumerate(over_seeds[0]):
+            _add_column(means, name, first=number == 0, justify="left" if number == 0 else "right")
         for row in over_seeds[1]:
-            means.add_row(*map(escape, row))
+            means.add_row(*(escape(cell).replace(" ± ", "\n± ") for cell in row))
         console.print(means)
     for job in jobs:
         if job.error:
             console.print(f"[red]{escape(_label(job, jobs))}[/red]: {escape(job.error)}", soft_wrap=True)
     console.print(f"[dim]{escape(str(sweep_dir / 'summary.md'))}[/dim]", soft_wrap=True)
+
+
+def _add_column(table: Table, name: str, *, first: bool, justify: Literal["left", "right"]) -> None:
+    """A column whose figures stay in one piece on a narrow terminal; the first, the setting's, folds."""
+    heading = name if first else name.replace(" ", "\n")
+    table.add_column(heading, justify=justify, overflow="fold", no_wrap=not first)
 
 
 def _read_job(folder: Path) -> Job:
