@@ -20,6 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from rich.table import Table
 
+_LABEL_WIDTH = 7
+_NARROW: dict[str, Any] = {"pad_edge": False, "show_edge": False, "padding": (0, 1, 0, 0)}
+
 FIGURES = {
     "model.accuracy": "model",
     "circuit.nodes": "nodes",
@@ -139,19 +142,22 @@ def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
     from rich.table import Table
 
     done = sum(job.status == "done" for job in jobs)
-    table = Table(title=f"{done} of {len(jobs)} jobs done", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(_columns(jobs)):
-        _add_column(table, name, first=number == 0, justify="left" if number < 2 else "right")
+    table = Table(title=f"{done} of {len(jobs)} jobs done", box=box.SIMPLE_HEAD, **_NARROW)
+    label, _, *figures = _columns(jobs)
+    for name in (label, *figures):
+        _add_column(table, name, first=name == label)
     for job in jobs:
-        table.add_row(*map(escape, _row(job, jobs)), style=None if job.status == "done" else "red")
+        label, status, *figures = _row(job, jobs)
+        ended = job.status == "done"  # the colour alone would be lost in a file
+        table.add_row(*map(escape, (label if ended else f"{label} {status}", *figures)), style=None if ended else "red")
     console = Console()
     console.print(table)
     if over_seeds := aggregate(jobs):
-        means = Table(title="mean ± standard deviation over seeds", box=box.SIMPLE_HEAD, pad_edge=False)
+        means = Table(title="mean ± standard deviation over seeds", box=box.SIMPLE_HEAD, **_NARROW)
         for number, name in enumerate(over_seeds[0]):
-            _add_column(means, name, first=number == 0, justify="left" if number == 0 else "right")
+            _add_column(means, name, first=number == 0)
         for row in over_seeds[1]:
-            means.add_row(*(escape(cell).replace(" ± ", "\n± ") for cell in row))
+            means.add_row(*(escape(cell).replace(" ± ", "\n±") for cell in row))
         console.print(means)
     for job in jobs:
         if job.error:
@@ -159,10 +165,12 @@ def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
     console.print(f"[dim]{escape(str(sweep_dir / 'summary.md'))}[/dim]", soft_wrap=True)
 
 
-def _add_column(table: Table, name: str, *, first: bool, justify: Literal["left", "right"]) -> None:
-    """A column whose figures stay in one piece on a narrow terminal; the first, the setting's, folds."""
-    heading = name if first else name.replace(" ", "\n")
-    table.add_column(heading, justify=justify, overflow="fold", no_wrap=not first)
+def _add_column(table: Table, name: str, *, first: bool) -> None:
+    """A column whose figures stay in one piece on 80 columns; the first, the setting's, folds."""
+    if first:
+        table.add_column(name, overflow="fold", min_width=_LABEL_WIDTH)
+    else:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
 
 
 def _read_job(folder: Path) -> Job:
