@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hagd.config.stages import TranscoderConfig
 from hagd.transcoders.initialise import initialise
+from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.training import TranscoderTraining, export
+from hagd.transcoders.training import export
 
 _SCALE_TOKENS = 65_536
 _INITIAL_TOKENS = 8192

@@ -40,7 +40,7 @@ def stepper(settings: dict[str, object], x: torch.Tensor, y: torch.Tensor) -> tu
 
     def step() -> None:
         optimiser.zero_grad()
-        stacked.losses(x, y).total.backward()
+        stacked.losses(x, y, 0).total.backward()
         optimiser.step()
 
     return step, sum(parameter.numel() for parameter in stacked.heads.parameters())

@@ -99,7 +99,7 @@ def training_step(size: Training, device: torch.device) -> Callable[[str], Work]
 
     def step() -> None:
         nonlocal done
-        loss = stacked.losses(*batches[done % len(batches)]).total
+        loss = stacked.losses(*batches[done % len(batches)], done).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -192,7 +192,7 @@ def differences(size: Training, device: torch.device) -> dict[str, float]:
     found = {}
     for name in BACKENDS:
         with backend(name):
-            loss = stacked.losses(x, y).total
+            loss = stacked.losses(x, y, 0).total
             step = [loss.detach(), *torch.autograd.grad(loss, parameters)]
         found[name] = max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(step, dense, strict=True))
     return found

@@ -25,7 +25,11 @@ class TrainerConfig(Section):
     accelerator: str = Field("cpu", description="Lightning accelerator: cpu, gpu, auto")
     devices: int | Literal["auto"] = Field(1, description="devices a node")
     num_nodes: int = Field(1, ge=1, description="nodes")
-    strategy: str = Field("auto", description="Lightning strategy: auto, ddp, ddp_fork, fsdp, …")
+    strategy: str = Field(
+        "auto",
+        description="layers (every process trains the dictionaries of its own layers; other trainings share the tokens "
+        "of a batch), or a Lightning strategy: auto, ddp (processes share the tokens of a batch), …",
+    )
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = Field(
         "32-true", description="Lightning precision"
     )
@@ -97,6 +101,11 @@ class StagesConfig(Section):
             problems.append(
                 f"task={task.name} has a vocabulary of its own that only mini models are trained on, "
                 f"found model.kind={model.kind}; choose model=gpt2_mini, pythia_mini or llama_mini"
+            )
+        if transcoder.cross_layer and self.trainer.strategy == "layers":
+            problems.append(
+                "trainer.strategy=layers divides dictionaries that each write to their own layer, found "
+                "transcoder.cross_layer=true; choose trainer.strategy=ddp"
             )
         if transcoder.activations.layer_streaming and not isinstance(model, PretrainedModel):
             problems.append(

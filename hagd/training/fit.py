@@ -20,6 +20,7 @@ from hagd.training.loader import StepLoader
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
     from pytorch_lightning.loggers import Logger
+    from pytorch_lightning.strategies import Strategy
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def fit(
     seed: int = 0,
     gradient_clip: float | None = None,
     tokens: int | None = None,
+    own_layers: bool = False,
 ) -> None:
     """Train `module` in place for `n_steps` optimiser steps.
 
@@ -58,6 +60,7 @@ def fit(
         seed: decides randomness inside the module (dropout, sampled gates).
         gradient_clip: largest gradient norm (None = no clipping).
         tokens: a step's, if progress is to be shown in tokens a second.
+        own_layers: `module` trains other layers in every process; nothing is averaged.
 
     Raises:
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
@@ -77,7 +80,7 @@ def fit(
             StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
             TrainingProgress(stage, metrics, tokens),
         ]
-        trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip)
+        trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, own_layers)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
@@ -102,6 +105,7 @@ def _trainer(
     loggers: Sequence[Logger],
     callbacks: list[Callback],
     gradient_clip: float | None,
+    own_layers: bool,
 ) -> Trainer:
     """Lightning's trainer.
 
@@ -117,7 +121,7 @@ def _trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy=_strategy(config, own_layers),
             precision=config.precision,
             plugins=_environment(config),
             callbacks=callbacks,
@@ -137,6 +141,17 @@ def _trainer(
             f"accelerator={config.accelerator}, devices={config.devices}, "
             f"strategy={config.strategy} ({error}); choose trainer=cpu, trainer=gpu or trainer=ddp"
         ) from error
+
+
+def _strategy(config: TrainerConfig, own_layers: bool) -> str | Strategy:
+    """Trainings whose layers cannot be divided share their tokens instead."""
+    if config.strategy != "layers":
+        return config.strategy
+    if not own_layers:
+        return "ddp"
+    from hagd.training.own_layers import OwnLayersStrategy
+
+    return OwnLayersStrategy()
 
 
 def _environment(config: TrainerConfig) -> list[Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -14,15 +17,30 @@ def is_helper() -> bool:
     return any(rank != "0" for rank in ranks)
 
 
+_layers_divided = ContextVar("layers_divided", default=False)
+
+
+@contextmanager
+def dividing_layers() -> Iterator[None]:
+    """Within: every process reads all tokens for layers of its own, and has nothing to average with others."""
+    token = _layers_divided.set(True)
+    try:
+        yield
+    finally:
+        _layers_divided.reset(token)
+
+
 def rank_and_world() -> tuple[int, int]:
-    """This process's place among those of the running training, and their number."""
+    """This process's place among those that share the tokens of the running training, and their number."""
+    if _layers_divided.get():
+        return 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean of a tensor over the processes of the running training, without gradient."""
+    """Mean of a tensor over the processes that share the tokens of the running training, without gradient."""
     value = value.detach()
     world = rank_and_world()[1]
     if world > 1:

@@ -8,8 +8,9 @@ centred and scaled to mean norm √d (`Scaling`), which the exported weights und
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -52,33 +53,73 @@ class Losses(NamedTuple):
     l0: Tensor
 
 
+class Previous(Protocol):
+    """Brings the features of the layer before, and what they write `[B, d]`, from its process."""
+
+    def __call__(self, codes: Codes, written: Tensor) -> tuple[Codes, Tensor]:
+        """Given the same of the first own layer, for numbers, precision and device."""
+
+
+class Following(Protocol):
+    """Takes features, and what they write `[B, d]`, to the process of the next layer."""
+
+    def __call__(self, codes: Codes, written: Tensor) -> Tensor:
+        """A zero to be added to the loss; its derivative is what comes back from there."""
+
+
 class StackedTranscoders(nn.Module):
     """The dictionaries of L layers and the prediction heads between neighbours, in scaled units.
 
     With `config.cross_layer` the features of a layer write to every later one too (Ameisen et al. 2025).
+
+    Args:
+        config: of the dictionaries.
+        n_layers: layers of the whole stack.
+        d: `d_model`.
+        seed: of the first weights; a layer's are the same whoever owns it.
+        own: the layers that this process trains, all by default; L is their number. A head belongs to the layer that
+            it predicts.
+        previous: brings what the layer before the first own one did; there when that layer is another process's.
+        following: takes what the last own layer did to the process of the next one.
     """
 
     silent: Tensor
     power: Tensor
 
-    def __init__(self, config: TranscoderConfig, n_layers: int, d: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: TranscoderConfig,
+        n_layers: int,
+        d: int,
+        seed: int,
+        own: range | None = None,
+        previous: Previous | None = None,
+        following: Following | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.own = range(n_layers) if own is None else own
+        self.previous = previous
+        self.following = following
+        self.seed = seed
         g = torch.Generator().manual_seed(seed)
-        targets = [n_layers - i if config.cross_layer else 1 for i in range(n_layers)]
-        self.layers = nn.ModuleList(Dictionary(config, d, n, g) for n in targets)
-        heads = n_layers - 1 if config.lambda_prediction > 0 else 0
-        m = config.expansion * d
-        self.heads = nn.ModuleList(
-            PredictionHead(config.prediction_head, d, m, config.head_rank, g) for _ in range(heads)
-        )
-        self.register_buffer("silent", torch.zeros(n_layers, m))
-        self.register_buffer("power", torch.full((n_layers,), float(d)))
+        m, layers, heads = config.expansion * d, {}, {}
+        for i in range(n_layers):  # layers of others are drawn too: the generator is shared
+            dictionary = Dictionary(config, d, n_layers - i if config.cross_layer else 1, g)
+            if i in self.own:
+                layers[str(i)] = dictionary
+        for i in range(n_layers - 1 if config.lambda_prediction > 0 else 0):
+            head = PredictionHead(config.prediction_head, d, m, config.head_rank, g)
+            if i + 1 in self.own:
+                heads[str(i)] = head
+        self.layers, self.heads = nn.ModuleDict(layers), nn.ModuleDict(heads)
+        self.register_buffer("silent", torch.zeros(len(self.own), m))
+        self.register_buffer("power", torch.full((len(self.own),), float(d)))
 
     @property
     def dictionaries(self) -> list[Dictionary]:
         """One a layer."""
-        return list(self.layers)  # type: ignore[arg-type]
+        return list(self.layers.values())  # type: ignore[arg-type]
 
     def encode(self, x: Tensor) -> list[Codes]:
         """Features of scaled inputs `[L, B, d]`."""
@@ -99,11 +140,11 @@ class StackedTranscoders(nn.Module):
         dictionaries = self.dictionaries
         return [
             head.predict(codes[i], written[i], dictionaries[i + 1])  # type: ignore[operator]
-            for i, head in enumerate(self.heads)
+            for i, head in enumerate(self.heads.values())
         ]
 
-    def losses(self, x: Tensor, y: Tensor) -> Losses:
-        """All terms for scaled tokens `x`, `y` `[L, B, d]`; also counts how long each feature has been silent."""
+    def losses(self, x: Tensor, y: Tensor, step: int) -> Losses:
+        """All terms for scaled tokens `x`, `y` `[L, B, d]` in a step; also counts how long each feature was silent."""
         config, n_tokens = self.config, x.shape[1]
         codes = self.encode(x)
         recon, written = self.decode(codes, x)
@@ -111,8 +152,9 @@ class StackedTranscoders(nn.Module):
         fvu = torch.stack(errors) / (n_tokens * self.power)
         lengths = [dictionary.lengths() for dictionary in self.dictionaries]
         l0 = torch.stack([c.l0 for c in codes])
+        handed_on = self.following(codes[-1], written[-1]) if self.following else x.new_zeros(())
         sparsity = self._sparsity(codes, lengths, l0, n_tokens, x.shape[2])
-        prediction = self._prediction(codes, written, lengths) if len(self.heads) else x.new_zeros(())
+        prediction = self._prediction(codes, written, lengths, step) if len(self.heads) else x.new_zeros(())
         self._count_silence(codes, n_tokens)
         auxiliary = self._auxiliary(x, y, recon) if config.aux_weight > 0 else x.new_zeros(())
         for dictionary, c in zip(self.dictionaries, codes, strict=True):
@@ -122,6 +164,7 @@ class StackedTranscoders(nn.Module):
             + config.lambda_prediction * prediction
             + config.lambda_sparsity * sparsity
             + config.aux_weight * auxiliary
+            + handed_on
         )
         return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean())
 
@@ -136,20 +179,31 @@ class StackedTranscoders(nn.Module):
         total = sum((c.values @ n[c.support.index] for c, n in zip(codes, lengths, strict=True)), l0.new_zeros(()))
         return total / (n_tokens * (k * d) ** 0.5)
 
-    def _prediction(self, codes: list[Codes], written: list[Tensor], lengths: list[Tensor]) -> Tensor:
+    def _prediction(self, codes: list[Codes], written: list[Tensor], lengths: list[Tensor], step: int) -> Tensor:
         total = lengths[0].new_zeros(())
-        for i, head in enumerate(self.heads):
-            target, following = codes[i + 1], self.dictionaries[i + 1]
-            contribution = target.values.detach() * lengths[i + 1].detach()[target.support.index]
-            energy = mean_over_processes(contribution.square().sum())
-            loss = head.loss(codes[i], written[i], target, following, self._sampled(following))  # type: ignore[operator]
+        sources = list(zip(codes, written, strict=True))[:-1]
+        targets = list(zip(codes, self.dictionaries, lengths, strict=True))
+        if self.previous is None:
+            targets = targets[1:]
+        else:
+            sources.insert(0, self.previous(codes[0], written[0]))
+        for (name, head), (given, contribution), (target, dictionary, norms) in zip(
+            self.heads.items(), sources, targets, strict=True
+        ):
+            size = target.values.detach() * norms.detach()[target.support.index]
+            energy = mean_over_processes(size.square().sum())
+            sample = self._sampled(dictionary.m, int(name), step)
+            loss = head.loss(given, contribution, target, dictionary, sample)  # type: ignore[operator]
             total = total + loss / energy.clamp(min=1e-12)
         return total
 
-    def _sampled(self, dictionary: Dictionary) -> Tensor:
-        m, wanted = dictionary.m, self.config.head_negatives
-        device = dictionary.W_enc.device
-        return torch.arange(m, device=device) if wanted >= m else torch.randperm(m, device=device)[:wanted]
+    def _sampled(self, m: int, head: int, step: int) -> Tensor:
+        """Features whose inactivity prices a head in a step; the same in every process."""
+        device, wanted = self.silent.device, self.config.head_negatives
+        if wanted >= m:
+            return torch.arange(m, device=device)
+        chosen = np.random.default_rng([self.seed, head, step]).choice(m, wanted, replace=False, shuffle=False)
+        return torch.from_numpy(chosen).to(device)
 
     @torch.no_grad()
     def _count_silence(self, codes: list[Codes], n_tokens: int) -> None:

@@ -14,10 +14,10 @@ from hagd.activations.capture import capture
 from hagd.activations.outliers import Outliers
 from hagd.models.language_model import LanguageModel
 from hagd.tasks.records import Prompts
+from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling
 from hagd.transcoders.records import DENSITY_EDGES, LayerQuality, TranscoderSet
 from hagd.transcoders.splicing import spliced_divergence
-from hagd.transcoders.training import TranscoderTraining
 
 _AT_ONCE = 64
 _SPLICED = 64

@@ -83,7 +83,7 @@ def dictionaries(lm: LanguageModel, task: TaskData) -> TranscoderSet:
     initialise(stacked, x, y)
     optimiser = torch.optim.Adam(stacked.parameters(), lr=5e-3)
     for _ in range(300):
-        losses = stacked.losses(x, y)
+        losses = stacked.losses(x, y, 0)
         optimiser.zero_grad()
         losses.total.backward()
         optimiser.step()

@@ -99,7 +99,7 @@ def test_batch_topk_keeps_k_a_token_on_average_after_training() -> None:
     """With the threshold that it has followed, on tokens that it has not seen."""
     stacked = random_stacked(settings(activation="batch_topk", k=3))
     for seed in range(20):
-        stacked.losses(*random_tokens(seed, n=200))
+        stacked.losses(*random_tokens(seed, n=200), 0)
     one = Scaling(torch.zeros(LAYERS, 1, D).double(), torch.ones(LAYERS, 1, 1).double())
     x, _ = random_tokens(99, n=1000)
     for i, transcoder in enumerate(export(stacked, one, one, (0, 1, 2))):

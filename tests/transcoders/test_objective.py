@@ -107,7 +107,7 @@ def test_losses_are_those_of_the_slow_implementation(case: str) -> None:
         assert codes.l0.item() == pytest.approx((f > 0).sum() / TOKENS)
     for target, recon, miss in zip(y, stacked.decode(stacked.encode(x), x)[0], expected.miss, strict=True):
         np.testing.assert_allclose((target - recon).detach().numpy(), miss, atol=1e-12)
-    found = stacked.losses(x, y)
+    found = stacked.losses(x, y, 0)
     for name, value in expected.terms.items():
         assert getattr(found, name).item() == pytest.approx(value, rel=1e-6 if name == "l0" else 1e-9), name
     assert stacked.dead().sum(1).tolist() == [4, 0, 1]
@@ -124,7 +124,7 @@ def test_gradients_are_finite_differences(case: str) -> None:
     stacked, (x, y) = random_stacked(settings(**CASES[case])), random_tokens()
     with_dead_features(stacked, x)
     held = slow(stacked, x, y)
-    stacked.losses(x, y).total.backward()
+    stacked.losses(x, y, 0).total.backward()
     w, step, rng = arrays(stacked), 1e-5, np.random.default_rng(0)
     for name, parameter in stacked.named_parameters():
         if name.endswith("log_threshold"):
@@ -158,7 +158,7 @@ def test_thresholds_get_the_straight_through_gradient(case: str) -> None:
     stacked, (x, y) = random_stacked(config), random_tokens()
     with_dead_features(stacked, x)
     held = slow(stacked, x, y)
-    stacked.losses(x, y).total.backward()
+    stacked.losses(x, y, 0).total.backward()
     w, step = arrays(stacked), 1e-5
 
     def derivative(layer: int, place: tuple[int, int] | None) -> float:
@@ -192,7 +192,7 @@ def test_aux_k_takes_the_oldest_eighth_and_twice_k_of_it(k: int, n_dead: int) ->
     ages = 100 + torch.arange(n_dead, dtype=torch.float64) * 5 % 11
     stacked.silent[0, idle_features(stacked, 0, x)[:n_dead]] = ages
     expected = slow(stacked, x, y)
-    found = stacked.losses(x, y)
+    found = stacked.losses(x, y, 0)
     assert stacked.dead().sum() == n_dead
     assert found.auxiliary.item() == pytest.approx(expected.terms["auxiliary"], rel=1e-9)
     found.auxiliary.backward()
@@ -204,7 +204,7 @@ def test_aux_k_takes_the_oldest_eighth_and_twice_k_of_it(k: int, n_dead: int) ->
 
 def test_one_layer_has_nothing_to_predict() -> None:
     stacked = random_stacked(settings(), n_layers=1)
-    losses = stacked.losses(*random_tokens(n_layers=1))
+    losses = stacked.losses(*random_tokens(n_layers=1), 0)
     assert losses.prediction == 0 and losses.total.isfinite()
 
 
@@ -218,7 +218,7 @@ def test_silence_is_counted_in_tokens(activation: str) -> None:
     for seed in range(6):
         x, y = random_tokens(seed)
         expected = silence(expected, slow(stacked, x, y).f)
-        stacked.losses(x, y)
+        stacked.losses(x, y, 0)
         assert np.array_equal(stacked.silent.numpy(), expected)
     assert expected.max() >= 2 * TOKENS and (expected == 0).any()
     stacked.silent[0, 0], stacked.silent[0, 1] = 50, 51  # half of 10 steps of 10 tokens
@@ -232,7 +232,7 @@ def test_batch_topk_follows_the_smallest_kept_pre_activation() -> None:
         x, y = random_tokens(seed)
         smallest = np.array([f[f > 0].min() for f in slow(stacked, x, y).f])
         expected = smallest if seed == 0 else 0.99 * expected + 0.01 * smallest
-        stacked.losses(x, y)
+        stacked.losses(x, y, 0)
         found = [dictionary.threshold_mean.item() for dictionary in stacked.dictionaries]
         assert found == pytest.approx(expected.tolist(), rel=1e-9)
 
@@ -288,7 +288,7 @@ def test_no_tensor_of_tokens_times_features_is_made(activation: str, head: str) 
         return tensor
 
     with Largest() as forward, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        losses = stacked.losses(x, y)
+        losses = stacked.losses(x, y, 0)
     assert losses.auxiliary > 0 and stacked.dead().any()
     assert chunk * m <= forward.entries < n_tokens * m
     assert max(saved) < n_tokens * m / 4
@@ -307,11 +307,11 @@ def test_training_in_single_precision_follows_double(case: str) -> None:
         optimiser = torch.optim.Adam(stacked.parameters(), lr=3e-3)
         for _ in range(20):
             optimiser.zero_grad()
-            losses = stacked.losses(x.to(dtype), y.to(dtype))
+            losses = stacked.losses(x.to(dtype), y.to(dtype), 0)
             losses.total.backward()
             optimiser.step()
         ends.append(losses)
     assert ends[0].total.item() == pytest.approx(ends[1].total.item(), rel=1e-3)
     with torch.no_grad():
-        start = random_stacked(config).losses(x, y)
+        start = random_stacked(config).losses(x, y, 0)
     assert ends[1].total < 0.9 * start.total

@@ -8,8 +8,8 @@ import torch
 from hagd.config.stages import Optimiser, TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.transcoders.initialise import initialise
+from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.training import TranscoderTraining
 
 
 def train(optimiser: Optimiser, steps: int = 40) -> tuple[float, float, int]:

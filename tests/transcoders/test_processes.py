@@ -1,4 +1,4 @@
-"""Two processes that share the tokens of every batch reach what one process reaches alone."""
+"""Two processes that share the tokens of a batch, or divide the layers, reach what one process reaches alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hagd.artifacts.codec import load_record
+from hagd.transcoders.divided import own_layers
 from hagd.transcoders.records import TranscoderSet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,12 +44,31 @@ def train(runs: Path, folder: Path, *settings: str) -> TranscoderSet:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [(), ("transcoder.activation=jumprelu", "transcoder.skip=true")])
-def test_two_processes_train_what_one_trains(tmp_path: Path, settings: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "layers"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("transcoder.activation=jumprelu", "transcoder.skip=true"),
+        ("transcoder.prediction_head=low_rank", "transcoder.head_negatives=64"),
+    ],
+)
+def test_two_processes_train_what_one_trains(tmp_path: Path, strategy: str, settings: tuple[str, ...]) -> None:
     one = train(tmp_path / "runs", tmp_path / "one", *settings)
-    two = train(tmp_path / "runs", tmp_path / "two", "trainer.strategy=ddp", "trainer.devices=2", *settings)
-    other = train(tmp_path / "runs", tmp_path / "other", "transcoder.steps=19", *settings)
+    two = train(tmp_path / "runs", tmp_path / "two", f"trainer.strategy={strategy}", "trainer.devices=2", *settings)
+    other = train(tmp_path / "runs", tmp_path / "other", "transcoder.steps=10", *settings)
+    assert [q.prediction_r2 for q in two.quality] == pytest.approx(
+        [q.prediction_r2 for q in one.quality], rel=1e-3, abs=1e-3, nan_ok=True
+    )
     for a, b, c in zip(one.transcoders, two.transcoders, other.transcoders, strict=True):
         torch.testing.assert_close(a.W_enc, b.W_enc, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(a.W_dec, b.W_dec, rtol=1e-3, atol=1e-4)
         assert (a.W_dec - c.W_dec).abs().max() > 1e-3
+
+
+def test_divided_layers_number_alike() -> None:
+    for n_layers in range(1, 9):
+        for world in range(1, n_layers + 1):
+            parts = [own_layers(n_layers, rank, world) for rank in range(world)]
+            assert [layer for part in parts for layer in part] == list(range(n_layers))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1

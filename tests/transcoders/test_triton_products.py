@@ -218,7 +218,7 @@ def test_a_training_step_is_that_of_torch_operators(activation: str, monkeypatch
 
     def step() -> tuple[Tensor, list[Tensor]]:
         stacked = StackedTranscoders(config, 2, 5, seed=0).to(DEVICE)
-        total = stacked.losses(x, y).total
+        total = stacked.losses(x, y, 0).total
         total.backward()
         return total.detach(), [p.grad for p in stacked.parameters() if p.grad is not None]
 

@@ -1,0 +1,87 @@
+"""The dictionaries as a Lightning module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from hagd.config.stages import TranscoderConfig
+from hagd.errors import ConfigError
+from hagd.transcoders.objective import Scaling, StackedTranscoders
+
+_BETAS = (0.9, 0.999)
+
+
+class TranscoderTraining(pl.LightningModule):
+    """Minimises Eq. 4 (`StackedTranscoders.losses`) with Adam; warm-up, constant rate, linear decay."""
+
+    x_mean: Tensor
+    x_scale: Tensor
+    y_mean: Tensor
+    y_scale: Tensor
+
+    stacked: StackedTranscoders
+
+    def __init__(self, stacked: StackedTranscoders | None, x_scaling: Scaling, y_scaling: Scaling) -> None:
+        super().__init__()
+        if stacked is not None:
+            self.stacked = stacked
+        for name, value in (
+            ("x_mean", x_scaling.mean),
+            ("x_scale", x_scaling.scale),
+            ("y_mean", y_scaling.mean),
+            ("y_scale", y_scaling.scale),
+        ):
+            self.register_buffer(name, value)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """One step on raw tokens `[L, B, d]` twice."""
+        own = slice(self.stacked.own.start, self.stacked.own.stop)
+        x = Scaling(self.x_mean[own], self.x_scale[own])(batch[0][own])
+        y = Scaling(self.y_mean[own], self.y_scale[own])(batch[1][own])
+        losses = self.stacked.losses(x, y, self.global_step)
+        return {
+            "loss": losses.total,
+            "fvu": losses.fvu.detach(),
+            "prediction": losses.prediction.detach(),
+            "sparsity": losses.sparsity.detach(),
+            "l0": losses.l0.detach(),
+            "dead": self.stacked.dead().float().mean(),
+        }
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and its schedule, a function of the step alone."""
+        config = self.stacked.config
+        optimiser = _optimiser(config, self.stacked.parameters())
+
+        def rate(step: int) -> float:
+            rising = (step + 1) / max(config.warmup_fraction * config.steps, 1)
+            falling = (config.steps - step) / max(config.decay_fraction * config.steps, 1)
+            return min(1.0, rising, max(falling, 0.0))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _optimiser(config: TranscoderConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    match config.optimiser:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=config.learning_rate, betas=_BETAS, fused=True)
+        case "adafactor":
+            # Decay and clipping of the update off: they would change the rate that the schedule asks for.
+            return torch.optim.Adafactor(
+                parameters, lr=config.learning_rate, eps=(None, 1e-6), d=float("inf"), weight_decay=0.0
+            )
+        case "adam8bit":
+            try:
+                from torchao.optim import Adam8bit
+            except ImportError as error:
+                raise ConfigError(
+                    "transcoder.optimiser=adam8bit: expected the package torchao, found none; "
+                    "pip install 'hagd[optim8bit]', or choose adam or adafactor"
+                ) from error
+            return Adam8bit(parameters, lr=config.learning_rate, betas=_BETAS)
