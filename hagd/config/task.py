@@ -58,12 +58,17 @@ class Parity(SymbolicTask):
 
 
 class Sorting(SymbolicTask):
-    """Sort distinct symbols: the model reads the input and writes it in order; slots in1 …, sep, out1 …."""
+    """Sort distinct symbols: the model reads the input and writes it in order."""
 
     name: Literal["sorting"] = "sorting"
     length: int = Field(6, ge=2, description="symbols to sort")
     n_symbols: int = Field(10, ge=2, description="alphabet")
     separator: bool = Field(False, description="a separator token between input and output")
+    slots: Literal["role", "position"] = Field(
+        "role",
+        description="what a node's slot is: the role of a position (in, last, sep, out), so that a node is the same "
+        "feature at every output; or each position (in1 …, sep, out1 …)",
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Sorting:

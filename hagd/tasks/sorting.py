@@ -17,9 +17,9 @@ from hagd.tasks.symbolic import symbolic_prompts, symbolic_task
 def build(config: Sorting, seed: int) -> TaskData:
     """Tokens are the symbols `0 … n_symbols − 1` and, if configured, the separator `>`.
 
-    A sequence is the input, the separator if any, and the output without its last symbol, which nothing follows;
-    slots in1 … inN, sep, out1 … out(N−1). Scored are the N positions that predict out1 … outN; without separator
-    the last input predicts out1. Accuracy counts whole outputs, so chance is one ordering of the given symbols,
+    A sequence is the input, the separator if any, and the output without its last symbol, which nothing follows.
+    Scored are the N positions that predict out1 … outN; without separator the last input predicts out1, so by role
+    it has a slot of its own. Accuracy counts whole outputs, so chance is one ordering of the given symbols,
     `1 / length!`. The counterfactual sorts another set of symbols of the same split; the distractor is its symbol
     at the same place, or a random wrong symbol where both agree.
 
@@ -36,12 +36,9 @@ def build(config: Sorting, seed: int) -> TaskData:
     fix = f"raise task.n_symbols={n_symbols} or task.length={length}"
     radices = range(n_symbols, n_symbols - length, -1)
     codes = split_codes(split_sizes(config), radices, fix, generator)
-    separator = ("sep",) if config.separator else ()
-    inputs = tuple(f"in{i + 1}" for i in range(length))
-    outputs = tuple(f"out{i + 1}" for i in range(length - 1))
     return symbolic_task(
         name=config.name,
-        slot_names=(*inputs, *separator, *outputs),
+        slot_names=tuple(dict.fromkeys(_slots(config))),
         chance=1 / math.factorial(length),
         vocabulary=(*map(str, range(n_symbols)), *([">"] * config.separator)),
         splits={name: _prompts(config, arrangements(rows, n_symbols), name, generator) for name, rows in codes.items()},
@@ -58,6 +55,15 @@ def arrangements(codes: Tensor, n_symbols: int) -> Tensor:
     return torch.cat(chosen, dim=1)
 
 
+def _slots(config: Sorting) -> list[str]:
+    """The slot of every position."""
+    length, separator = config.length, ["sep"] * config.separator
+    if config.slots == "role":
+        inputs = ["in"] * length if config.separator else ["in"] * (length - 1) + ["last"]
+        return inputs + separator + ["out"] * (length - 1)
+    return [f"in{i + 1}" for i in range(length)] + separator + [f"out{i + 1}" for i in range(length - 1)]
+
+
 def _prompts(config: Sorting, symbols: Tensor, split: str, generator: Generator) -> Prompts:
     n, length = symbols.shape
     ordered = symbols.sort(dim=1).values
@@ -68,4 +74,13 @@ def _prompts(config: Sorting, symbols: Tensor, split: str, generator: Generator)
     wrong = (ordered + torch.randint(1, config.n_symbols, ordered.shape, generator=generator)) % config.n_symbols
     distractors = torch.where(ordered == ordered[partner], wrong, ordered[partner])
     first = length - 1 + int(config.separator)
-    return symbolic_prompts(tokens, tokens[partner], range(first, first + length), ordered, distractors)
+    slots = _slots(config)
+    names = list(dict.fromkeys(slots))
+    return symbolic_prompts(
+        tokens,
+        tokens[partner],
+        range(first, first + length),
+        ordered,
+        distractors,
+        slots=[names.index(slot) for slot in slots],
+    )

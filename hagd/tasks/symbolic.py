@@ -1,4 +1,4 @@
-"""Prompts of tasks with a vocabulary of their own, where each position is a slot.
+"""Prompts of one length for tasks with a vocabulary of their own.
 
 Shape legend: N prompts, T token positions, A scored positions.
 """
@@ -20,6 +20,7 @@ def symbolic_prompts(
     answers: Tensor,
     distractors: Tensor,
     labels: Tensor | None = None,
+    slots: Sequence[int] | None = None,
 ) -> Prompts:
     """Prompts of one length, one accepted token and one distractor a scored position.
 
@@ -30,6 +31,7 @@ def symbolic_prompts(
         answers: int64 `[N, A]`.
         distractors: int64 `[N, A]`.
         labels: int64 `[N, T]`, training targets; by default the answers at the scored positions.
+        slots: the slot of each of the T positions; by default every position is one.
     """
     n, length = tokens.shape
     if labels is None:
@@ -38,7 +40,7 @@ def symbolic_prompts(
     return Prompts(
         tokens=tokens[:, None],
         counterfactual=counterfactual[:, None],
-        slots=torch.arange(length).repeat(n, 1, 1),
+        slots=torch.tensor(range(length) if slots is None else slots).repeat(n, 1, 1),
         scored=torch.tensor(list(scored)).repeat(n, 1, 1),
         answers=answers[:, None, :, None],
         distractors=distractors[:, None, :, None],

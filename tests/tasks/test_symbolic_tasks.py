@@ -117,6 +117,23 @@ def test_sorting_outputs_are_sorted(check_task: Check, length: int, extra: int, 
                 assert distractor == theirs if ours != theirs else 0 <= distractor < n_symbols
 
 
+@pytest.mark.parametrize(
+    ("slots", "separator", "expected"),
+    [
+        ("role", False, "in in last out out"),
+        ("role", True, "in in in sep out out"),
+        ("position", False, "in1 in2 in3 out1 out2"),
+        ("position", True, "in1 in2 in3 sep out1 out2"),
+    ],
+)
+def test_sorting_slots(slots: str, separator: bool, expected: str) -> None:
+    task = build_task(Sorting(length=3, n_symbols=9, separator=separator, slots=slots, **SMALL), None, 0)
+    for prompts in splits_of(task):
+        for row in prompts.slots[:, 0].tolist():
+            assert " ".join(task.slot_names[slot] for slot in row) == expected
+    assert len(set(task.slot_names)) == len(task.slot_names)
+
+
 def test_arrangements_enumerate_each_once() -> None:
     codes = torch.cartesian_prod(*(torch.arange(n) for n in (5, 4, 3)))
     rows = {tuple(row) for row in arrangements(codes, 5).tolist()}
