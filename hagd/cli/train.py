@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
 from hagd.cli.job import run_job
 from hagd.cli.paths import conf_dir
+from hagd.cli.unknown_key import nearest_key_named
+
+if TYPE_CHECKING:
+    from hagd.config.base import Section
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
-def main(composed: DictConfig) -> float:
+def _run(composed: DictConfig) -> float:
     """Returns the stage's figure of merit: held-out accuracy, minus FVU, or rank correlation."""
     from hagd.config.run import TrainConfig
 
     return run_job(composed, TrainConfig, _train)["objective"]
+
+
+def main() -> None:
+    """The command."""
+    with nearest_key_named(_schema):
+        _run()
+
+
+def _schema() -> type[Section]:
+    from hagd.config.run import TrainConfig
+
+    return TrainConfig
 
 
 def _train(config: object, folder: Path, group: str | None) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -80,13 +80,24 @@ def _key(error: Any, fields: dict[str, FieldInfo]) -> str:
 
 
 def _unknown(key: str, value: Any, fields: dict[str, FieldInfo]) -> str:
-    parent, _, name = key.rpartition(".")
-    elsewhere = [known for known in fields if known.rpartition(".")[2] == name]
-    near = elsewhere or difflib.get_close_matches(key, fields, n=1, cutoff=_LIKE)
-    if near:
-        return f"{key}: expected a known key, found {key}={value!r}; did you mean {near[0]}?"
+    if near := nearest(key, fields):
+        return f"{key}: expected a known key, found {key}={value!r}; did you mean {near}?"
+    parent = key.rpartition(".")[0]
     beside = [known.rpartition(".")[2] for known in fields if known.rpartition(".")[0] == parent]
     return f"{key}: expected one of the keys {', '.join(beside)}, found {key}={value!r}; remove or correct it"
+
+
+def nearest(key: str, known: Collection[str]) -> str | None:
+    """The known dotted key that an unknown one probably stands for: its name elsewhere, or one spelt alike."""
+    section, _, name = key.rpartition(".")
+    elsewhere = [each for each in known if each.rpartition(".")[2] == name]
+    if elsewhere:
+        return elsewhere[0]
+    beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == section}
+    # A section that exists is taken to be meant: its name, alike in all its keys, says nothing about which.
+    spelt, names = (name, beside) if beside else (key, {each: each for each in known})
+    alike = difflib.get_close_matches(spelt, names, n=1, cutoff=_LIKE)
+    return names[alike[0]] if alike else None
 
 
 def _expectation(error: Any) -> str:

@@ -181,3 +181,25 @@ def test_the_real_command_exits_with_one_line(tmp_path: Path) -> None:
     assert done.stderr.strip() == (
         "error: search.n_node: expected a known key, found search.n_node=3; did you mean search.n_nodes?"
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "override", "near"),
+    [
+        ("extract.py", "serch.n_nodes=3", "search.n_nodes"),
+        ("extract.py", "n_nodes=3", "search.n_nodes"),
+        ("train.py", "gnn.epoch=3", "gnn.epochs"),
+    ],
+)
+def test_an_unknown_key_without_plus_gets_the_nearest_name(
+    tmp_path: Path, entry: str, override: str, near: str
+) -> None:
+    key = override.partition("=")[0]
+    done = run_command(tmp_path, override, entry=entry)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: {key}: expected a known key; did you mean {near}?"
+
+
+def test_a_key_of_another_section_is_not_called_unknown(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "task.relation=capital")  # a key of factual_recall, here with modular_addition
+    assert done.returncode == 1 and "did you mean" not in done.stderr

@@ -45,6 +45,7 @@ def test_an_unknown_key_that_is_like_no_other_gets_the_keys_beside_it() -> None:
         "trainer, tracking, paths, found typo={'k': 3}; remove or correct it"
     )
     assert "expected one of the keys branching, min_size, found" in message("+hierarchy.wxyzwxyzwxyz=3")
+    assert "expected one of the keys accelerator, devices, " in message("+trainer.foo=3")
 
 
 @pytest.mark.parametrize(
