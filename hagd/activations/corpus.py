@@ -136,12 +136,21 @@ def _blocks(texts: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]
 
 def _identity(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What decides the tokens; `n_tokens` and `context` only decide how many there are."""
-    files = [] if corpus.data_files is None else _files(corpus.data_files)
     return {
         **corpus.model_dump(mode="json", exclude={"n_tokens", "context"}),
-        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "files": listing(corpus),
         "tokenizer": [type(tokenizer).__name__, len(tokenizer), tokenizer.eos_token_id],
     }
+
+
+def listing(corpus: Corpus) -> list[list[Any]]:
+    """Local files of the corpus with their sizes and times, which change when the text does.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    files = [] if corpus.data_files is None else _files(corpus.data_files)
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _state(folder: Path, source: dict[str, Any], dtype: np.dtype[Any]) -> tuple[int, int]:

@@ -93,6 +93,10 @@ class StagesConfig(Section):
                     f"transcoder.k must be at most the dictionary size m = expansion × d_model = {m}, "
                     f"found {transcoder.k}; lower transcoder.k or raise transcoder.expansion"
                 )
+            if transcoder.corpus is not None:
+                problems.append(
+                    "transcoder.corpus needs a model with a tokenizer, found model.kind=mini; set transcoder.corpus=null"
+                )
             if transcoder.layers and transcoder.layers[-1] >= model.n_layers:
                 problems.append(
                     f"transcoder.layers must be below model.n_layers={model.n_layers}, found {list(transcoder.layers)}"
@@ -101,6 +105,11 @@ class StagesConfig(Section):
             problems.append(
                 f"task={task.name} has a vocabulary of its own that only mini models are trained on, "
                 f"found model.kind={model.kind}; choose model=gpt2_mini, pythia_mini or llama_mini"
+            )
+        if self.search.n_nodes is not None and self.search.n_nodes > self.graph.n_max:
+            problems.append(
+                f"search.n_nodes must be at most graph.n_max={self.graph.n_max}, found {self.search.n_nodes}; lower it "
+                "or raise graph.n_max"
             )
         if transcoder.cross_layer and self.trainer.strategy == "layers":
             problems.append(

@@ -137,8 +137,8 @@ class Pipeline:
         """What decides a pretrained model's weights: its configuration and, for a folder, its files."""
         model = self.config.model
         identity = model.model_dump(mode="json")
-        if isinstance(model, PretrainedModel) and Path(model.path).is_dir():
-            files = sorted(file for file in Path(model.path).iterdir() if file.is_file())
+        if isinstance(model, PretrainedModel) and (folder := Path(model.path).expanduser()).is_dir():
+            files = sorted(file for file in folder.iterdir() if file.is_file())
             listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             identity["files"] = hashlib.sha256(repr(listing).encode()).hexdigest()
         return identity
@@ -183,6 +183,11 @@ def _transcoders_config(p: Pipeline) -> dict[str, Any]:
     config = p.config.transcoder.model_dump(mode="json", exclude={"activations": _NO_RESULT})
     path = config.pop("path")
     if path is None:
+        corpus = p.config.transcoder.corpus
+        if corpus is not None:
+            from hagd.activations.corpus import listing
+
+            config["corpus"]["files"] = listing(corpus)
         return {**config, "precision": p.config.trainer.precision}
     from hagd.pipeline.dictionaries import identity
 

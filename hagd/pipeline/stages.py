@@ -167,10 +167,7 @@ def _training_sequences(
     if corpus is not None:
         from hagd.activations.corpus import corpus_tokens
 
-        if lm.tokenizer is None:
-            raise ConfigError(
-                f"transcoder.corpus: expected null for model {lm.name}, which has no tokenizer, found a corpus"
-            )
+        assert lm.tokenizer is not None, "refused by the configuration"
         tokens = corpus_tokens(
             corpus, lm.tokenizer, work / "corpus", lambda done, total: progress.part("corpus", done, total)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,11 @@ from hagd.hub import hub_problem
 
 Record = dict[str, Any]
 
+Columns = Mapping[str, type]
+"""Name → type of the columns that a task reads."""
+
+_NAMES = {str: "text", list: "a list", int: "a whole number"}
+
 
 def matching_files(pattern: str) -> list[Path]:
     """The files that `task.data_files` names, a path or a glob pattern, in alphabetical order.
@@ -20,7 +25,8 @@ def matching_files(pattern: str) -> list[Path]:
     Raises:
         TaskError: there is none.
     """
-    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+    names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    files = [Path(name) for name in names if Path(name).is_file()]
     if not files:
         raise TaskError(f"task.data_files={pattern}: no such file; give the path (or pattern) of existing files")
     return files
@@ -33,20 +39,31 @@ def read_json(path: Path) -> Any:
         TaskError: not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_text(path))
     except ValueError as error:
         raise TaskError(f"task.data_files={path}: expected JSON, found {error}; repair the file") from None
 
 
-def read_records(pattern: str, columns: Sequence[str]) -> list[Record]:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise TaskError(
+            f"task.data_files={path}: expected JSON lines, found no UTF-8 text; convert other formats, such as Parquet, "
+            "first"
+        ) from None
+
+
+def read_records(pattern: str, columns: Columns) -> list[Record]:
     """The rows of JSON Lines files (one object a line), or of files that hold one JSON array of objects.
 
     Raises:
-        TaskError: no file, a line that is no JSON object, or a row without one of `columns`; names file and line.
+        TaskError: no file, a line that is no JSON object, or a row without one of `columns` or with a value of
+            another type there; names file and line.
     """
     records = []
     for path in matching_files(pattern):
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
         if text.lstrip().startswith("["):
             rows = list(enumerate(read_json(path), start=1))
         else:
@@ -62,6 +79,11 @@ def read_records(pattern: str, columns: Sequence[str]) -> list[Record]:
                     f"task.data_files={path}: row {number} lacks {', '.join(missing)}; expected the columns "
                     f"{', '.join(columns)}"
                 )
+            for column, kind in columns.items():
+                if not isinstance(row[column], kind):
+                    raise TaskError(
+                        f"task.data_files={path}: row {number} has {column}={row[column]!r}; expected {_NAMES[kind]}"
+                    )
             records.append(row)
     return records
 
@@ -76,7 +98,7 @@ def _parse(line: str, path: Path, number: int) -> Any:
 
 
 def load_rows(
-    data_files: str | None, dataset: str, subset: str | None, split: str, columns: Sequence[str]
+    data_files: str | None, dataset: str, subset: str | None, split: str, columns: Columns
 ) -> list[Record]:
     """The rows of local files if given, otherwise of a hub data set.
 

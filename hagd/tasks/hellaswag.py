@@ -19,7 +19,7 @@ from hagd.tasks.tokenise import Piece, encode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COLUMNS = ("activity_label", "ctx", "endings", "label")
+COLUMNS = {"activity_label": str, "ctx": str, "endings": list, "label": object}  # published both as a number and as text
 N_ENDINGS = 4
 
 
@@ -61,10 +61,11 @@ def build(config: HellaSwag, tokenizer: PreTrainedTokenizerBase, seed: int) -> T
 
 
 def _check(row: Record, number: int) -> None:
-    if str(row["label"]) not in {str(i) for i in range(N_ENDINGS)} or len(row["endings"]) != N_ENDINGS:
+    texts = sum(isinstance(ending, str) for ending in row["endings"])
+    if str(row["label"]) not in {str(i) for i in range(N_ENDINGS)} or not texts == len(row["endings"]) == N_ENDINGS:
         raise TaskError(
             f"task=hellaswag: row {number} must have {N_ENDINGS} endings and a label from 0 to {N_ENDINGS - 1}, found "
-            f"{len(row['endings'])} and {row['label']!r}; use a labelled split"
+            f"{row['endings']!r} and {row['label']!r}; use a labelled split"
         )
 
 

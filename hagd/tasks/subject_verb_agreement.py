@@ -20,7 +20,7 @@ from hagd.tasks.tokenise import Piece, aligned_words, encode, fill, first_token,
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COLUMNS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
+COLUMNS = {"clean_prefix": str, "patch_prefix": str, "clean_answer": str, "patch_answer": str}
 WITH_ATTRACTOR = "The {subject} {preposition} the {attractor}"
 WITHOUT_ATTRACTOR = "The {subject} {adverb}"
 SUBJECTS = words(
@@ -134,9 +134,11 @@ def _from_files(
 
 
 def _from_rows(rows: list[Record], tokenizer: PreTrainedTokenizerBase) -> Example | None:
-    clean, patch = (encode(tokenizer, [Piece(rows[0][column], "text")]) for column in COLUMNS[:2])
+    clean, patch = (encode(tokenizer, [Piece(rows[0][column], "text")]) for column in ("clean_prefix", "patch_prefix"))
     changed = [i for i, pair in enumerate(zip(clean.tokens, patch.tokens, strict=False)) if pair[0] != pair[1]]
-    answers, distractors = ([first_token(tokenizer, row[column]) for row in rows] for column in COLUMNS[2:])
+    answers, distractors = (
+        [first_token(tokenizer, row[column]) for row in rows] for column in ("clean_answer", "patch_answer")
+    )
     if len(clean) != len(patch) or not changed or set(answers) & set(distractors):
         return None
     names = ["before" if i < changed[0] else "after" for i in range(len(clean))]

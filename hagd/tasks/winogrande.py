@@ -19,7 +19,7 @@ from hagd.tasks.tokenise import Encoded, Piece, encode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COLUMNS = ("sentence", "option1", "option2", "answer")
+COLUMNS = {"sentence": str, "option1": str, "option2": str, "answer": str}
 
 
 def build(config: WinoGrande, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskData:

@@ -13,7 +13,7 @@ from tests.cli.jobs import run_command, tiny_overrides
 
 @pytest.mark.slow
 def test_a_sweep_with_a_failing_job(tmp_path: Path) -> None:
-    overrides = [*tiny_overrides(tmp_path), "tracking=offline", "search.n_nodes=5000,8"]
+    overrides = [*tiny_overrides(tmp_path), "tracking=offline", "search.n_nodes=4000,8"]
     done = run_command(tmp_path, "-m", *overrides)
     assert done.returncode == 1
     assert "1 of 2 jobs done" in done.stdout

@@ -10,11 +10,14 @@ from rich.console import Console
 from torch import Tensor
 
 from hagd.activations.shards import ActivationShards
+from hagd.config.load import load_config
+from hagd.config.run import ExtractConfig
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.stages import fit_transcoders
 from hagd.transcoders.records import TranscoderSet
 from tests.builders import tiny_extract
+from tests.models.test_pretrained import SUPPORTED, saved
 
 
 def trained(runs: Path, work: Path, **changes: object) -> TranscoderSet:
@@ -62,6 +65,23 @@ def test_half_precision_is_near(tiny_runs: Path, tmp_path: Path, expected: list[
     found = trained(tiny_runs, tmp_path, transcoder__activations__dtype="bfloat16")
     assert not any(torch.equal(a, b) for a, b in zip(weights(found), expected, strict=True))
     assert all(layer.fvu < 1 for layer in found.quality)
+
+
+def test_the_text_of_a_corpus_is_part_of_the_key(tmp_path: Path) -> None:
+    saved(tmp_path / "model", *SUPPORTED[0])
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    corpus = {"data_files": str(tmp_path / "*.txt"), "n_tokens": 4, "context": 4}
+    model = {"kind": "pretrained", "name": "tiny", "path": str(tmp_path / "model")}
+    sections = {"model": model, "task": {"name": "ioi"}, "transcoder": {"corpus": corpus}}
+
+    def key() -> str:
+        return Pipeline(load_config(ExtractConfig, sections), Console(quiet=True)).key("transcoders")
+
+    first = key()
+    assert key() == first
+    text.write_text("some other text")
+    assert key() != first
 
 
 def test_the_way_of_keeping_decides_no_result(tiny_runs: Path) -> None:

@@ -164,6 +164,20 @@ def test_a_change_reaches_only_what_depends_on_it(tiny_runs: Path, change: dict[
     assert {name for name in STAGES if before.key(name) == after.key(name)} == kept
 
 
+def test_the_key_follows_the_files_of_a_model_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    sections = {"model": {"kind": "pretrained", "name": "tiny", "path": "~/model"}, "task": {"name": "ioi"}}
+    keys = set()
+    for content in ("", "other weights"):
+        weights.write_text(content)
+        keys.add(Pipeline(load_config(ExtractConfig, sections), QUIET).key("task"))
+    assert len(keys) == 2
+
+
 def test_the_same_seed_gives_the_same_result_bitwise(tiny_runs: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tiny_extract(tmp_path), QUIET)
     pipeline.get("report")
@@ -305,8 +319,8 @@ def test_a_model_that_answers_no_discovery_prompt_is_refused(tiny_runs: Path) ->
 
 
 def test_more_nodes_than_there_are(tiny_runs: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search\.n_nodes: expected at most \d+ .*found 5000; lower it or raise"):
-        searched(tiny_runs, search__n_nodes=5000)
+    with pytest.raises(ConfigError, match=r"search\.n_nodes: expected at most \d+ .*found 4000; lower it or raise"):
+        searched(tiny_runs, search__n_nodes=4000)
     assert not [file for file in (tiny_runs / "artifacts" / "search").iterdir() if file.name.startswith(".")]
 
 

@@ -103,6 +103,9 @@ def test_malformed_rows(plain_tokenizer: PreTrainedTokenizerBase, lines: Lines) 
     row = {"activity_label": "x", "ctx": "y", "endings": ["a", "b"], "label": "0"}
     with pytest.raises(TaskError, match="row 1 must have 4 endings"):
         build_task(HellaSwag(data_files=lines("b.jsonl", [row])), plain_tokenizer, 0)
+    row = {"activity_label": "x", "ctx": "y", "endings": ["a", "b", "c", None], "label": 0}
+    with pytest.raises(TaskError, match="row 1 must have 4 endings"):
+        build_task(HellaSwag(data_files=lines("c.jsonl", [row])), plain_tokenizer, 0)
 
 
 @pytest.mark.slow
@@ -112,7 +115,7 @@ def test_unreachable_hub_says_what_to_do(name: str) -> None:
     script = (
         f"from hagd.config.task import {name}\nfrom hagd.tasks.data_files import load_rows\n"
         f"from hagd.errors import TaskError\nc = {name}(dataset='nobody/nothing')\n"
-        "try:\n    load_rows(None, c.dataset, None, c.split, ['a', 'b'])\n"
+        "try:\n    load_rows(None, c.dataset, None, c.split, {{'a': str, 'b': str}})\n"
         "except TaskError as error:\n    print(error)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
