@@ -115,7 +115,7 @@ def track(run: Run, data: ReportData, metrics: dict[str, float], figures: Sequen
         ("level", "supernodes", "modularity", "conductance", "eigengap"),
         [
             (depth, len(level.labels), level.modularity, level.conductance, level.eigengap)
-            for depth, level in enumerate(data.levels)
+            for depth, level in enumerate(data.levels, start=1)
         ],
     )
     for figure in figures:

@@ -48,8 +48,13 @@ class StageProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Take the bar away, for a training that shows its own: two would write over each other."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
     def __call__(self, done: int, total: int) -> None:
         """Report `done` of `total` units of the stage."""

@@ -131,6 +131,7 @@ def fit_transcoders(
         seed=config.seed,
         progress=lambda done, total: progress.part("activations", done, total),
     ) as activations:
+        progress.end()
         transcoders, module = train_transcoders(
             options, layers, activations, config.seed, config.trainer, work / "checkpoints", loggers
         )

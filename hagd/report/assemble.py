@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hagd.attribution.records import FEATURE, KIND_NAMES, LOGIT, TOKEN, AttributionGraph
 from hagd.config.run import StagesConfig
+from hagd.config.task import SymbolicTask
 from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
@@ -252,7 +253,12 @@ def _warnings(run: Extraction, metrics: dict[str, float]) -> tuple[str, ...]:
         found.append(f"{task.n_dropped} discovery and selection prompts that the full model gets wrong were left out")
     if metrics["model.accuracy"] == 0:
         found.append("the full model answers no validation prompt correctly: preservation is undefined")
-    elif metrics["empty.accuracy"] > 0.5 * metrics["model.accuracy"]:
+    elif isinstance(config.task, SymbolicTask) and metrics["model.accuracy"] < config.task.training.target_accuracy:
+        found.append(
+            f"the full model answers {metrics['model.accuracy']:.1%} of the validation prompts correctly, expected at "
+            f"least {config.task.training.target_accuracy:.0%} (task.training.target_accuracy)"
+        )
+    if metrics["empty.accuracy"] > 0.5 * metrics["model.accuracy"]:
         found.append("the empty circuit keeps more than half of the accuracy: preservation says little here")
     found += [step.note for step in result.steps if step.name == "scorer" and "no meta-learned" in step.note]
     return tuple(found)

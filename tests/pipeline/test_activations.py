@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torch import Tensor
 
@@ -59,6 +63,35 @@ def test_killed_trainings_give_the_same_weights_wherever_activations_are(
     found = weights(trained(tiny_runs, tmp_path, transcoder__activations__storage=storage))
     assert 30 in steps[steps.index(37) :] and 29 not in steps[steps.index(37) :]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class Terminal(Logger):
+    """Notes how much was drawn on a terminal whenever a training logs, a refresh of the bars later."""
+
+    name, version = "terminal", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.screen = StringIO()
+        self.drawn: list[int] = []
+
+    def log_hyperparams(self, params: Any) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        time.sleep(0.25)
+        self.drawn.append(len(self.screen.getvalue()))
+
+
+def test_the_bar_of_the_capture_makes_room_for_that_of_the_training(tiny_runs: Path, tmp_path: Path) -> None:
+    terminal = Terminal()
+    console = Console(file=terminal.screen, force_terminal=True)
+    config = tiny_extract(tiny_runs, transcoder__steps=100)
+    pipeline = Pipeline(config, Console(quiet=True))
+    prompts = pipeline.get("prompts")
+    with StageProgress("transcoders", console) as progress:
+        fit_transcoders(config, pipeline.lm, prompts, tmp_path, [terminal], progress)
+    assert "activations" in terminal.screen.getvalue()
+    assert len(terminal.drawn) > 1 and len(set(terminal.drawn)) == 1
 
 
 def test_half_precision_is_near(tiny_runs: Path, tmp_path: Path, expected: list[Tensor]) -> None:

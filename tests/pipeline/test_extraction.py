@@ -311,6 +311,19 @@ def test_a_model_that_answers_nothing_still_gets_its_report(tiny_runs: Path, tmp
     assert "preservation is undefined" in shown and not re.search(r"\bnan\b", shown, re.IGNORECASE)
 
 
+def test_a_model_below_its_target_is_reported_also_when_it_is_reused(tiny_runs: Path, tmp_path: Path) -> None:
+    task = tiny_extract(tiny_runs).task.model_dump()
+    for target, warned in ((1.0, True), (0.0, False)):
+        task["training"] = {**task["training"], "steps": 10, "target_accuracy": target}
+        config = tiny_extract(tiny_runs, task=task, search__method="random")
+        Pipeline(config, QUIET).get("lm")
+        metrics = extract(config, tmp_path / str(target))
+        assert 0 < metrics["model.accuracy"] < 1
+        report = (tmp_path / str(target) / "report.html").read_text()
+        sentence = f"the full model answers {metrics['model.accuracy']:.1%} of the validation prompts correctly"
+        assert (sentence in report) == warned
+
+
 def test_a_model_that_answers_no_discovery_prompt_is_refused(tiny_runs: Path) -> None:
     task = tiny_extract(tiny_runs).task.model_dump()
     task["training"] = {**task["training"], "steps": 1, "learning_rate": 1e-8}
