@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,20 +43,10 @@ def run_job(
         assert isinstance(container, dict)
         return job(load_config(schema, {str(key): value for key, value in container.items()}), folder, group)
     except HagdError as error:
-        _write_error(folder, str(error))
-        print(f"error: {error}", file=sys.stderr)
-        if sweep:
-            raise
-        sys.exit(1)
+        _fail(str(error), folder, sweep)
     except OSError as error:
-        print(
-            f"error: {error.filename or folder}: {error.strerror or error}; free space or set paths.runs to a folder "
-            "that can be written",
-            file=sys.stderr,
-        )
-        if sweep:
-            raise
-        sys.exit(1)
+        where, why = error.filename or folder, error.strerror or error
+        _fail(f"{where}: {why}; free space or set paths.runs to a folder that can be written", folder, sweep)
     except KeyboardInterrupt:
         print("interrupted; finished stages are kept, the same command continues", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -71,6 +61,17 @@ def run_job(
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _fail(message: str, folder: Path, sweep: bool) -> NoReturn:
+    """End the job with a message alone; the others of a sweep go on."""
+    from hydra.errors import CompactHydraException
+
+    _write_error(folder, message)
+    print(f"error: {message}", file=sys.stderr)
+    if sweep:  # Hydra raises it again after the last job, and prints no traceback of its own exceptions
+        raise CompactHydraException(message) from None
+    sys.exit(1)
 
 
 def _write_error(folder: Path, text: str) -> None:

@@ -50,6 +50,7 @@ def build(config: HellaSwag, tokenizer: PreTrainedTokenizerBase, seed: int) -> T
                 yield usable
 
     source = f"task.data_files={config.data_files}" if config.data_files else f"task.dataset={config.dataset}"
+    source += f" with at most task.max_length={config.max_length} tokens"
     splits = split_groups(items(), split_sizes(config), source)
     return assemble(
         name=config.name,

@@ -49,6 +49,7 @@ def build(config: WinoGrande, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
                 yield usable
 
     source = f"task.data_files={config.data_files}" if config.data_files else f"task.dataset={config.dataset}"
+    source += f" with at most task.max_length={config.max_length} tokens"
     splits = split_groups(items(), split_sizes(config), source)
     examples = {name: choice_examples(found, name) for name, found in splits.items()}
     return assemble(name=config.name, splits=examples, accuracy="choice", chance=0.5)

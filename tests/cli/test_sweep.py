@@ -16,6 +16,7 @@ def test_a_sweep_with_a_failing_job(tmp_path: Path) -> None:
     overrides = [*tiny_overrides(tmp_path), "tracking=offline", "search.n_nodes=4000,8"]
     done = run_command(tmp_path, "-m", *overrides)
     assert done.returncode == 1
+    assert "Traceback" not in done.stderr
     assert "1 of 2 jobs done" in done.stdout
     assert "search.n_nodes: expected at most" in done.stdout
     (sweep,) = (tmp_path / "sweeps").iterdir()
