@@ -38,6 +38,8 @@ def run_job(
     sweep = hydra.mode == RunMode.MULTIRUN
     group = Path(hydra.sweep.dir).name if sweep else None
     previous = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
+    # A log file on a full disk must not bury the message that says so under a traceback a line.
+    raises, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
         assert isinstance(container, dict)
@@ -59,6 +61,7 @@ def run_job(
         logging.getLogger(__name__).error("job in %s failed", folder)
         raise
     finally:
+        logging.raiseExceptions = raises
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
 

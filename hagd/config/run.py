@@ -95,7 +95,8 @@ class StagesConfig(Section):
                 )
             if transcoder.corpus is not None:
                 problems.append(
-                    "transcoder.corpus needs a model with a tokenizer, found model.kind=mini; set transcoder.corpus=null"
+                    "transcoder.corpus needs a model with a tokenizer, found model.kind=mini; "
+                    "set transcoder.corpus=null"
                 )
             if transcoder.layers and transcoder.layers[-1] >= model.n_layers:
                 problems.append(

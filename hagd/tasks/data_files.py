@@ -49,8 +49,8 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise TaskError(
-            f"task.data_files={path}: expected JSON lines, found no UTF-8 text; convert other formats, such as Parquet, "
-            "first"
+            f"task.data_files={path}: expected JSON lines, found no UTF-8 text; convert other formats, such as "
+            "Parquet, first"
         ) from None
 
 
@@ -97,9 +97,7 @@ def _parse(line: str, path: Path, number: int) -> Any:
         ) from None
 
 
-def load_rows(
-    data_files: str | None, dataset: str, subset: str | None, split: str, columns: Columns
-) -> list[Record]:
+def load_rows(data_files: str | None, dataset: str, subset: str | None, split: str, columns: Columns) -> list[Record]:
     """The rows of local files if given, otherwise of a hub data set.
 
     Raises:

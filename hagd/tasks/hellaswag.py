@@ -19,7 +19,12 @@ from hagd.tasks.tokenise import Piece, encode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COLUMNS = {"activity_label": str, "ctx": str, "endings": list, "label": object}  # published both as a number and as text
+COLUMNS = {
+    "activity_label": str,
+    "ctx": str,
+    "endings": list,
+    "label": object,
+}  # published both as a number and as text
 N_ENDINGS = 4
 
 

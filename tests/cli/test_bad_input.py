@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import resource
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +167,19 @@ def test_a_full_disk(tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert partial_artifacts(fresh) == []
     run_here(tmp_path / "again", *tiny_overrides(fresh))  # with space, the same command finishes
     assert (tmp_path / "again" / "metrics.json").is_file()
+
+
+def test_a_log_on_a_full_disk_does_not_bury_the_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = logging.FileHandler("/dev/full")
+    logging.getLogger().addHandler(full)
+    try:
+        untrained = ["task.training.steps=1", "task.training.learning_rate=1e-8"]  # logs that its target is missed
+        message = failure(tmp_path / "run", capsys, *tiny_overrides(tmp_path), *untrained)
+    finally:
+        logging.getLogger().removeHandler(full)
+        with suppress(OSError):
+            full.close()
+    assert "none of the 24 discovery prompts" in message
 
 
 def test_a_runs_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -112,8 +112,14 @@ def test_the_example_in_a_message_is_accepted() -> None:
         ),
         (["transcoder.selection=bfloat16", "transcoder.activation=relu"], "transcoder.selection=bfloat16 needs "),
         (["search.sizes=[0,4]"], "search.sizes must be at least 1 each, found [0, 4]"),
-        (["search.n_nodes=5000"], "search.n_nodes must be at most graph.n_max=4096, found 5000; lower it or raise graph."),
-        (["transcoder.corpus={data_files: x.txt}"], "transcoder.corpus needs a model with a tokenizer, found model.kind="),
+        (
+            ["search.n_nodes=5000"],
+            "search.n_nodes must be at most graph.n_max=4096, found 5000; lower it or raise graph.",
+        ),
+        (
+            ["transcoder.corpus={data_files: x.txt}"],
+            "transcoder.corpus needs a model with a tokenizer, found model.kind=",
+        ),
         (["model.n_heads=3"], "model.d_model must be a multiple of n_heads=3, found 64"),
         (["task=sorting", "task.length=20"], "task.length must be at most n_symbols=10, found 20"),
         (["trainer.devices=0"], "trainer.devices must be at least 1, or auto, found 0"),
