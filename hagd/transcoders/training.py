@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,22 @@ _SCALING_TOKENS = 16_384
 _INITIAL_TOKENS = 8192
 
 
+class Trained(NamedTuple):
+    """What a training leaves.
+
+    Attributes:
+        transcoders: in raw units, one a layer.
+        module: with its prediction heads.
+        tokens_per_second: wall-clock rate since the training was last resumed.
+        waiting: share of that time spent waiting for activations.
+    """
+
+    transcoders: tuple[Transcoder, ...]
+    module: TranscoderTraining
+    tokens_per_second: float
+    waiting: float
+
+
 def train_transcoders(
     config: TranscoderConfig,
     layers: Sequence[int],
@@ -42,11 +58,11 @@ def train_transcoders(
     trainer: TrainerConfig,
     checkpoint_dir: Path,
     loggers: Sequence[Logger] = (),
-) -> tuple[tuple[Transcoder, ...], TranscoderTraining]:
-    """Trained dictionaries in raw units, one a layer, and the module with its prediction heads.
+) -> Trained:
+    """Dictionaries of all layers, trained.
 
     Raises:
-        NumericalError: the loss is not finite.
+        NumericalError: the loss is not finite, or diverges.
     """
     x, y = activations.sample(_SCALING_TOKENS)
     x_scaling, y_scaling = Scaling.of(x), Scaling.of(y)
@@ -57,7 +73,14 @@ def train_transcoders(
         if divided
         else TranscoderTraining(_started(config, seed, x_scaling, y_scaling, initial), x_scaling, y_scaling)
     )
-    loader = StepLoader(lambda step: activations.batch(step, config.batch_size), config.steps)
+    n_drawn = 0
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        nonlocal n_drawn
+        n_drawn += config.batch_size
+        return activations.batch(step, config.batch_size)
+
+    loader = StepLoader(batch, config.steps)
     began, waited = time.perf_counter(), activations.seconds_waited
     with dividing_layers() if divided else nullcontext():
         fit(
@@ -73,14 +96,16 @@ def train_transcoders(
             tokens=config.batch_size,
             own_layers=divided,
         )
-    waiting = (activations.seconds_waited - waited) / (time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    waiting = (activations.seconds_waited - waited) / seconds
     log.info("transcoder: %.1f %% of the time went by waiting for activations", 100 * waiting)
     for logger in loggers:
         logger.log_metrics({"transcoder/waiting": waiting}, step=config.steps)
     module = module.cpu()
     if isinstance(module, DividedTraining):
         module = TranscoderTraining(module.whole(), x_scaling, y_scaling)
-    return export(module.stacked, x_scaling, y_scaling, layers), module
+    transcoders = export(module.stacked, x_scaling, y_scaling, layers)
+    return Trained(transcoders, module, n_drawn / seconds, waiting)
 
 
 def _started(
