@@ -38,7 +38,7 @@ def fit(
     seed: int = 0,
     gradient_clip: float | None = None,
     tokens: int | None = None,
-    own_layers: bool = False,
+    joint: bool = False,
 ) -> None:
     """Train `module` in place for `n_steps` optimiser steps.
 
@@ -60,7 +60,8 @@ def fit(
         seed: decides randomness inside the module (dropout, sampled gates).
         gradient_clip: largest gradient norm (None = no clipping).
         tokens: a step's, if progress is to be shown in tokens a second.
-        own_layers: `module` trains other layers in every process; nothing is averaged.
+        joint: `module` is divided over processes as `trainer_config.strategy` says (`layers`, `fsdp`); any other one
+            shares the tokens of a batch instead.
 
     Raises:
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
@@ -80,7 +81,7 @@ def fit(
             StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
             TrainingProgress(stage, metrics, tokens),
         ]
-        trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, own_layers)
+        trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
@@ -105,7 +106,7 @@ def _trainer(
     loggers: Sequence[Logger],
     callbacks: list[Callback],
     gradient_clip: float | None,
-    own_layers: bool,
+    joint: bool,
 ) -> Trainer:
     """Lightning's trainer.
 
@@ -121,7 +122,7 @@ def _trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config, own_layers),
+            strategy=_strategy(config, joint),
             precision=config.precision,
             plugins=_environment(config),
             callbacks=callbacks,
@@ -143,12 +144,16 @@ def _trainer(
         ) from error
 
 
-def _strategy(config: TrainerConfig, own_layers: bool) -> str | Strategy:
-    """Trainings whose layers cannot be divided share their tokens instead."""
-    if config.strategy != "layers":
+def _strategy(config: TrainerConfig, joint: bool) -> str | Strategy:
+    """Trainings that cannot be divided share their tokens instead."""
+    if config.strategy not in ("layers", "fsdp"):
         return config.strategy
-    if not own_layers:
+    if not joint:
         return "ddp"
+    if config.strategy == "fsdp":
+        from pytorch_lightning.strategies import ModelParallelStrategy
+
+        return ModelParallelStrategy()
     from hagd.training.own_layers import OwnLayersStrategy
 
     return OwnLayersStrategy()

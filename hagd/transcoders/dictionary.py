@@ -16,7 +16,6 @@ from hagd.transcoders.activation_functions import JumpReLU, Step
 from hagd.transcoders.sparse.products import Support, decode, gather_dot
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 
-
 R = TypeVar("R")
 
 

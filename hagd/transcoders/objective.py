@@ -180,7 +180,9 @@ class StackedTranscoders(nn.Module):
         prediction = torch.stack([t.prediction for t in terms]).sum()
         if self.previous is not None:
             before = self.previous(first.codes, first.written[0])
-            prediction = prediction + self._prediction(0, self.dictionaries[0], first.codes, first.lengths, before, step)
+            prediction = prediction + self._prediction(
+                0, self.dictionaries[0], first.codes, first.lengths, before, step
+            )
         fvu = torch.stack([t.error for t in terms]) / (n_tokens * self.power)
         sparsity = self._sparsity(terms, n_tokens, x.shape[2])
         auxiliary = torch.stack([t.auxiliary for t in terms]).sum()
