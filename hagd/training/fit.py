@@ -46,8 +46,8 @@ def fit(
     folder is removed after success: the caller stores the result. The global random state is left as it was.
 
     Args:
-        module: its training step returns a dict with `loss` and further detached scalars to show and log; its
-            `configure_optimizers` must not read `trainer.estimated_stepping_batches`, which would break resuming.
+        module: its training step returns a dict with `loss` and further detached scalars to show and log, and may add
+            `loss_by_part` (`hagd.training.loss_watch`); its `configure_optimizers` must not read `trainer.estimated_stepping_batches`, which would break resuming.
         loader: one batch a step.
         trainer_config: where it runs.
         n_steps: optimiser steps in all, those before an interruption included.
@@ -65,22 +65,23 @@ def fit(
 
     Raises:
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
-        NumericalError: the loss is NaN or infinite.
+        NumericalError: the loss, or that of a part, is NaN, infinite or diverges; names step, part and last good checkpoint.
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from hagd.training.checkpoints import FiniteLoss, StepCheckpoint, usable_checkpoint
+    from hagd.training.checkpoints import StepCheckpoint, usable_checkpoint
+    from hagd.training.loss_watch import LossWatch
     from hagd.training.progress import TrainingProgress
+    from hagd.training.termination import StopTogether
 
     with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        # The watch for non-finite losses comes before the checkpoint, so that a bad state is never saved.
-        callbacks = [
-            FiniteLoss(stage, trainer_config.checkpoint_every),
-            StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
-            TrainingProgress(stage, metrics, tokens),
-        ]
+        # The watch for bad losses comes before the checkpoint, so that a bad state is never saved.
+        checkpoint_every = trainer_config.checkpoint_every
+        saving = StepCheckpoint(checkpoint_dir, checkpoint_every, seed)
+        progress = TrainingProgress(stage, metrics, tokens)
+        callbacks = [LossWatch(stage, checkpoint_every, saving), saving, progress, StopTogether()]
         trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ class JointTraining(TranscoderTraining):
         x_scaling: of the inputs of all layers.
         y_scaling: of the outputs.
         initial: raw tokens `[L, B, d]` twice, from which the weights start.
+        layers: their numbers in the model; None: from 0 up.
     """
 
     def __init__(
@@ -29,8 +31,9 @@ class JointTraining(TranscoderTraining):
         x_scaling: Scaling,
         y_scaling: Scaling,
         initial: tuple[Tensor, Tensor],
+        layers: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(None, x_scaling, y_scaling)
+        super().__init__(None, x_scaling, y_scaling, layers)
         self._config = config
         self._seed = seed
         self._initial = initial

@@ -44,7 +44,7 @@ class Scaling:
 
 
 class Losses(NamedTuple):
-    """Terms of one step; `total` is what is minimised, the rest is logged."""
+    """Terms of one step; `total` is what is minimised, the rest is logged. `fvu_by_layer` `[L]` is the only vector."""
 
     total: Tensor
     fvu: Tensor
@@ -52,6 +52,7 @@ class Losses(NamedTuple):
     sparsity: Tensor
     auxiliary: Tensor
     l0: Tensor
+    fvu_by_layer: Tensor
 
 
 class LayerTerms(NamedTuple):
@@ -194,7 +195,7 @@ class StackedTranscoders(nn.Module):
             + handed_on
         )
         l0 = torch.stack([t.codes.l0 for t in terms])
-        return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean())
+        return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean(), fvu)
 
     def _layer(
         self,

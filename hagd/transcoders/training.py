@@ -74,9 +74,9 @@ def train_transcoders(
     initial = x[:, :_INITIAL_TOKENS], y[:, :_INITIAL_TOKENS]
     joint = _JOINT.get(trainer.strategy)
     module = (
-        joint(config, seed, x_scaling, y_scaling, initial)
+        joint(config, seed, x_scaling, y_scaling, initial, layers)
         if joint
-        else TranscoderTraining(_started(config, seed, x_scaling, y_scaling, initial), x_scaling, y_scaling)
+        else TranscoderTraining(_started(config, seed, x_scaling, y_scaling, initial), x_scaling, y_scaling, layers)
     )
     n_drawn = 0
 
