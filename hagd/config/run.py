@@ -108,6 +108,11 @@ class StagesConfig(Section):
                 "trainer.strategy=layers divides dictionaries that each write to their own layer, found "
                 "transcoder.cross_layer=true; choose trainer.strategy=ddp"
             )
+        if transcoder.optimiser != "adam" and self.trainer.strategy == "fsdp":
+            problems.append(
+                f"trainer.strategy=fsdp divides the state of transcoder.optimiser=adam, found {transcoder.optimiser}; "
+                "choose adam, whose state each process then holds a part of"
+            )
         if transcoder.activations.layer_streaming and not isinstance(model, PretrainedModel):
             problems.append(
                 f"transcoder.activations.layer_streaming needs the weight files of model.kind=pretrained, found "

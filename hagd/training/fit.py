@@ -176,7 +176,12 @@ def _quiet() -> Iterator[None]:
     lightning = logging.getLogger("pytorch_lightning")
     level = lightning.level
     with warnings.catch_warnings():
-        for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*LeafSpec.*"):
+        for message in (
+            ".*does not have many workers.*",
+            ".*GPU available but not used.*",
+            ".*LeafSpec.*",
+            ".*returned a view tensor.*",  # FSDP2 fears operations in place; there are none on what layers return
+        ):
             warnings.filterwarnings("ignore", message=message)
         lightning.setLevel(logging.WARNING)
         try:

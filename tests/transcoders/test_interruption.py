@@ -44,7 +44,7 @@ def start(runs: Path, *settings: str) -> subprocess.Popen[str]:
 
 def finished(runs: Path, *settings: str) -> tuple[TranscoderSet, str]:
     process = start(runs, *settings)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=500)
     assert process.returncode == 0, said
     (stored,) = (runs / "artifacts" / "transcoders").iterdir()
     return load_record(TranscoderSet, stored), said
@@ -63,7 +63,7 @@ def interrupted(runs: Path, sent: signal.Signals, wait: random.Random, *settings
     """Exit code of a training that is killed after one to five new checkpoints and up to 50 ms."""
     process = start(runs, *settings)
     old, seen, wanted = checkpoints(runs), set[int](), wait.randint(1, 5)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while len(seen) < wanted and process.poll() is None and time.monotonic() < deadline:
         seen |= checkpoints(runs) - old
         time.sleep(0.001)
@@ -72,7 +72,7 @@ def interrupted(runs: Path, sent: signal.Signals, wait: random.Random, *settings
         os.killpg(process.pid, sent)  # helpers, too
     else:
         process.send_signal(sent)
-    process.communicate(timeout=100)
+    process.communicate(timeout=300)
     return process.returncode
 
 
