@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,7 @@ def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader
             export(found, config.export, config.model, pipeline.lm)
         pipeline.console.print(f"dictionaries copied: {config.export.path}", highlight=False, soft_wrap=True)
     metrics = flat_metrics(found, slot_names)
-    return {"objective": -metrics["transcoder.fvu"], **metrics}
+    return {"objective": -metrics.get("transcoder.fvu", math.nan), **metrics}
 
 
 def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionReader, run: Run) -> dict[str, float]:

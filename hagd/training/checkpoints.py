@@ -78,6 +78,7 @@ class StepCheckpoint(Callback):
         if partial.is_dir():  # a folder cannot be replaced in one step; `usable_checkpoint` knows what is between two
             old = self.folder / _OLD
             if final.exists():
+                shutil.rmtree(old, ignore_errors=True)  # left by a kill
                 os.replace(final, old)
             os.replace(partial, final)
             shutil.rmtree(old, ignore_errors=True)

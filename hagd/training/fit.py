@@ -47,7 +47,8 @@ def fit(
 
     Args:
         module: its training step returns a dict with `loss` and further detached scalars to show and log, and may add
-            `loss_by_part` (`hagd.training.loss_watch`); its `configure_optimizers` must not read `trainer.estimated_stepping_batches`, which would break resuming.
+            `loss_by_part` (`hagd.training.loss_watch`); its `configure_optimizers` must not read
+            `trainer.estimated_stepping_batches`, which would break resuming.
         loader: one batch a step.
         trainer_config: where it runs.
         n_steps: optimiser steps in all, those before an interruption included.
@@ -65,7 +66,7 @@ def fit(
 
     Raises:
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
-        NumericalError: the loss, or that of a part, is NaN, infinite or diverges; names step, part and last good checkpoint.
+        NumericalError: the loss, or that of a part, is not finite or diverges; names step, part and last checkpoint.
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """

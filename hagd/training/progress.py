@@ -116,7 +116,7 @@ class TrainingProgress(Callback):
 
 def _scalars(stage: str, outputs: dict[str, Any], parts: Sequence[str]) -> dict[str, float]:
     """What a step returned by name of the metric; one metric a part for what it returned of each part."""
-    found = {}
+    found: dict[str, float] = {}
     for name, value in outputs.items():
         if getattr(value, "ndim", 0):
             found |= {f"{stage}/{name}/{part}": float(one) for part, one in zip(parts, value, strict=True)}

@@ -12,7 +12,7 @@ SCALARS = ("fvu", "l0", "dead", "dense", "near_duplicates", "loss_recovered", "k
 
 
 def flat_metrics(found: TranscoderSet, slot_names: Sequence[str]) -> dict[str, float]:
-    """Figures by name.
+    """Figures by name; those that are not defined (NaN) are left out.
 
     `transcoder.NAME` is the mean over the layers that have the figure, `transcoder.layerI.NAME` a layer's own,
     `transcoder.NAME_all` of all layers spliced in at once; `time.transcoder_*` come from the training.
@@ -26,9 +26,10 @@ def flat_metrics(found: TranscoderSet, slot_names: Sequence[str]) -> dict[str, f
     for quality in found.quality:
         for slot, value in zip(slot_names, quality.fvu_by_slot, strict=True):
             figures[f"transcoder.layer{quality.layer}.fvu_by_slot.{slot}"] = value
-    return figures | {
+    figures |= {
         "transcoder.kl_all": found.kl,
         "transcoder.loss_recovered_all": found.loss_recovered,
         "time.transcoder_tokens_per_second": found.tokens_per_second,
         "time.transcoder_waiting": found.waiting,
     }
+    return {name: value for name, value in figures.items() if not math.isnan(value)}

@@ -134,7 +134,9 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path, value:
             result = super().training_step(batch, batch_idx)
             return result | {"loss": result["loss"] * (value if batch[0] >= 13 else 1)}
 
-    message = r"transcoder: the loss is not finite at step 14 of 40; the last good checkpoint is .*last\.ckpt \(step 7\); lower"
+    message = (
+        r"transcoder: the loss is not finite at step 14 of 40; the last good checkpoint is .*last\.ckpt \(step 7\); "
+    )
     with pytest.raises(NumericalError, match=message):
         train(tmp_path / "c", N_STEPS, Diverges(), stage="transcoder")
     assert train(tmp_path / "c", N_STEPS).seen[0] == 7
