@@ -27,8 +27,9 @@ class TrainerConfig(Section):
     num_nodes: int = Field(1, ge=1, description="nodes")
     strategy: str = Field(
         "auto",
-        description="layers (every process trains the dictionaries of its own layers; other trainings share the tokens "
-        "of a batch), or a Lightning strategy: auto, ddp (processes share the tokens of a batch), …",
+        description="layers (every process trains the dictionaries of its own layers), fsdp (dictionaries and their "
+        "optimiser state are divided over processes, for those larger than a device), in both of which other trainings "
+        "share the tokens of a batch; or a Lightning strategy: auto, ddp (processes share the tokens of a batch), …",
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = Field(
         "32-true", description="Lightning precision"
@@ -116,6 +117,11 @@ class StagesConfig(Section):
             problems.append(
                 "trainer.strategy=layers divides dictionaries that each write to their own layer, found "
                 "transcoder.cross_layer=true; choose trainer.strategy=ddp"
+            )
+        if transcoder.optimiser != "adam" and self.trainer.strategy == "fsdp":
+            problems.append(
+                f"trainer.strategy=fsdp divides the state of transcoder.optimiser=adam, found {transcoder.optimiser}; "
+                "choose adam, whose state each process then holds a part of"
             )
         if transcoder.activations.layer_streaming and not isinstance(model, PretrainedModel):
             problems.append(

@@ -14,13 +14,15 @@ from rich.console import Console
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
-from hagd.pipeline.outputs import track, write_config, write_manifest, write_results
+from hagd.pipeline.outputs import track, track_dictionaries, write_config, write_manifest, write_results
 from hagd.pipeline.pipeline import Pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
 from hagd.tracking.wandb_run import tracked_run
 from hagd.training.processes import is_helper
+from hagd.transcoders.metrics import flat_metrics
+from hagd.transcoders.records import TranscoderSet
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -65,8 +67,10 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             if part in pipeline.parents("report") or part == "task":
                 pipeline.get(part)
         stored = pipeline.used.values()
+        dictionaries: TranscoderSet = pipeline.get("transcoders")
         metrics = {
             **data.metrics,
+            **flat_metrics(dictionaries, data.slot_names),
             "time.total_s": sum(each.seconds for each in stored),
             "time.wall_s": time.perf_counter() - start,
             "memory.peak_mb": max(each.peak_mb for each in stored),
@@ -75,6 +79,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             write_manifest(config, pipeline.used, folder)
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
+        track_dictionaries(run, dictionaries, data.slot_names)
     print_summary(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from hagd.report.figures import write_figures
 from hagd.report.html import write_report
 from hagd.report.records import ReportData
 from hagd.tracking.wandb_run import Run
+from hagd.transcoders.metrics import SCALARS
+from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
 
 
 def write_config(config: StagesConfig, folder: Path) -> None:
@@ -88,6 +91,21 @@ def circuit_json(data: ReportData) -> dict[str, Any]:
     }
 
 
+def track_dictionaries(run: Run, found: TranscoderSet, slot_names: Sequence[str]) -> None:
+    """Tables of the dictionaries' quality, a row a layer, into the W&B run."""
+    run.table(
+        "reconstruction",
+        ("layer", *SCALARS),
+        [(q.layer, *(getattr(q, name) for name in SCALARS)) for q in found.quality],
+    )
+    run.table("fvu by slot", ("layer", *slot_names), [(q.layer, *q.fvu_by_slot) for q in found.quality])
+    run.table(
+        "feature density",
+        ("layer", *(f"{low:g} to {high:g}" for low, high in pairwise(DENSITY_EDGES))),
+        [(q.layer, *q.density) for q in found.quality],
+    )
+
+
 def track(run: Run, data: ReportData, metrics: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
     """Metrics, tables, figures and the report into the W&B run."""
     run.summary(metrics)
@@ -104,11 +122,6 @@ def track(run: Run, data: ReportData, metrics: dict[str, float], figures: Sequen
             for curve in data.curves
             for point in zip(curve.sizes, curve.faithfulness, curve.preservation, curve.low, curve.high, strict=True)
         ],
-    )
-    run.table(
-        "reconstruction",
-        ("layer", "fvu", "l0", "dead"),
-        [(layer.layer, layer.fvu, layer.l0, layer.dead) for layer in data.reconstruction],
     )
     run.table(
         "hierarchy",

@@ -250,7 +250,7 @@ STAGES: dict[str, Stage] = {
     ),
     "transcoders": Stage(
         TranscoderSet,
-        2,
+        3,
         ("prompts", "lm"),
         _transcoders_config,
         lambda p, work, progress: stages.fit_transcoders(p.config, p.lm, p.get("prompts"), work, p.loggers(), progress),
@@ -288,7 +288,7 @@ STAGES: dict[str, Stage] = {
     ),
     "validation": Stage(
         Validation,
-        1,
+        2,
         ("prompts", "lm", "transcoders", "means", "graph", "search"),
         lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size"}),
         lambda p, _, progress: stages.validate_circuit(

@@ -132,12 +132,14 @@ def fit_transcoders(
         progress=lambda done, total: progress.part("activations", done, total),
     ) as activations:
         progress.end()
-        transcoders, module = train_transcoders(
+        done = train_transcoders(
             options, layers, activations, config.seed, config.trainer, work / "checkpoints", loggers
         )
         outliers = activations.outliers
-    trained = TranscoderSet(lm.name, options.site, transcoders)
-    return _reported(measure(lm, trained, module, outliers, task.selection, len(task.slot_names)), options)
+    trained = TranscoderSet(
+        lm.name, options.site, done.transcoders, tokens_per_second=done.tokens_per_second, waiting=done.waiting
+    )
+    return _reported(measure(lm, trained, done.module, outliers, task.selection, len(task.slot_names)), options)
 
 
 def _reported(found: TranscoderSet, options: TranscoderConfig) -> TranscoderSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,14 @@ from hagd.config.run import StagesConfig, TrackingConfig, TrainConfig
 from hagd.errors import ConfigError
 from hagd.models.records import TrainedLM
 from hagd.pipeline.dictionaries import export
-from hagd.pipeline.outputs import write_config, write_manifest, write_metrics
+from hagd.pipeline.outputs import track_dictionaries, write_config, write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
 from hagd.transcoders.formats.files import refuse_content
-from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
+from hagd.transcoders.metrics import flat_metrics
+from hagd.transcoders.records import TranscoderSet
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -80,12 +82,16 @@ def run_training(
 
         pipeline = Pipeline(config, console, loggers)
         metrics = train(config, pipeline, sections, run)
+        stored = pipeline.used.values()
+        metrics["time.total_s"] = sum(each.seconds for each in stored)
+        metrics["memory.peak_mb"] = max(each.peak_mb for each in stored)
         run.summary(metrics)
         with disk_errors(folder):
             write_manifest(config, pipeline.used, folder)
             write_metrics(metrics, folder)
     for key, value in metrics.items():
-        console.print(f"{key}: {value:.4g}", highlight=False)
+        if not key.startswith("transcoder.layer"):  # a large model has hundreds of them
+            console.print(f"{key}: {value:.4g}", highlight=False)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics
 
@@ -102,37 +108,15 @@ def _train_lm(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Ru
 
 def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Run) -> dict[str, float]:
     found: TranscoderSet = pipeline.get("transcoders")
-    run.table(
-        "reconstruction",
-        ("layer", "fvu", "l0", "dead", "dense", "near duplicates", "loss recovered", "kl", "prediction R²"),
-        [
-            (q.layer, q.fvu, q.l0, q.dead, q.dense, q.near_duplicates, q.loss_recovered, q.kl, q.prediction_r2)
-            for q in found.quality
-        ],
-    )
-    run.table(
-        "feature density",
-        ("layer", *(f"{low:g} to {low + 0.5:g}" for low in DENSITY_EDGES[:-1])),
-        [(q.layer, *q.density) for q in found.quality],
-    )
+    slot_names = pipeline.get("prompts").slot_names
+    track_dictionaries(run, found, slot_names)
     run.artifact(f"transcoders-{run.id}", "transcoders", pipeline.used["transcoders"].path)
     if config.export.path is not None and not is_helper():
         with disk_errors(Path(config.export.path)):
             export(found, config.export, config.model, pipeline.lm)
         pipeline.console.print(f"dictionaries copied: {config.export.path}", highlight=False, soft_wrap=True)
-    n = len(found.quality)
-    fvu = sum(q.fvu for q in found.quality) / n
-    return {
-        "objective": -fvu,
-        "transcoder.fvu": fvu,
-        "transcoder.l0": sum(q.l0 for q in found.quality) / n,
-        "transcoder.dead": sum(q.dead for q in found.quality) / n,
-        "transcoder.dense": sum(q.dense for q in found.quality) / n,
-        "transcoder.near_duplicates": sum(q.near_duplicates for q in found.quality) / n,
-        "transcoder.loss_recovered": sum(q.loss_recovered for q in found.quality) / n,
-        "transcoder.loss_recovered_all": found.loss_recovered,
-        "transcoder.kl_all": found.kl,
-    }
+    metrics = flat_metrics(found, slot_names)
+    return {"objective": -metrics.get("transcoder.fvu", math.nan), **metrics}
 
 
 def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionReader, run: Run) -> dict[str, float]:

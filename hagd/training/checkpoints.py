@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed training continues bit for bit, and the watch for non-finite losses."""
+"""Checkpoints from which a killed training continues bit for bit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
-from hagd.errors import NumericalError
+from hagd.training.processes import is_helper
 
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
+_OLD = f"{LAST}.old"
 
 
 class StepCheckpoint(Callback):
@@ -26,12 +26,18 @@ class StepCheckpoint(Callback):
     Lightning's own `save_on_exception` also saves in the middle of a step (Ctrl-C between the optimiser and the
     scheduler), from where no resume is exact. Here only SIGTERM, which Lightning raises at a boundary, saves at once;
     whatever else ends a training costs at most `every` steps.
+
+    Attributes:
+        hold: nothing is saved for now, because the state is not known to be good.
+        saved: the newest checkpoint and the step after which it was made; None before the first.
     """
 
     def __init__(self, folder: Path, every: int, seed: int) -> None:
         self.folder = folder
         self.every = every
         self.seed = seed
+        self.hold = False
+        self.saved: tuple[Path, int] | None = None
         self._random_state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -45,6 +51,7 @@ class StepCheckpoint(Callback):
         if self._random_state is None:
             torch.manual_seed(self.seed)
             return
+        self.saved = self.folder / LAST, trainer.global_step
         torch.set_rng_state(self._random_state["cpu"].cpu())
         if len(self._random_state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
@@ -60,51 +67,32 @@ class StepCheckpoint(Callback):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        if self.hold:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial, final = self.folder / f"{LAST}.partial", self.folder / LAST
         trainer.save_checkpoint(partial, weights_only=False)
+        self.saved = final, trainer.global_step
         if not trainer.is_global_zero:
             return
-        if partial.is_dir():  # sharded strategies write a folder, which cannot be replaced in one step
-            shutil.rmtree(final, ignore_errors=True)
-        else:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+        if partial.is_dir():  # a folder cannot be replaced in one step; `usable_checkpoint` knows what is between two
+            old = self.folder / _OLD
+            if final.exists():
+                shutil.rmtree(old, ignore_errors=True)  # left by a kill
+                os.replace(final, old)
+            os.replace(partial, final)
+            shutil.rmtree(old, ignore_errors=True)
+            return
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(partial, final)
-
-
-class FiniteLoss(Callback):
-    """Stops a training whose loss is NaN or infinite, naming the first such step.
-
-    The loss is watched on its device and read when `StepCheckpoint` is about to save, at the end, and every
-    `every` steps: reading it each step would wait for the accelerator each step.
-    """
-
-    def __init__(self, stage: str, every: int) -> None:
-        self.stage = stage
-        self.every = every
-        self._first: Tensor | None = None
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss: Tensor = outputs["loss"]
-        step = trainer.global_step
-        if self._first is None:
-            self._first = torch.full((), torch.inf, device=loss.device, dtype=torch.float64)
-        self._first = torch.where(loss.isfinite(), self._first, self._first.clamp(max=step))
-        if (loss.device.type == "cpu" or step % self.every == 0 or step == trainer.max_steps) and (
-            self._first.isfinite()
-        ):
-            raise NumericalError(
-                f"{self.stage}: the loss is not finite at step {int(self._first)} of {trainer.max_steps}; "
-                "lower the stage's learning_rate, or set trainer.precision=32-true"
-            )
 
 
 def usable_checkpoint(folder: Path, module: LightningModule) -> Path | None:
     """`last.ckpt` of `folder` if it can be read and fits `module`; else None, after a warning if there was one."""
-    path = folder / LAST
+    path, old = folder / LAST, folder / _OLD
+    if not path.exists() and old.is_dir() and not is_helper():  # killed between two renames
+        os.replace(old, path)
     if path.is_dir():
         return path  # sharded; read by the strategy that wrote it
     if not path.is_file():

@@ -38,7 +38,7 @@ def fit(
     seed: int = 0,
     gradient_clip: float | None = None,
     tokens: int | None = None,
-    own_layers: bool = False,
+    joint: bool = False,
 ) -> None:
     """Train `module` in place for `n_steps` optimiser steps.
 
@@ -46,8 +46,9 @@ def fit(
     folder is removed after success: the caller stores the result. The global random state is left as it was.
 
     Args:
-        module: its training step returns a dict with `loss` and further detached scalars to show and log; its
-            `configure_optimizers` must not read `trainer.estimated_stepping_batches`, which would break resuming.
+        module: its training step returns a dict with `loss` and further detached scalars to show and log, and may add
+            `loss_by_part` (`hagd.training.loss_watch`); its `configure_optimizers` must not read
+            `trainer.estimated_stepping_batches`, which would break resuming.
         loader: one batch a step.
         trainer_config: where it runs.
         n_steps: optimiser steps in all, those before an interruption included.
@@ -60,27 +61,29 @@ def fit(
         seed: decides randomness inside the module (dropout, sampled gates).
         gradient_clip: largest gradient norm (None = no clipping).
         tokens: a step's, if progress is to be shown in tokens a second.
-        own_layers: `module` trains other layers in every process; nothing is averaged.
+        joint: `module` is divided over processes as `trainer_config.strategy` says (`layers`, `fsdp`); any other one
+            shares the tokens of a batch instead.
 
     Raises:
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
-        NumericalError: the loss is NaN or infinite.
+        NumericalError: the loss, or that of a part, is not finite or diverges; names step, part and last checkpoint.
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from hagd.training.checkpoints import FiniteLoss, StepCheckpoint, usable_checkpoint
+    from hagd.training.checkpoints import StepCheckpoint, usable_checkpoint
+    from hagd.training.loss_watch import LossWatch
     from hagd.training.progress import TrainingProgress
+    from hagd.training.termination import StopTogether
 
     with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        # The watch for non-finite losses comes before the checkpoint, so that a bad state is never saved.
-        callbacks = [
-            FiniteLoss(stage, trainer_config.checkpoint_every),
-            StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed),
-            TrainingProgress(stage, metrics, tokens),
-        ]
-        trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, own_layers)
+        # The watch for bad losses comes before the checkpoint, so that a bad state is never saved.
+        checkpoint_every = trainer_config.checkpoint_every
+        saving = StepCheckpoint(checkpoint_dir, checkpoint_every, seed)
+        progress = TrainingProgress(stage, metrics, tokens)
+        callbacks = [LossWatch(stage, checkpoint_every, saving), saving, progress, StopTogether()]
+        trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
@@ -105,7 +108,7 @@ def _trainer(
     loggers: Sequence[Logger],
     callbacks: list[Callback],
     gradient_clip: float | None,
-    own_layers: bool,
+    joint: bool,
 ) -> Trainer:
     """Lightning's trainer.
 
@@ -121,7 +124,7 @@ def _trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config, own_layers),
+            strategy=_strategy(config, joint),
             precision=config.precision,
             plugins=_environment(config),
             callbacks=callbacks,
@@ -143,12 +146,16 @@ def _trainer(
         ) from error
 
 
-def _strategy(config: TrainerConfig, own_layers: bool) -> str | Strategy:
-    """Trainings whose layers cannot be divided share their tokens instead."""
-    if config.strategy != "layers":
+def _strategy(config: TrainerConfig, joint: bool) -> str | Strategy:
+    """Trainings that cannot be divided share their tokens instead."""
+    if config.strategy not in ("layers", "fsdp"):
         return config.strategy
-    if not own_layers:
+    if not joint:
         return "ddp"
+    if config.strategy == "fsdp":
+        from pytorch_lightning.strategies import ModelParallelStrategy
+
+        return ModelParallelStrategy()
     from hagd.training.own_layers import OwnLayersStrategy
 
     return OwnLayersStrategy()
@@ -170,7 +177,12 @@ def _quiet() -> Iterator[None]:
     lightning = logging.getLogger("pytorch_lightning")
     level = lightning.level
     with warnings.catch_warnings():
-        for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*LeafSpec.*"):
+        for message in (
+            ".*does not have many workers.*",
+            ".*GPU available but not used.*",
+            ".*LeafSpec.*",
+            ".*returned a view tensor.*",  # FSDP2 fears operations in place; there are none on what layers return
+        ):
             warnings.filterwarnings("ignore", message=message)
         lightning.setLevel(logging.WARNING)
         try:

@@ -7,9 +7,13 @@ because reading a scalar off an accelerator waits for it, and Lightning's `self.
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,7 +30,7 @@ class TrainingProgress(Callback):
     Args:
         stage: what is trained, first word of every line and prefix of every logged metric.
         metrics: names in the training step's dict that are shown.
-        tokens: a step's, if the rate is to be shown in tokens a second; it is logged then, too.
+        tokens: a step's, if the rate is to be shown in tokens a second; it is logged then, too. Peak memory always is.
         seconds: between two lines where there is no terminal.
         log_every: steps between two records to the loggers.
         console: where the bar goes (standard error).
@@ -73,7 +77,8 @@ class TrainingProgress(Callback):
         step = trainer.global_step
         last = step == trainer.max_steps
         if trainer.loggers and (step % self.log_every == 0 or last):
-            values = {f"{self.stage}/{name}": float(value) for name, value in outputs.items()}
+            values = _scalars(self.stage, outputs, getattr(pl_module, "parts", ()))
+            values[f"{self.stage}/memory_mb"] = _peak_mb(trainer)
             if self.tokens is not None:
                 values[f"{self.stage}/tokens_per_second"] = self.tokens * self._rate(step, time.monotonic())
             for logger in trainer.loggers:
@@ -107,3 +112,23 @@ class TrainingProgress(Callback):
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+
+def _scalars(stage: str, outputs: dict[str, Any], parts: Sequence[str]) -> dict[str, float]:
+    """What a step returned by name of the metric; one metric a part for what it returned of each part."""
+    found: dict[str, float] = {}
+    for name, value in outputs.items():
+        if getattr(value, "ndim", 0):
+            found |= {f"{stage}/{name}/{part}": float(one) for part, one in zip(parts, value, strict=True)}
+        else:
+            found[f"{stage}/{name}"] = float(value)
+    return found
+
+
+def _peak_mb(trainer: Trainer) -> float:
+    """Largest memory so far: of the accelerator, else resident of this process."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

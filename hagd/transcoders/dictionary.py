@@ -5,8 +5,8 @@ Shape legend: B tokens, n active pairs, d = d_model, m dictionary size, T layers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from hagd.transcoders.activation_functions import JumpReLU, Step
 from hagd.transcoders.sparse.products import Support, decode, gather_dot
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 
+R = TypeVar("R")
 
-@dataclass(frozen=True)
-class Codes:
+
+class Codes(NamedTuple):
     """Sparse features of B tokens.
 
     Attributes:
@@ -50,6 +51,10 @@ class Dictionary(nn.Module):
         self.W_skip = nn.Parameter(torch.zeros(d, d)) if config.skip else None
         self.log_threshold = nn.Parameter(torch.zeros(m)) if config.activation == "jumprelu" else None
         self.register_buffer("threshold_mean", torch.zeros(()))
+
+    def forward(self, compute: Callable[..., R], *inputs: Any) -> R:
+        """`compute(self, *inputs)`, a layer's whole part of a step: for its time divided weights are gathered."""
+        return compute(self, *inputs)
 
     @property
     def m(self) -> int:

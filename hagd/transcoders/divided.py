@@ -12,12 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hagd.config.stages import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.transcoders.dictionary import Codes
 from hagd.transcoders.initialise import initialise
-from hagd.transcoders.module import TranscoderTraining
-from hagd.transcoders.objective import Following, Previous, Scaling, StackedTranscoders
+from hagd.transcoders.joint import JointTraining
+from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse.products import Support
 
 
@@ -26,32 +25,15 @@ def own_layers(n_layers: int, rank: int, world: int) -> range:
     return range(rank * n_layers // world, (rank + 1) * n_layers // world)
 
 
-class DividedTraining(TranscoderTraining):
-    """`TranscoderTraining` of this process's layers alone, which are built once the processes know each other.
-
-    Args:
-        config: of the dictionaries.
-        seed: of their first weights.
-        x_scaling: of the inputs of all layers.
-        y_scaling: of the outputs.
-        initial: raw tokens `[L, B, d]` twice, from which the weights start.
-    """
-
-    def __init__(
-        self,
-        config: TranscoderConfig,
-        seed: int,
-        x_scaling: Scaling,
-        y_scaling: Scaling,
-        initial: tuple[Tensor, Tensor],
-    ) -> None:
-        super().__init__(None, x_scaling, y_scaling)
-        self._config = config
-        self._seed = seed
-        self._initial = initial
+class DividedTraining(JointTraining):
+    """`TranscoderTraining` of this process's layers alone."""
 
     def configure_model(self) -> None:
-        """Build the stack; Lightning calls this in every process."""
+        """Build the own layers.
+
+        Raises:
+            ConfigError: there are more processes than layers.
+        """
         rank, world = dist.get_rank(), dist.get_world_size()
         if world > len(self.x_mean):
             raise ConfigError(
@@ -60,18 +42,12 @@ class DividedTraining(TranscoderTraining):
             )
         own = own_layers(len(self.x_mean), rank, world)
         heads = self._config.lambda_prediction > 0
-        self.stacked = self._stack(
-            own,
-            FromProcess(rank - 1) if heads and rank > 0 else None,
-            ToProcess(rank + 1) if heads and rank + 1 < world else None,
+        self.stacked = self.stack(
+            own=own,
+            previous=FromProcess(rank - 1) if heads and rank > 0 else None,
+            following=ToProcess(rank + 1) if heads and rank + 1 < world else None,
         )
-        x, y = self._initial
-        mine = slice(own.start, own.stop)
-        initialise(
-            self.stacked,
-            Scaling(self.x_mean[mine].cpu(), self.x_scale[mine].cpu())(x[mine]),
-            Scaling(self.y_mean[mine].cpu(), self.y_scale[mine].cpu())(y[mine]),
-        )
+        initialise(self.stacked, *self.start_tokens(own))
 
     @torch.no_grad()
     def whole(self) -> StackedTranscoders:
@@ -82,13 +58,9 @@ class DividedTraining(TranscoderTraining):
         state = {name: value for part in parts for name, value in part.items()}
         stacked = dict(self.stacked.named_buffers(recurse=False))
         state |= {name: torch.cat([part[name] for part in parts]) for name in stacked}
-        whole = self._stack(range(len(self.x_mean)), None, None)
+        whole = self.stack()
         whole.load_state_dict(state)
         return whole
-
-    def _stack(self, own: range, previous: Previous | None, following: Following | None) -> StackedTranscoders:
-        n_layers, _, d = self.x_mean.shape
-        return StackedTranscoders(self._config, n_layers, d, self._seed, own, previous, following)
 
 
 class ToProcess:

@@ -18,23 +18,29 @@ _RIDGE = 1e-2
 
 @torch.no_grad()
 def initialise(stacked: StackedTranscoders, x: Tensor, y: Tensor) -> None:
-    """Set skips, thresholds and decoders of `stacked` from scaled tokens `x`, `y` `[L, B, d]`.
+    """Start all layers of `stacked` from scaled tokens `x`, `y` `[L, B, d]`."""
+    for i, dictionary in enumerate(stacked.dictionaries):
+        stacked.power[i] = start(dictionary, x[i], y[i])
+
+
+@torch.no_grad()
+def start(dictionary: Dictionary, x: Tensor, y: Tensor) -> Tensor:
+    """Set skip, thresholds and decoder from scaled tokens `x`, `y` `[B, d]`; returns the power of `y`.
 
     The skip is the ridge regression of y on x. Where x and y are the same (an autoencoder), the decoder is the
     encoder's transpose and the features are scaled by least squares. Else decoder row j points along the mean of what
     the skip leaves over on the tokens on which j fires. Layers written to from afar start at nothing.
     """
-    for i, dictionary in enumerate(stacked.dictionaries):
-        if dictionary.W_skip is not None:
-            dictionary.W_skip.copy_(_ridge(x[i], y[i]))
-        target = y[i] - dictionary.constant(x[i])
-        stacked.power[i] = (y[i].square().sum() / len(y[i])).clamp(min=1e-12)
-        dictionary.W_dec[:, dictionary.d :] = 0
-        if torch.equal(x[i], y[i]):
-            _tie(dictionary, x[i])
-        else:
-            dictionary.start_at(x[i])
-            _correlate(dictionary, x[i], target)
+    if dictionary.W_skip is not None:
+        dictionary.W_skip.copy_(_ridge(x, y))
+    target = y - dictionary.constant(x)
+    dictionary.W_dec[:, dictionary.d :] = 0
+    if torch.equal(x, y):
+        _tie(dictionary, x)
+    else:
+        dictionary.start_at(x)
+        _correlate(dictionary, x, target)
+    return (y.square().sum() / len(y)).clamp(min=1e-12)
 
 
 def _ridge(x: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,13 +11,21 @@ from torch import Tensor, nn
 
 from hagd.config.stages import TranscoderConfig
 from hagd.errors import ConfigError
+from hagd.training.loss_watch import BY_PART
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 
 _BETAS = (0.9, 0.999)
 
 
 class TranscoderTraining(pl.LightningModule):
-    """Minimises Eq. 4 (`StackedTranscoders.losses`) with Adam; warm-up, constant rate, linear decay."""
+    """Minimises Eq. 4 (`StackedTranscoders.losses`) with Adam; warm-up, constant rate, linear decay.
+
+    Args:
+        stacked: the dictionaries; None: set later.
+        x_scaling: of the inputs of all layers.
+        y_scaling: of the outputs.
+        layers: their numbers in the model, for messages; None: from 0 up.
+    """
 
     x_mean: Tensor
     x_scale: Tensor
@@ -26,8 +34,15 @@ class TranscoderTraining(pl.LightningModule):
 
     stacked: StackedTranscoders
 
-    def __init__(self, stacked: StackedTranscoders | None, x_scaling: Scaling, y_scaling: Scaling) -> None:
+    def __init__(
+        self,
+        stacked: StackedTranscoders | None,
+        x_scaling: Scaling,
+        y_scaling: Scaling,
+        layers: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        self.layers = range(len(x_scaling.mean)) if layers is None else layers
         if stacked is not None:
             self.stacked = stacked
         for name, value in (
@@ -38,6 +53,11 @@ class TranscoderTraining(pl.LightningModule):
         ):
             self.register_buffer(name, value)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the own layers."""
+        return tuple(f"layer {self.layers[i]}" for i in self.stacked.own)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """One step on raw tokens `[L, B, d]` twice."""
         own = slice(self.stacked.own.start, self.stacked.own.stop)
@@ -46,6 +66,7 @@ class TranscoderTraining(pl.LightningModule):
         losses = self.stacked.losses(x, y, self.global_step)
         return {
             "loss": losses.total,
+            BY_PART: losses.fvu_by_layer.detach(),
             "fvu": losses.fvu.detach(),
             "prediction": losses.prediction.detach(),
             "sparsity": losses.sparsity.detach(),

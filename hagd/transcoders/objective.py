@@ -7,6 +7,7 @@ centred and scaled to mean norm √d (`Scaling`), which the exported weights und
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -43,7 +44,7 @@ class Scaling:
 
 
 class Losses(NamedTuple):
-    """Terms of one step; `total` is what is minimised, the rest is logged."""
+    """Terms of one step; `total` is what is minimised, the rest is logged. `fvu_by_layer` `[L]` is the only vector."""
 
     total: Tensor
     fvu: Tensor
@@ -51,6 +52,25 @@ class Losses(NamedTuple):
     sparsity: Tensor
     auxiliary: Tensor
     l0: Tensor
+    fvu_by_layer: Tensor
+
+
+class LayerTerms(NamedTuple):
+    """A layer's part of a step.
+
+    Attributes:
+        codes: features. written: what they add to each layer that they write to, `[B, d]` each.
+        lengths: norms of the decoder rows, `[m]`.
+        error: squared error of the reconstruction, summed over tokens.
+        prediction: error of the prediction from the layer before, relative. auxiliary: the AuxK term.
+    """
+
+    codes: Codes
+    written: tuple[Tensor, ...]
+    lengths: Tensor
+    error: Tensor
+    prediction: Tensor
+    auxiliary: Tensor
 
 
 class Previous(Protocol):
@@ -81,6 +101,7 @@ class StackedTranscoders(nn.Module):
             it predicts.
         previous: brings what the layer before the first own one did; there when that layer is another process's.
         following: takes what the last own layer did to the process of the next one.
+        built: called with each own layer and its new dictionary, and with each head, before the next one is built.
     """
 
     silent: Tensor
@@ -95,6 +116,7 @@ class StackedTranscoders(nn.Module):
         own: range | None = None,
         previous: Previous | None = None,
         following: Following | None = None,
+        built: Callable[[int, Dictionary | PredictionHead], None] = lambda *_: None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -108,10 +130,12 @@ class StackedTranscoders(nn.Module):
             dictionary = Dictionary(config, d, n_layers - i if config.cross_layer else 1, g)
             if i in self.own:
                 layers[str(i)] = dictionary
+                built(i, dictionary)
         for i in range(n_layers - 1 if config.lambda_prediction > 0 else 0):
             head = PredictionHead(config.prediction_head, d, m, config.head_rank, g)
             if i + 1 in self.own:
                 heads[str(i)] = head
+                built(i + 1, head)
         self.layers, self.heads = nn.ModuleDict(layers), nn.ModuleDict(heads)
         self.register_buffer("silent", torch.zeros(len(self.own), m))
         self.register_buffer("power", torch.full((len(self.own),), float(d)))
@@ -146,19 +170,23 @@ class StackedTranscoders(nn.Module):
     def losses(self, x: Tensor, y: Tensor, step: int) -> Losses:
         """All terms for scaled tokens `x`, `y` `[L, B, d]` in a step; also counts how long each feature was silent."""
         config, n_tokens = self.config, x.shape[1]
-        codes = self.encode(x)
-        recon, written = self.decode(codes, x)
-        errors = [mse_loss(guess, target, reduction="sum") for guess, target in zip(recon, y, strict=True)]
-        fvu = torch.stack(errors) / (n_tokens * self.power)
-        lengths = [dictionary.lengths() for dictionary in self.dictionaries]
-        l0 = torch.stack([c.l0 for c in codes])
-        handed_on = self.following(codes[-1], written[-1]) if self.following else x.new_zeros(())
-        sparsity = self._sparsity(codes, lengths, l0, n_tokens, x.shape[2])
-        prediction = self._prediction(codes, written, lengths, step) if len(self.heads) else x.new_zeros(())
-        self._count_silence(codes, n_tokens)
-        auxiliary = self._auxiliary(x, y, recon) if config.aux_weight > 0 else x.new_zeros(())
-        for dictionary, c in zip(self.dictionaries, codes, strict=True):
-            dictionary.follow_threshold(c)
+        zero = x.new_zeros(())
+        terms: list[LayerTerms] = []
+        for i, dictionary in enumerate(self.dictionaries):
+            earlier = [terms[s].written[i - s] for s in range(i)] if config.cross_layer else []
+            before = (terms[-1].codes, terms[-1].written[0]) if terms else None
+            terms.append(dictionary(self._layer, i, x[i], y[i], earlier, before, step, _asking(x)))
+        first, last = terms[0], terms[-1]
+        handed_on = self.following(last.codes, last.written[0]) if self.following else zero
+        prediction = torch.stack([t.prediction for t in terms]).sum()
+        if self.previous is not None:
+            before = self.previous(first.codes, first.written[0])
+            prediction = prediction + self._prediction(
+                0, self.dictionaries[0], first.codes, first.lengths, before, step
+            )
+        fvu = torch.stack([t.error for t in terms]) / (n_tokens * self.power)
+        sparsity = self._sparsity(terms, n_tokens, x.shape[2])
+        auxiliary = torch.stack([t.auxiliary for t in terms]).sum()
         total = (
             fvu.sum()
             + config.lambda_prediction * prediction
@@ -166,36 +194,67 @@ class StackedTranscoders(nn.Module):
             + config.aux_weight * auxiliary
             + handed_on
         )
-        return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean())
+        l0 = torch.stack([t.codes.l0 for t in terms])
+        return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean(), fvu)
 
-    def _sparsity(self, codes: list[Codes], lengths: list[Tensor], l0: Tensor, n_tokens: int, d: int) -> Tensor:
+    def _layer(
+        self,
+        dictionary: Dictionary,
+        i: int,
+        x: Tensor,
+        y: Tensor,
+        earlier: list[Tensor],
+        before: tuple[Codes, Tensor] | None,
+        step: int,
+        asking: Tensor,
+    ) -> LayerTerms:
+        """What needs the weights of the own layer i, in one go: where they are divided over processes, no other
+        layer's have to be in memory.
+
+        Args:
+            dictionary: of the layer.
+            i: its place among the own ones.
+            x: scaled inputs `[B, d]`. y: targets.
+            earlier: what layers before write to this one.
+            before: features of the layer before and what they write to it; None: not of this process.
+            step: of the training.
+            asking: zero, with gradient.
+        """
+        codes = dictionary.encode(x)
+        written = dictionary.write(codes)
+        recon = sum(earlier, dictionary.constant(x) + written[0])
+        lengths = dictionary.lengths()
+        prediction = auxiliary = x.new_zeros(())
+        if len(self.heads) and before is not None:
+            prediction = self._prediction(i, dictionary, codes, lengths, before, step)
+        self._count_silence(i, codes)
+        if self.config.aux_weight > 0:
+            auxiliary = self._auxiliary(i, dictionary, x, y - recon.detach())
+        dictionary.follow_threshold(codes)
+        error = mse_loss(recon, y, reduction="sum") + asking
+        return LayerTerms(codes, written, lengths, error, prediction, auxiliary)
+
+    def _sparsity(self, terms: list[LayerTerms], n_tokens: int, d: int) -> Tensor:
         """Summed over layers: L1 of contributions (a free decoder norm would let f shrink), or for JumpReLU the
         squared relative distance of L0 from k."""
         k = self.config.k
         if self.config.activation == "jumprelu":
+            l0 = torch.stack([t.codes.l0 for t in terms])
             # The square of a mean over the tokens of all processes, with the gradient of this one's share.
             distance = mean_over_processes(l0) / k - 1
             return (distance.square() + 2 * distance * (l0 - l0.detach()) / k).sum()
-        total = sum((c.values @ n[c.support.index] for c, n in zip(codes, lengths, strict=True)), l0.new_zeros(()))
-        return total / (n_tokens * (k * d) ** 0.5)
+        sizes = [t.codes.values @ t.lengths[t.codes.support.index] for t in terms]
+        return torch.stack(sizes).sum() / (n_tokens * (k * d) ** 0.5)
 
-    def _prediction(self, codes: list[Codes], written: list[Tensor], lengths: list[Tensor], step: int) -> Tensor:
-        total = lengths[0].new_zeros(())
-        sources = list(zip(codes, written, strict=True))[:-1]
-        targets = list(zip(codes, self.dictionaries, lengths, strict=True))
-        if self.previous is None:
-            targets = targets[1:]
-        else:
-            sources.insert(0, self.previous(codes[0], written[0]))
-        for (name, head), (given, contribution), (target, dictionary, norms) in zip(
-            self.heads.items(), sources, targets, strict=True
-        ):
-            size = target.values.detach() * norms.detach()[target.support.index]
-            energy = mean_over_processes(size.square().sum())
-            sample = self._sampled(dictionary.m, int(name), step)
-            loss = head.loss(given, contribution, target, dictionary, sample)  # type: ignore[operator]
-            total = total + loss / energy.clamp(min=1e-12)
-        return total
+    def _prediction(
+        self, i: int, dictionary: Dictionary, target: Codes, lengths: Tensor, before: tuple[Codes, Tensor], step: int
+    ) -> Tensor:
+        source = self.own[i] - 1
+        size = target.values.detach() * lengths.detach()[target.support.index]
+        energy = mean_over_processes(size.square().sum())
+        sample = self._sampled(dictionary.m, source, step)
+        loss: Tensor = self.heads[str(source)].loss(*before, target, dictionary, sample)  # type: ignore[operator]
+        return loss / energy.clamp(min=1e-12)
 
     def _sampled(self, m: int, head: int, step: int) -> Tensor:
         """Features whose inactivity prices a head in a step; the same in every process."""
@@ -206,30 +265,31 @@ class StackedTranscoders(nn.Module):
         return torch.from_numpy(chosen).to(device)
 
     @torch.no_grad()
-    def _count_silence(self, codes: list[Codes], n_tokens: int) -> None:
-        fired = torch.zeros_like(self.silent, dtype=torch.bool)
-        for row, c in zip(fired, codes, strict=True):
-            row[c.support.index[c.values > 0]] = True
-        fired = mean_over_processes(fired.float()) > 0
-        self.silent.add_(n_tokens * rank_and_world()[1]).masked_fill_(fired, 0)
+    def _count_silence(self, i: int, codes: Codes) -> None:
+        fired = torch.zeros_like(self.silent[i])
+        fired[codes.support.index[codes.values > 0]] = 1
+        fired = mean_over_processes(fired) > 0
+        self.silent[i].add_(codes.support.n_tokens * rank_and_world()[1]).masked_fill_(fired, 0)
 
     def dead(self) -> Tensor:
         """Boolean `[L, m]`: silent for `dead_fraction` of all training tokens."""
         budget = self.config.steps * self.config.batch_size
         return self.silent > self.config.dead_fraction * budget
 
-    def _auxiliary(self, x: Tensor, y: Tensor, recon: list[Tensor]) -> Tensor:
+    def _auxiliary(self, i: int, dictionary: Dictionary, x: Tensor, missing: Tensor) -> Tensor:
         """AuxK (Gao et al. 2024): dead features explain what the living leave over."""
-        total = x.new_zeros(())
-        for i, (dictionary, dead) in enumerate(zip(self.dictionaries, self.dead(), strict=True)):
-            n_dead = min(int(dead.sum()), max(1, dictionary.m // _OLD_SHARE))
-            if not n_dead:
-                continue
-            chosen = self.silent[i].topk(n_dead).indices
-            pre = torch.addmm(dictionary.b_enc[chosen], x[i], dictionary.W_enc[chosen].T)
-            values, index = pre.topk(min(2 * self.config.k, n_dead), dim=-1)
-            f = torch.zeros_like(pre).scatter(-1, index, values.relu())
-            missing = y[i] - recon[i].detach()
-            miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], missing, reduction="sum")
-            total = total + miss / (x.shape[1] * self.power[i])
-        return total
+        n_dead = min(int(self.dead()[i].sum()), max(1, dictionary.m // _OLD_SHARE))
+        if not n_dead:
+            return x.new_zeros(())
+        chosen = self.silent[i].topk(n_dead).indices
+        pre = torch.addmm(dictionary.b_enc[chosen], x, dictionary.W_enc[chosen].T)
+        values, index = pre.topk(min(2 * self.config.k, n_dead), dim=-1)
+        f = torch.zeros_like(pre).scatter(-1, index, values.relu())
+        miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], missing, reduction="sum")
+        return miss / (len(x) * self.power[i])
+
+
+def _asking(x: Tensor) -> Tensor:
+    """Zero with a gradient. A layer whose inputs ask for none gives its gathered weights back at the end of the whole
+    backward pass instead of right after its own part of it."""
+    return torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)

@@ -13,11 +13,11 @@ from torch import Tensor
 from hagd.activations.capture import capture
 from hagd.activations.outliers import Outliers
 from hagd.models.language_model import LanguageModel
-from hagd.tasks.records import Prompts
+from hagd.tasks.records import IGNORED, PADDING, Prompts
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling
 from hagd.transcoders.records import DENSITY_EDGES, LayerQuality, TranscoderSet
-from hagd.transcoders.splicing import spliced_divergence
+from hagd.transcoders.splicing import splice
 
 _AT_ONCE = 64
 _SPLICED = 64
@@ -53,8 +53,8 @@ def measure(
     limits = outliers or Outliers.of(x[:, used].norm(dim=-1), y[:, used].norm(dim=-1))
     keep = used & limits.keep(x.flatten(1, 2), y.flatten(1, 2)).view_as(used)
     slot, x, y = slots[keep], x[:, keep], y[:, keep]
-    rows = min(_SPLICED, len(tokens))
-    everywhere = range(len(found.transcoders))
+    rows = slice(_SPLICED)
+    in_splices = tokens[rows], next_tokens(prompts)[rows].to(lm.device), keep[rows], y.mean(1)
     qualities: list[LayerQuality] = []
     features: list[Tensor] = []
     predicted = [] if heads is None else _prediction_r2(heads.to(lm.device), x)
@@ -63,7 +63,7 @@ def measure(
         error = (y[i] - found.reconstruct(i, features, x[i])).square().sum(-1)
         power = (y[i] - y[i].mean(0)).square().sum(-1)
         frequency = (f > 0).float().mean(0)
-        kl, ablated = spliced_divergence(lm, found, [i], tokens[:rows], keep[:rows], y.mean(1))
+        spliced = splice(lm, found, [i], *in_splices)
         qualities.append(
             LayerQuality(
                 layer=transcoder.layer,
@@ -73,15 +73,31 @@ def measure(
                 dense=float((frequency > _DENSE).float().mean()),
                 near_duplicates=_near_duplicates(transcoder.W_dec),
                 density=_histogram(frequency),
-                kl=kl,
-                loss_recovered=1 - kl / ablated if ablated > 0 else float("nan"),
+                kl=spliced.kl,
+                loss_recovered=spliced.recovered,
                 fvu_by_slot=tuple(_ratio(error[slot == s], power[slot == s]) for s in range(n_slots)),
                 prediction_r2=predicted[i] if i < len(predicted) else float("nan"),
             )
         )
-    kl, ablated = spliced_divergence(lm, found, everywhere, tokens[:rows], keep[:rows], y.mean(1))
-    recovered = 1 - kl / ablated if ablated > 0 else float("nan")
-    return replace(measured, quality=tuple(qualities), kl=kl, loss_recovered=recovered)
+    spliced = splice(lm, found, range(len(found.transcoders)), *in_splices)
+    return replace(measured, quality=tuple(qualities), kl=spliced.kl, loss_recovered=spliced.recovered)
+
+
+def next_tokens(prompts: Prompts) -> Tensor:
+    """`[N · C, T, K]`: tokens right after each position, at scored ones the accepted answers; PADDING if unused.
+
+    A mini model is trained on its labels alone, so only they are targets.
+    """
+    if prompts.labels is not None:
+        return prompts.labels.masked_fill(prompts.labels == IGNORED, PADDING)[..., None]
+    tokens, slots, scored, answers = (
+        value.flatten(0, 1) for value in (prompts.tokens, prompts.slots, prompts.scored, prompts.answers)
+    )
+    targets = tokens.new_full((*tokens.shape, answers.shape[-1]), PADDING)
+    targets[:, :-1, 0] = tokens[:, 1:].masked_fill(slots[:, 1:] == PADDING, PADDING)
+    row, place = (scored != PADDING).nonzero(as_tuple=True)
+    targets[row, scored[row, place]] = answers[row, place]
+    return targets
 
 
 def _captured(lm: LanguageModel, found: TranscoderSet, tokens: Tensor) -> tuple[Tensor, Tensor]:

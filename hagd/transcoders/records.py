@@ -101,7 +101,7 @@ class LayerQuality:
         near_duplicates: share of features whose decoder row has a cosine above 0.9 with another one's.
         density: share of features by log10 firing frequency, in half decades from 1e-5 to 1.
         kl: divergence (nats a token) of the model's next-token distribution when this layer's output is replaced.
-        loss_recovered: 1 − kl over the divergence with the output at its mean.
+        loss_recovered: share of the next-token loss that the output at its mean costs and the dictionary brings back.
         fvu_by_slot: `fvu` by position slot, in the order of `TaskData.slot_names`; NaN where nothing is measured.
         prediction_r2: explained share of the next layer's features by the prediction head; NaN without one.
     """
@@ -129,6 +129,8 @@ class TranscoderSet:
         transcoders: one a layer, ascending.
         quality: one a layer, same order; empty until measured.
         kl, loss_recovered: as for one layer, with all layers replaced at once.
+        tokens_per_second, waiting: of their training, since it was last resumed: wall-clock rate, and the share of that
+            time spent waiting for activations; NaN for dictionaries from elsewhere.
     """
 
     model: str
@@ -137,6 +139,8 @@ class TranscoderSet:
     quality: tuple[LayerQuality, ...] = ()
     kl: float = float("nan")
     loss_recovered: float = float("nan")
+    tokens_per_second: float = float("nan")
+    waiting: float = float("nan")
 
     @property
     def layers(self) -> tuple[int, ...]:

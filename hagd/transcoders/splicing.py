@@ -1,58 +1,97 @@
 """A model that runs on reconstructions: the site's output replaced by what the dictionaries make of its input.
 
-Shape legend: B sequences, T positions, d = d_model, V vocabulary.
+Shape legend: B sequences, T positions, K accepted tokens, n kept positions, d = d_model, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hagd.activations.capture import site_module
 from hagd.models.language_model import LanguageModel
+from hagd.tasks.records import PADDING
 from hagd.transcoders.records import TranscoderSet
 
 _POSITIONS = 1024
 """Positions whose logits are held at a time."""
 
 
+class Spliced(NamedTuple):
+    """What a model loses when reconstructions stand in for the outputs of layers, means in nats a token.
+
+    Attributes:
+        kl: divergence from the model's next-token distribution, over all replaced positions.
+        loss: cross entropy of the next token (`−log P(any accepted)`), over the replaced positions that have a target.
+        clean_loss: of the model as it is. ablated_loss: with the outputs' means: what no dictionary would give.
+    """
+
+    kl: float
+    loss: float
+    clean_loss: float
+    ablated_loss: float
+
+    @property
+    def recovered(self) -> float:
+        """`(ablated − spliced) / (ablated − clean)` loss; NaN where ablation does no harm."""
+        harm = self.ablated_loss - self.clean_loss
+        return (self.ablated_loss - self.loss) / harm if harm > 0 else float("nan")
+
+
 @torch.no_grad()
-def spliced_divergence(
-    lm: LanguageModel, found: TranscoderSet, spliced: Sequence[int], tokens: Tensor, keep: Tensor, means: Tensor
-) -> tuple[float, float]:
-    """Mean KL divergence in nats from the model's next-token distribution.
+def splice(
+    lm: LanguageModel,
+    found: TranscoderSet,
+    spliced: Sequence[int],
+    tokens: Tensor,
+    targets: Tensor,
+    keep: Tensor,
+    means: Tensor,
+) -> Spliced:
+    """The model with some layers replaced by their dictionaries, against itself.
 
     Args:
         lm: the model; everything else is on its device.
         found: its dictionaries.
         spliced: places in `found.transcoders` of the layers that are replaced.
         tokens: `[B, T]`.
+        targets: `[B, T, K]`, tokens any of which is right as the next one; PADDING if unused.
         keep: boolean `[B, T]`; replaced, and measured, at these positions.
         means: mean outputs `[L, d]` of the decomposed layers.
-
-    Returns:
-        With reconstructions in place of the outputs, and with the outputs' means: what no dictionary would give.
     """
     at_once = max(1, _POSITIONS // tokens.shape[1])
-    totals, count = [0.0, 0.0], 0
+    divergence, losses, count, n_targets = 0.0, [0.0, 0.0, 0.0], 0, 0
     for start in range(0, len(tokens), at_once):
-        ids, kept = tokens[start : start + at_once], keep[start : start + at_once]
+        rows = slice(start, start + at_once)
+        ids, kept, target = tokens[rows], keep[rows], targets[rows][keep[rows]]
         clean = _log_probabilities(lm, ids)[kept]
-        for i, ablated in enumerate((False, True)):
-            with _replaced(lm, found, spliced, kept, means if ablated else None):
-                other = _log_probabilities(lm, ids)[kept]
-            totals[i] += float((clean.exp() * (clean - other)).sum())
+        with _replaced(lm, found, spliced, kept, None):
+            reconstructed = _log_probabilities(lm, ids)[kept]
+        with _replaced(lm, found, spliced, kept, means):
+            ablated = _log_probabilities(lm, ids)[kept]
+        divergence += float((clean.exp() * (clean - reconstructed)).sum())
+        for i, log_p in enumerate((reconstructed, clean, ablated)):
+            losses[i] -= float(_log_accepted(log_p, target).sum())
         count += len(clean)
-    return totals[0] / max(count, 1), totals[1] / max(count, 1)
+        n_targets += int((target != PADDING).any(-1).sum())
+    loss, clean_loss, ablated_loss = (total / n_targets if n_targets else float("nan") for total in losses)
+    return Spliced(divergence / max(count, 1), loss, clean_loss, ablated_loss)
 
 
 def _log_probabilities(lm: LanguageModel, tokens: Tensor) -> Tensor:
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
     return lm.logits_at(tokens, positions).float().log_softmax(-1)
+
+
+def _log_accepted(log_p: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities of the targets `[n, K]`, of those rows of `log_p` `[n, V]` that have one."""
+    rows = (target != PADDING).any(-1)
+    log_p, target = log_p[rows], target[rows]
+    return log_p.gather(1, target.clamp(min=0)).masked_fill(target == PADDING, -torch.inf).logsumexp(1)
 
 
 @contextmanager

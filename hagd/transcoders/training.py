@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,17 +21,38 @@ from hagd.training.processes import dividing_layers
 from hagd.transcoders.dictionary import Dictionary
 from hagd.transcoders.divided import DividedTraining
 from hagd.transcoders.initialise import initialise
+from hagd.transcoders.joint import JointTraining
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.records import Transcoder
+from hagd.transcoders.sharded import ShardedTraining
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
 log = logging.getLogger(__name__)
 
+_JOINT: dict[str, type[JointTraining]] = {"layers": DividedTraining, "fsdp": ShardedTraining}
+"""By `trainer.strategy`; with any other one every process has the whole."""
+
 _SCALING_TOKENS = 16_384
 _INITIAL_TOKENS = 8192
+
+
+class Trained(NamedTuple):
+    """What a training leaves.
+
+    Attributes:
+        transcoders: in raw units, one a layer.
+        module: with its prediction heads.
+        tokens_per_second: wall-clock rate since the training was last resumed.
+        waiting: share of that time spent waiting for activations.
+    """
+
+    transcoders: tuple[Transcoder, ...]
+    module: TranscoderTraining
+    tokens_per_second: float
+    waiting: float
 
 
 def train_transcoders(
@@ -42,45 +63,54 @@ def train_transcoders(
     trainer: TrainerConfig,
     checkpoint_dir: Path,
     loggers: Sequence[Logger] = (),
-) -> tuple[tuple[Transcoder, ...], TranscoderTraining]:
-    """Trained dictionaries in raw units, one a layer, and the module with its prediction heads.
+) -> Trained:
+    """Dictionaries of all layers, trained.
 
     Raises:
-        NumericalError: the loss is not finite.
+        NumericalError: the loss is not finite, or diverges.
     """
     x, y = activations.sample(_SCALING_TOKENS)
     x_scaling, y_scaling = Scaling.of(x), Scaling.of(y)
     initial = x[:, :_INITIAL_TOKENS], y[:, :_INITIAL_TOKENS]
-    divided = trainer.strategy == "layers"
+    joint = _JOINT.get(trainer.strategy)
     module = (
-        DividedTraining(config, seed, x_scaling, y_scaling, initial)
-        if divided
-        else TranscoderTraining(_started(config, seed, x_scaling, y_scaling, initial), x_scaling, y_scaling)
+        joint(config, seed, x_scaling, y_scaling, initial, layers)
+        if joint
+        else TranscoderTraining(_started(config, seed, x_scaling, y_scaling, initial), x_scaling, y_scaling, layers)
     )
-    loader = StepLoader(lambda step: activations.batch(step, config.batch_size), config.steps)
+    n_drawn = 0
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        nonlocal n_drawn
+        n_drawn += config.batch_size
+        return activations.batch(step, config.batch_size)
+
+    loader = StepLoader(batch, config.steps)
     began, waited = time.perf_counter(), activations.seconds_waited
-    with dividing_layers() if divided else nullcontext():
+    with dividing_layers() if joint is DividedTraining else nullcontext():
         fit(
             module,
             loader,
             trainer,
             config.steps,
-            checkpoint_dir / "layers" if divided else checkpoint_dir,
+            checkpoint_dir / trainer.strategy if joint else checkpoint_dir,
             loggers,
             ("fvu", "dead"),
             stage="transcoder",
             seed=seed,
             tokens=config.batch_size,
-            own_layers=divided,
+            joint=joint is not None,
         )
-    waiting = (activations.seconds_waited - waited) / (time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    waiting = (activations.seconds_waited - waited) / seconds
     log.info("transcoder: %.1f %% of the time went by waiting for activations", 100 * waiting)
     for logger in loggers:
         logger.log_metrics({"transcoder/waiting": waiting}, step=config.steps)
-    module = module.cpu()
-    if isinstance(module, DividedTraining):
+    if isinstance(module, JointTraining):
         module = TranscoderTraining(module.whole(), x_scaling, y_scaling)
-    return export(module.stacked, x_scaling, y_scaling, layers), module
+    module = module.cpu()
+    transcoders = export(module.stacked, x_scaling, y_scaling, layers)
+    return Trained(transcoders, module, n_drawn / seconds, waiting)
 
 
 def _started(

@@ -125,7 +125,7 @@ def _reference_metrics(strict: _Bench, lenient: _Bench) -> dict[str, float]:
         "empty.lenient_accuracy": lenient.empty.accuracy,
         "empty.logit_difference": float(strict.empty.logit_difference.mean()),
         "transcoder.spliced_accuracy": spliced.accuracy,
-        "transcoder.loss_recovered": 1 - all_kept / all_ablated if all_ablated > 0 else float("nan"),
+        "transcoder.spliced_kl_recovered": 1 - all_kept / all_ablated if all_ablated > 0 else float("nan"),
     }
 
 

@@ -107,6 +107,14 @@ def test_the_example_in_a_message_is_accepted() -> None:
             "transcoder.skip and cross_layer need site=mlp, found skip=False, cross_layer=True at site=resid",
         ),
         (
+            ["trainer.strategy=layers", "transcoder.cross_layer=true"],
+            "trainer.strategy=layers divides dictionaries that each write to their own layer, found",
+        ),
+        (
+            ["trainer.strategy=fsdp", "transcoder.optimiser=adafactor"],
+            "trainer.strategy=fsdp divides the state of transcoder.optimiser=adam, found adafactor; choose adam",
+        ),
+        (
             ["transcoder.selection=bfloat16", "transcoder.activation=jumprelu"],
             "transcoder.selection=bfloat16 needs activation=topk, found jumprelu; set selection=exact",
         ),

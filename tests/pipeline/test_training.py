@@ -54,6 +54,14 @@ def test_stage_transcoder_measures_the_dictionaries(tiny_runs: Path, tmp_path: P
     config = tiny_train(tiny_runs, stage="transcoder", transcoder__k=3)
     metrics = run_training(config, no_sections, tmp_path, None, QUIET)
     assert metrics["objective"] == -metrics["transcoder.fvu"] and metrics["transcoder.l0"] <= 3
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    wanted = ("fvu", "l0", "dead", "dense", "near_duplicates", "loss_recovered", "kl")
+    assert stored == metrics
+    assert {f"transcoder.layer{i}.{name}" for i in (0, 1) for name in wanted} <= stored.keys()
+    assert {"transcoder.layer0.prediction_r2", "transcoder.kl_all", "transcoder.loss_recovered_all"} <= stored.keys()
+    assert sum(key.startswith("transcoder.layer1.fvu_by_slot.") for key in stored) > 1
+    assert stored["time.transcoder_tokens_per_second"] > 0 and 0 <= stored["time.transcoder_waiting"] <= 1
+    assert stored["memory.peak_mb"] > 0 and stored["time.total_s"] > 0
     assert manifest(tmp_path)["lm"]["reused"] and not manifest(tmp_path)["transcoders"]["reused"]
 
 

@@ -22,6 +22,7 @@ from hagd.errors import ConfigError, NumericalError
 from hagd.training import progress
 from hagd.training.fit import fit
 from hagd.training.loader import StepLoader
+from hagd.training.loss_watch import BY_PART
 from tests.training.toy import Toy, train
 
 N_STEPS = 40
@@ -133,8 +134,52 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path, value:
             result = super().training_step(batch, batch_idx)
             return result | {"loss": result["loss"] * (value if batch[0] >= 13 else 1)}
 
-    with pytest.raises(NumericalError, match="transcoder: the loss is not finite at step 14 of 40"):
+    message = (
+        r"transcoder: the loss is not finite at step 14 of 40; the last good checkpoint is .*last\.ckpt \(step 7\); "
+    )
+    with pytest.raises(NumericalError, match=message):
         train(tmp_path / "c", N_STEPS, Diverges(), stage="transcoder")
+    assert train(tmp_path / "c", N_STEPS).seen[0] == 7
+
+
+class Parts(Toy):
+    """Two parts, of which one explodes from a step on, finite and without the whole following."""
+
+    parts = ("layer 4", "layer 9")
+
+    def __init__(self, at: int, value: float) -> None:
+        super().__init__()
+        self.at, self.value = at, value
+
+    def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        bad = self.value if batch[0] >= self.at else 0.5
+        return super().training_step(batch, batch_idx) | {BY_PART: torch.tensor([0.5, bad])}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (math.nan, "the loss of layer 9 is not finite at step 6 of 40; there is no checkpoint yet"),
+        (1e6, r"the loss of layer 9 has diverged to 1e\+06 at step 25 of 40; there is no checkpoint yet"),
+    ],
+)
+def test_the_part_that_fails_is_named(tmp_path: Path, value: float, says: str) -> None:
+    with pytest.raises(NumericalError, match=f"transcoder: {says}; lower"):
+        train(tmp_path / "c", N_STEPS, Parts(5, value), stage="transcoder")
+
+
+def test_nothing_is_saved_while_a_part_is_above_its_limit(tmp_path: Path) -> None:
+    with pytest.raises(NumericalError, match=r"step 29 of 40; the last good checkpoint is .* \(step 7\)"):
+        train(tmp_path / "c", N_STEPS, Parts(9, 1e6))  # checkpoints are due at steps 14, 21 and 28
+
+
+def test_a_loss_that_comes_back_goes_on(tmp_path: Path) -> None:
+    class Spike(Toy):
+        def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            result = super().training_step(batch, batch_idx)
+            return result | {"loss": result["loss"] * (1e6 if batch[0] % 20 else 1)}
+
+    train(tmp_path / "c", N_STEPS, Spike())
 
 
 def test_the_random_state_outside_is_untouched(tmp_path: Path) -> None:
@@ -156,7 +201,7 @@ def test_loggers_receive_every_metric(tmp_path: Path) -> None:
     train(tmp_path / "c", 60, loggers=[logger], stage="toy")
     logger.save()
     header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert set(header.split(",")) == {"step", "toy/loss", "toy/size"}
+    assert set(header.split(",")) == {"step", "toy/loss", "toy/size", "toy/memory_mb"}
     assert len(rows) == 2
 
 

@@ -44,7 +44,7 @@ def train(runs: Path, folder: Path, *settings: str) -> TranscoderSet:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "layers"])
+@pytest.mark.parametrize("strategy", ["ddp", "layers", "fsdp"])
 @pytest.mark.parametrize(
     "settings",
     [

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from hagd.activations.outliers import Outliers
-from hagd.transcoders.quality import measure
+from hagd.config.stages import TranscoderConfig
+from hagd.tasks.records import IGNORED, PADDING
+from hagd.transcoders.metrics import SCALARS, flat_metrics
+from hagd.transcoders.module import TranscoderTraining
+from hagd.transcoders.objective import Scaling, StackedTranscoders
+from hagd.transcoders.quality import measure, next_tokens
 from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
-from hagd.transcoders.splicing import spliced_divergence
+from hagd.transcoders.splicing import Spliced, splice
 from tests.builders import random_model, random_prompts, random_transcoders
 from tests.reference import features_of, run, site_values
 
@@ -54,6 +60,7 @@ def test_splicing_replaces_the_output_where_it_is_told_to() -> None:
     found = random_transcoders(lm)
     tokens, keep = prompts.tokens[:, 0], prompts.slots[:, 0] >= 0
     means = torch.randn(2, lm.d_model, generator=torch.Generator().manual_seed(0))
+    targets = next_tokens(prompts)
     clean = run(lm, tokens).logits.log_softmax(-1)
     for spliced in ([1], [0, 1]):
 
@@ -66,19 +73,93 @@ def test_splicing_replaces_the_output_where_it_is_told_to() -> None:
         def ablated(layer: int, read: Tensor, written: Tensor, spliced: list[int] = spliced) -> Tensor:
             return torch.where(keep[..., None], means[layer], written) if layer in spliced else written
 
-        expected = []
-        for write in (reconstructed, ablated):
-            other = run(lm, tokens, write).logits.log_softmax(-1)
-            expected.append(float((clean.exp() * (clean - other)).sum(-1)[keep].mean()))
-        assert spliced_divergence(lm, found, spliced, tokens, keep, means) == pytest.approx(expected, rel=1e-3)
-        assert min(expected) > 1e-4
+        other, gone = (run(lm, tokens, write).logits.log_softmax(-1) for write in (reconstructed, ablated))
+        kl = float((clean.exp() * (clean - other)).sum(-1)[keep].mean())
+        losses = [slow_loss(log_p, targets, keep) for log_p in (other, clean, gone)]
+        measured = splice(lm, found, spliced, tokens, targets, keep, means)
+        assert measured == pytest.approx((kl, *losses), rel=1e-3)
+        assert kl > 1e-4 and len(set(losses)) == 3
 
 
-def test_loss_recovered_is_one_minus_a_ratio_and_all_layers_cost_more() -> None:
+def slow_loss(log_p: Tensor, targets: Tensor, keep: Tensor) -> float:
+    """Mean of `−log P(any target)` over the kept positions that have targets."""
+    losses = []
+    for row in range(len(targets)):
+        for t in range(targets.shape[1]):
+            accepted = [int(token) for token in targets[row, t] if token != PADDING]
+            if keep[row, t] and accepted:
+                losses.append(-math.log(sum(float(log_p[row, t, token].exp()) for token in accepted)))
+    return sum(losses) / len(losses)
+
+
+def test_targets_are_the_next_tokens_and_the_answers() -> None:
+    prompts = random_prompts(n=9)
+    targets = next_tokens(prompts)
+    for row in range(len(prompts)):
+        length = int((prompts.slots[row, 0] != PADDING).sum())
+        for t in range(targets.shape[1]):
+            if t in prompts.scored[row, 0].tolist():
+                place = prompts.scored[row, 0].tolist().index(t)
+                expected = prompts.answers[row, 0, place].tolist()
+            else:
+                expected = [int(prompts.tokens[row, 0, t + 1]) if t + 1 < length else PADDING, PADDING]
+            assert targets[row, t].tolist() == expected
+    labels = torch.full((9, 6), IGNORED)
+    labels[:, 4] = 5
+    assert (next_tokens(replace(prompts, labels=labels))[..., 0] == labels.masked_fill(labels < 0, PADDING)).all()
+
+
+def test_loss_recovered_is_a_share_of_what_ablation_costs() -> None:
+    assert Spliced(kl=0.1, loss=2.0, clean_loss=1.0, ablated_loss=5.0).recovered == pytest.approx(0.75)
+    assert math.isnan(Spliced(kl=0.1, loss=2.0, clean_loss=1.0, ablated_loss=1.0).recovered)
+
+
+def test_each_layer_alone_and_all_at_once() -> None:
+    lm, prompts = random_model(length=6), random_prompts(n=40)
+    found, result = random_transcoders(lm), measured()
+    tokens, keep = prompts.tokens[:, 0], prompts.slots[:, 0] >= 0
+    means = torch.stack([y[keep].mean(0) for _, y in site_values(lm, found, tokens)])
+    for spliced, quality in (([0], result.quality[0]), ([1], result.quality[1]), ([0, 1], result)):
+        expected = splice(lm, found, spliced, tokens, next_tokens(prompts), keep, means)
+        assert quality.kl == pytest.approx(expected.kl, rel=1e-4)
+        assert quality.loss_recovered == pytest.approx(expected.recovered, rel=1e-4, nan_ok=True)
+
+
+def test_prediction_r2_is_the_explained_share_of_the_next_layers_features() -> None:
+    lm, prompts = random_model(length=6), random_prompts(n=40)
+    stacked = StackedTranscoders(TranscoderConfig(k=3, expansion=2, prediction_head="dense"), 2, lm.d_model, 0)
+    tokens, keep = prompts.tokens[:, 0], prompts.slots[:, 0] >= 0
+    x = torch.stack([read[keep] for read, _ in site_values(lm, random_transcoders(lm), tokens)])
+    scaling = Scaling.of(x)
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in stacked.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=g))
+    heads = TranscoderTraining(stacked, scaling, scaling)
+    result = measure(lm, random_transcoders(lm), heads, EVERYTHING, prompts, n_slots=3)
+    w = {name: value.detach() for name, value in stacked.state_dict().items()}
+    f = []
+    for i in range(2):
+        pre = (x[i] - scaling.mean[i]) * scaling.scale[i] @ w[f"layers.{i}.W_enc"].T + w[f"layers.{i}.b_enc"]
+        f.append(torch.where(pre >= pre.sort(dim=1).values[:, [-3]], pre, 0).clamp(min=0))
+    guess = (f[0] @ w["heads.0.dense"] + w["heads.0.bias"]).clamp(min=0)
+    expected = 1 - (f[1] - guess).square().sum() / (f[1] - f[1].mean(0)).square().sum()
+    assert result.quality[0].prediction_r2 == pytest.approx(float(expected), rel=1e-3)
+    assert math.isnan(result.quality[1].prediction_r2)
+
+
+def test_flat_metrics_hold_every_figure_of_every_layer() -> None:
     result = measured()
-    assert all(quality.kl > 0 and quality.loss_recovered < 1 for quality in result.quality)
-    assert result.kl > max(quality.kl for quality in result.quality) * 0.5
-    assert result.loss_recovered < 1
+    flat = flat_metrics(result, ("a", "b", "c"))
+    for name in SCALARS:
+        values = [getattr(quality, name) for quality in result.quality]
+        defined = [value for value in values if not math.isnan(value)]
+        for i, value in enumerate(values):
+            assert flat.get(f"transcoder.layer{i}.{name}") == (None if math.isnan(value) else value)
+        mean = sum(defined) / len(defined) if defined else None
+        assert flat.get(f"transcoder.{name}") == pytest.approx(mean)
+    assert flat["transcoder.layer1.fvu_by_slot.b"] == result.quality[1].fvu_by_slot[1]
+    assert flat["transcoder.kl_all"] == result.kl and flat["transcoder.loss_recovered_all"] == result.loss_recovered
 
 
 def test_twin_decoder_rows_are_counted() -> None:
