@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 FACTOR = 3.0
 ENOUGH = 4
-MOST = 6
+MOST = 5
 
 
 def next_rate(default: float, tried: Mapping[float, float]) -> float | None:
     """The next rate to train with, given the unexplained variance of those tried; None when the search is over.
 
     The default and a factor of three to either side come first. While the best rate is the largest or the smallest
-    tried, the search goes on beyond it, up to six rates; once the best lies inside and fewer than four were tried, one
+    tried, the search goes on beyond it, up to five rates; once the best lies inside and fewer than four were tried, one
     more is put between it and its better neighbour. A training that diverged counts as infinitely bad.
     """
     for rate in (default, default * FACTOR, default / FACTOR):

@@ -29,7 +29,7 @@ from smollm2_activations import smollm2
 
 FOLDER = Path(__file__).resolve().parent
 SMOLLM2 = "smollm2"
-_COUNTED = 100_000
+_COUNTED = 50_000
 """Training tokens on which features are counted as dead."""
 
 Row = dict[str, Any]
@@ -44,6 +44,7 @@ class Contender:
         rate: its default learning rate, for m = 2¹⁴ where it depends on m.
         by_size: its default rate falls with √m.
         everywhere: at all layers, and not only at the first.
+        larger_batches: tries them, too; elsewhere the smallest batch, which makes the most steps, is all.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Contender:
     by_size: bool = False
     skip: bool = False
     everywhere: bool = True
+    larger_batches: bool = False
 
     @property
     def tuned(self) -> bool:
@@ -70,7 +72,7 @@ CONTENDERS = (
     Contender("ours transcoder", "ours", "mlp", _RECIPE),
     Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True),
     Contender("ours autoencoder", "ours", "resid", _RECIPE),
-    Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True),
+    Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, larger_batches=True),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True),
     Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True),
     Contender(
@@ -108,7 +110,8 @@ class Results:
     def write(self) -> None:
         """Replace the file."""
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({"rows": self.rows}, indent=1))
+        lines = ",\n".join(json.dumps(row) for row in self.rows)
+        partial.write_text(f'{{"rows": [\n{lines}\n]}}\n')
         partial.replace(self._path)
 
 
@@ -118,7 +121,8 @@ class Benchmark:
     def __init__(self, subject: Subject, results: Results) -> None:
         self._subject = subject
         self._results = results
-        self._loss: Callable[[SitePlace], tuple[float, float]] = cache(self._clean_and_zero)
+        self._clean: Callable[[], float] = cache(self._cross_entropy)
+        self._zeroed: Callable[[SitePlace], float] = cache(self._with_zeros)
         (subject.cache / "weights").mkdir(exist_ok=True)
 
     def run(self, contender: Contender, layer: int) -> None:
@@ -141,7 +145,8 @@ class Benchmark:
         while (rate := next_rate(default, tried)) is not None:
             tried[rate] = missed(subject.batches[0], rate)
         rate = best_rate(tried)
-        return min(subject.batches, key=lambda batch: missed(batch, rate)), rate
+        batches = subject.batches if contender.larger_batches else subject.batches[:1]
+        return min(batches, key=lambda batch: missed(batch, rate)), rate
 
     def _trained(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> Row:
         subject = self._subject
@@ -150,7 +155,7 @@ class Benchmark:
             return found
         seconds = self._train(contender, place, batch, rate)
         dictionary = self._dictionary(contender, place, batch, rate)
-        row = {
+        row: Row = {
             "subject": subject.name,
             "contender": contender.name,
             "place": place.name,
@@ -161,6 +166,7 @@ class Benchmark:
             "fvu_selection": explained(dictionary, subject.load(place, "selection")).fvu,
             **asdict(explained(dictionary, subject.load(place, "heldout"))),
         }
+        row = _rounded(row)
         self._results.add(row)
         print(json.dumps(row), flush=True)
         return row
@@ -202,24 +208,24 @@ class Benchmark:
         subject = self._subject
         dictionary = self._dictionary(contender, place, row["batch"], row["rate"])
         counts = firing_counts(dictionary, subject.load(place, "train").x[:_COUNTED])
-        clean, zero = self._loss(place)
+        clean, zero = self._clean(), self._zeroed(place)
         with spliced(subject.lm, place, subject.load(place, "heldout"), dictionary):
             replaced = self._cross_entropy()
-        row |= {
+        completed = {
             "dead_train": float((counts == 0).float().mean()),
             "ce_clean": clean,
             "ce_zero": zero,
             "ce_spliced": replaced,
             "loss_recovered": (zero - replaced) / (zero - clean),
         }
+        row |= _rounded(completed)
         self._results.write()
         print(json.dumps(row), flush=True)
 
-    def _clean_and_zero(self, place: SitePlace) -> tuple[float, float]:
-        """Cross entropy of the model as it is, and with zeros at `place`."""
-        clean = self._cross_entropy()
+    def _with_zeros(self, place: SitePlace) -> float:
+        """Cross entropy of the model with zeros at `place`."""
         with spliced(self._subject.lm, place, self._subject.load(place, "heldout"), torch.zeros_like):
-            return clean, self._cross_entropy()
+            return self._cross_entropy()
 
     def _cross_entropy(self) -> float:
         return float(cross_entropy(self._subject.lm, self._subject.text, self._subject.scored).mean())
@@ -232,20 +238,32 @@ class Benchmark:
         return self._subject.cache / "weights" / f"{mode}-{place.name}-{batch}-{rate:.4g}.safetensors"
 
 
+def _rounded(row: Row) -> Row:
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: the rows of chosen trainings."""
+    """Markdown: the rows of chosen trainings, each with our unexplained variance over that row's."""
     lines = [
-        "| model | place | contender | batch | rate | FVU | loss recovered | dead, held-out | dead, training | CPU s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| place | contender | batch | rate | FVU | ours over it | loss recovered | dead, held-out / training | CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     chosen = [row for row in rows if "loss_recovered" in row]
-    for row in sorted(chosen, key=lambda row: (row["subject"], row["place"], row["contender"])):
+    ours = {_group(row): row["fvu"] for row in chosen if row["contender"] == f"ours {_group(row)[2]}"}
+    for row in sorted(chosen, key=lambda row: (*_group(row), row["fvu"])):
+        over = f"{ours[_group(row)] / row['fvu']:.3f}" if _group(row) in ours else "–"
         lines.append(
-            f"| {row['subject']} | {row['place']} | {row['contender']} | {row['batch']} | {row['rate']:.2g} "
-            f"| {row['fvu']:.4f} | {row['loss_recovered']:.4f} | {row['dead']:.1%} | {row['dead_train']:.1%} "
-            f"| {row['cpu_seconds']:.0f} |"
+            f"| {row['subject']} {row['place']} | {row['contender']} | {row['batch']} | {row['rate']:.2g} "
+            f"| {row['fvu']:.4f} | {over} | {row['loss_recovered']:.4f} "
+            f"| {row['dead']:.1%} / {row['dead_train']:.1%} | {row['cpu_seconds']:.0f} |"
         )
     return "\n".join(lines)
+
+
+def _group(row: Row) -> tuple[str, str, str]:
+    """Model, place and kind of dictionary: what can be compared."""
+    kind = row["contender"].partition(" ")[2].removesuffix(", bf16 selection")
+    return row["subject"], row["place"], kind
 
 
 def main() -> None:
