@@ -98,7 +98,7 @@ class Results:
         wanted = (subject, contender, place.name, batch)
         for row in self.rows:
             same = (row["subject"], row["contender"], row["place"], row["batch"]) == wanted
-            if same and math.isclose(row["rate"], rate):
+            if same and math.isclose(row["rate"], rate, rel_tol=1e-3):
                 return row
         return None
 
@@ -245,7 +245,7 @@ def _rounded(row: Row) -> Row:
 def table(rows: Sequence[Row]) -> str:
     """Markdown: the rows of chosen trainings, each with our unexplained variance over that row's."""
     lines = [
-        "| place | contender | batch | rate | FVU | ours over it | loss recovered | dead, held-out / training | CPU s |",
+        "| place | contender | batch | rate | FVU | ours over it | recovered | dead, held-out / training | CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     chosen = [row for row in rows if "loss_recovered" in row]
