@@ -61,8 +61,7 @@ class Subject:
         scored: the loss is that of `text[:, scored:]`, each token predicted from those before.
         m: dictionary size.
         n_train: tokens of a training.
-        layers: at the first of them learning rates and batches are chosen.
-        batches: tokens a step that the peers are given; rates are tuned at the first.
+        layers: at the first of them learning rates are chosen.
     """
 
     name: str
@@ -74,7 +73,6 @@ class Subject:
     k: int
     n_train: int
     layers: tuple[int, ...]
-    batches: tuple[int, ...]
 
     def load(self, place: SitePlace, split: str) -> Captured:
         """What `write` wrote."""

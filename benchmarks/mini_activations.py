@@ -23,12 +23,9 @@ from hagd.models.language_model import LanguageModel
 from hagd.pipeline.pipeline import Pipeline
 from hagd.tasks.records import Prompts, TaskData
 
-STEPS = 800
-"""A third of the default: a peer's search for a learning rate then takes minutes."""
 
-
-def mini(cache: Path, name: str) -> Subject:
-    """Model `name` of `conf/model` on the default task, with dictionaries as in the default configuration.
+def mini(cache: Path, name: str, n_train: int) -> Subject:
+    """Model `name` of `conf/model` on the default task, with dictionaries of the default size.
 
     Dictionaries learn from what the pipeline gives them: training and discovery prompts, again and again in another
     order. They are chosen by the selection split and measured on the validation split.
@@ -36,7 +33,7 @@ def mini(cache: Path, name: str) -> Subject:
     pipeline = _pipeline(cache, name)
     task: TaskData = pipeline.get("task")
     lm, options = pipeline.lm, pipeline.config.transcoder
-    n_train, layers = STEPS * options.batch_size, tuple(reversed(range(lm.n_layers)))
+    layers = tuple(reversed(range(lm.n_layers)))
     assert task.train is not None
     prompts = {
         "train": torch.cat([task.train.tokens, task.discovery.tokens])[:, 0],
@@ -44,11 +41,10 @@ def mini(cache: Path, name: str) -> Subject:
         "heldout": task.validation.tokens[:, 0],
     }
     for place in (SitePlace(site, layer) for layer in layers for site in SITES):
-        if not (cache / f"{place.name}-heldout.safetensors").exists():
-            _capture(lm, cache, place, prompts, n_train)
+        _capture(lm, cache, place, prompts, n_train)
     text, scored = _with_answers(task.validation)
     m = options.expansion * lm.d_model
-    return Subject(name, cache, lm, text, scored, m, options.k, n_train, layers, (options.batch_size,))
+    return Subject(name, cache, lm, text, scored, m, options.k, n_train, layers)
 
 
 def _pipeline(cache: Path, name: str) -> Pipeline:

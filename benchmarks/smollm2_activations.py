@@ -28,7 +28,6 @@ CONTEXT = 128
 EXPANSION, K = 8, 64
 N_TRAIN, N_SELECTION, N_HELDOUT = 256_000, 20_000, 40_000
 LAYERS = (10, 5, 20)
-BATCHES = (512, 1024)
 
 PLACES = tuple(SitePlace(site, layer) for layer in LAYERS for site in SITES)
 
@@ -37,15 +36,17 @@ _SPLICED = 64
 """Held-out sequences on which the loss is measured."""
 
 
-def smollm2(cache: Path, text: str) -> Subject:
-    """Captures what is not in `cache` yet.
+def smollm2(cache: Path, text: str, n_train: int) -> Subject:
+    """Captures what is not in `cache` yet; the first `n_train` tokens of that train.
 
     Files of `text` (a glob pattern) are shuffled; held-out sequences come from files of their own, tokens to choose by
     from the files of the training tokens.
 
     Raises:
-        ValueError: too little text, or `cache` holds activations of other text or sizes.
+        ValueError: more tokens wanted than captured, too little text, or `cache` holds other text or sizes.
     """
+    if n_train > N_TRAIN:
+        raise ValueError(f"--tokens: expected at most {N_TRAIN}, found {n_train}; raise N_TRAIN in {__file__}")
     parts = {"heldout": {"heldout": N_HELDOUT}, "train": {"train": N_TRAIN, "selection": N_SELECTION}}
     request = {"text": text, "tokens": parts, "context": CONTEXT, "massive": MASSIVE}
     cache.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def smollm2(cache: Path, text: str) -> Subject:
     elif (found := json.loads(done.read_text())) != request:
         raise ValueError(f"{done}: expected {request}, found {found}; give another --cache or delete this one")
     heldout = load_file(cache / "tokens.safetensors")["heldout"][:_SPLICED]
-    return Subject("SmolLM2-135M", cache, lm, heldout, 1, EXPANSION * lm.d_model, K, N_TRAIN, LAYERS, BATCHES)
+    return Subject("SmolLM2-135M", cache, lm, heldout, 1, EXPANSION * lm.d_model, K, n_train, LAYERS)
 
 
 def _capture(lm: LanguageModel, cache: Path, text: str, parts: dict[str, dict[str, int]]) -> None:

@@ -2,8 +2,8 @@
 
 Activations of SmolLM2-135M, or of a mini model (`gpt2_mini --cache DIR`), are captured once; every contender trains on
 the same tokens in the same order, one pass, in a process of its own, on one thread. At one layer each peer gets four or
-more learning rates at our batch, and the best of them at a larger batch, too; the other layers use what was best there.
-Chosen is by tokens that are neither trained on nor reported. Ours has one recipe and is not tuned. Rows are written to
+more learning rates; the other layers use the best of them. Chosen is by tokens that are neither trained on nor
+reported. Ours has one recipe and is not tuned. Rows are written to
 `--results` as they come; a row that is there is not trained again.
 """
 
@@ -14,7 +14,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ class Contender:
         loop: its training loop in `peers.py` or `ours.py`.
         rate: its default learning rate, for m = 2¹⁴ where it depends on m.
         by_size: its default rate falls with √m.
-        everywhere: at all layers, and not only at the first.
-        larger_batches: tries them, too; elsewhere the smallest batch, which makes the most steps, is all.
+        batch: tokens a step. For the peers what a pilot showed to be best (`--batch` repeats it), for us the recipe's.
     """
 
     name: str
@@ -53,8 +52,7 @@ class Contender:
     rate: float
     by_size: bool = False
     skip: bool = False
-    everywhere: bool = True
-    larger_batches: bool = False
+    batch: int = 512
 
     @property
     def tuned(self) -> bool:
@@ -72,16 +70,13 @@ CONTENDERS = (
     Contender("ours transcoder", "ours", "mlp", _RECIPE),
     Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True),
     Contender("ours autoencoder", "ours", "resid", _RECIPE),
-    Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, larger_batches=True),
-    Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True),
-    Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True),
+    Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
+    Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
+    Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
     Contender(
         "dictionary_learning autoencoder", "dictionary_learning_autoencoder", "resid", _SCALING_LAW, by_size=True
     ),
     Contender("SAELens autoencoder", "saelens_autoencoder", "resid", 3e-4),
-    Contender("ours transcoder, bf16 selection", "ours_bf16", "mlp", _RECIPE, everywhere=False),
-    Contender("ours transcoder, skip, bf16 selection", "ours_bf16", "mlp", _RECIPE, skip=True, everywhere=False),
-    Contender("ours autoencoder, bf16 selection", "ours_bf16", "resid", _RECIPE, everywhere=False),
 )
 """SAELens and dictionary_learning train no TopK transcoders, so sparsify is the only peer there."""
 
@@ -93,11 +88,11 @@ class Results:
         self._path = path
         self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
 
-    def find(self, subject: str, contender: str, place: SitePlace, batch: int, rate: float) -> Row | None:
+    def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float) -> Row | None:
         """The row of one training."""
-        wanted = (subject, contender, place.name, batch)
+        wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
-            same = (row["subject"], row["contender"], row["place"], row["batch"]) == wanted
+            same = tuple(row[name] for name in ("subject", "tokens", "contender", "place", "batch")) == wanted
             if same and math.isclose(row["rate"], rate, rel_tol=1e-3):
                 return row
         return None
@@ -126,67 +121,57 @@ class Benchmark:
         (subject.cache / "weights").mkdir(exist_ok=True)
 
     def run(self, contender: Contender, layer: int) -> None:
-        """Tune at the first layer where it is tuned, train at `layer` and complete that row."""
+        """Train at `layer` with the learning rate that is best at the first layer, and complete that row."""
         place = next(SitePlace(site, layer) for site in SITES if site == contender.site)
-        self._complete(contender, place, self._trained(contender, place, *self._chosen(contender)))
+        rate = self.tune(contender) if contender.tuned else contender.rate
+        self._complete(contender, place, self._trained(contender, place, rate))
 
-    def _chosen(self, contender: Contender) -> tuple[int, float]:
-        """Batch and learning rate."""
-        subject, default = self._subject, contender.default_rate(self._subject.m)
-        if not contender.tuned:
-            return subject.batches[0], default
-        place = next(SitePlace(site, subject.layers[0]) for site in SITES if site == contender.site)
-
-        def missed(batch: int, rate: float) -> float:
-            found = float(self._trained(contender, place, batch, rate)["fvu_selection"])
-            return found if math.isfinite(found) else math.inf
-
+    def tune(self, contender: Contender) -> float:
+        """The best of at least four learning rates at the first layer."""
+        place = next(SitePlace(site, self._subject.layers[0]) for site in SITES if site == contender.site)
         tried: dict[float, float] = {}
-        while (rate := next_rate(default, tried)) is not None:
-            tried[rate] = missed(subject.batches[0], rate)
-        rate = best_rate(tried)
-        batches = subject.batches if contender.larger_batches else subject.batches[:1]
-        return min(batches, key=lambda batch: missed(batch, rate)), rate
+        while (rate := next_rate(contender.default_rate(self._subject.m), tried)) is not None:
+            tried[rate] = float(self._trained(contender, place, rate)["fvu_selection"])
+        return best_rate(tried)
 
-    def _trained(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> Row:
+    def _trained(self, contender: Contender, place: SitePlace, rate: float) -> Row:
         subject = self._subject
-        found = self._results.find(subject.name, contender.name, place, batch, rate)
+        found = self._results.find(subject, contender, place, rate)
         if found is not None:
             return found
-        seconds = self._train(contender, place, batch, rate)
-        dictionary = self._dictionary(contender, place, batch, rate)
+        seconds = self._train(contender, place, rate)
+        dictionary = self._dictionary(contender, place, rate)
         row: Row = {
             "subject": subject.name,
+            "tokens": subject.n_train,
             "contender": contender.name,
             "place": place.name,
-            "batch": batch,
+            "batch": contender.batch,
             "rate": rate,
-            "steps": subject.n_train // batch,
+            "steps": subject.n_train // contender.batch,
             "cpu_seconds": seconds,
             "fvu_selection": explained(dictionary, subject.load(place, "selection")).fvu,
-            **asdict(explained(dictionary, subject.load(place, "heldout"))),
         }
         row = _rounded(row)
         self._results.add(row)
         print(json.dumps(row), flush=True)
         return row
 
-    def _train(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> float:
+    def _train(self, contender: Contender, place: SitePlace, rate: float) -> float:
         """CPU seconds of the training, whose weights are then in `_weights`."""
         subject = self._subject
-        steps = subject.n_train // batch
         training = Training(
             subject.lm.d_model,
             subject.m,
             subject.k,
-            batch,
-            steps,
+            contender.batch,
+            subject.n_train // contender.batch,
             rate,
             skip=contender.skip,
             scaled=True,
             optimizer="signum",
         )
-        weights = self._weights(contender, place, batch, rate)
+        weights = self._weights(contender, place, rate)
         request = weights.with_suffix(".json")
         content = {
             "contender": contender.loop,
@@ -202,16 +187,17 @@ class Benchmark:
         return float(ran.stdout.splitlines()[-1])
 
     def _complete(self, contender: Contender, place: SitePlace, row: Row) -> None:
-        """Add what only chosen rows have: dead share on training tokens, loss recovered."""
+        """Add what only chosen rows have: figures on held-out tokens, dead share on training tokens."""
         if "loss_recovered" in row:
             return
         subject = self._subject
-        dictionary = self._dictionary(contender, place, row["batch"], row["rate"])
+        dictionary = self._dictionary(contender, place, row["rate"])
         counts = firing_counts(dictionary, subject.load(place, "train").x[:_COUNTED])
-        clean, zero = self._clean(), self._zeroed(place)
-        with spliced(subject.lm, place, subject.load(place, "heldout"), dictionary):
+        clean, zero, heldout = self._clean(), self._zeroed(place), subject.load(place, "heldout")
+        with spliced(subject.lm, place, heldout, dictionary):
             replaced = self._cross_entropy()
         completed = {
+            **asdict(explained(dictionary, heldout)),
             "dead_train": float((counts == 0).float().mean()),
             "ce_clean": clean,
             "ce_zero": zero,
@@ -230,12 +216,13 @@ class Benchmark:
     def _cross_entropy(self) -> float:
         return float(cross_entropy(self._subject.lm, self._subject.text, self._subject.scored).mean())
 
-    def _dictionary(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> PlainDictionary:
-        return PlainDictionary.load(self._weights(contender, place, batch, rate), self._subject.k)
+    def _dictionary(self, contender: Contender, place: SitePlace, rate: float) -> PlainDictionary:
+        return PlainDictionary.load(self._weights(contender, place, rate), self._subject.k)
 
-    def _weights(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> Path:
-        mode = contender.loop + ("-skip" if contender.skip else "")
-        return self._subject.cache / "weights" / f"{mode}-{place.name}-{batch}-{rate:.4g}.safetensors"
+    def _weights(self, contender: Contender, place: SitePlace, rate: float) -> Path:
+        mode, tokens = contender.loop + ("-skip" if contender.skip else ""), self._subject.n_train
+        name = f"{mode}-{place.name}-{tokens}-{contender.batch}-{rate:.4g}.safetensors"
+        return self._subject.cache / "weights" / name
 
 
 def _rounded(row: Row) -> Row:
@@ -253,7 +240,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in sorted(chosen, key=lambda row: (*_group(row), row["fvu"])):
         over = f"{ours[_group(row)] / row['fvu']:.3f}" if _group(row) in ours else "–"
         lines.append(
-            f"| {row['subject']} {row['place']} | {row['contender']} | {row['batch']} | {row['rate']:.2g} "
+            f"| {_group(row)[0]}, {row['place']} | {row['contender']} | {row['batch']} | {row['rate']:.2g} "
             f"| {row['fvu']:.4f} | {over} | {row['loss_recovered']:.4f} "
             f"| {row['dead']:.1%} / {row['dead_train']:.1%} | {row['cpu_seconds']:.0f} |"
         )
@@ -262,8 +249,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _group(row: Row) -> tuple[str, str, str]:
     """Model, place and kind of dictionary: what can be compared."""
-    kind = row["contender"].partition(" ")[2].removesuffix(", bf16 selection")
-    return row["subject"], row["place"], kind
+    return f"{row['subject']}, {row['tokens']:,} tokens", row["place"], row["contender"].partition(" ")[2]
 
 
 def main() -> None:
@@ -272,21 +258,28 @@ def main() -> None:
     parser.add_argument("model", help=f"{SMOLLM2}, or a mini model of conf/model")
     parser.add_argument("--cache", type=Path, required=True, help="folder for activations and weights, up to 15 GB")
     parser.add_argument("--text", help=f"text files of {SMOLLM2}, a glob pattern (** for any folders)")
+    parser.add_argument("--tokens", type=int, default=256_000, help="of a training; no more than that for SmolLM2")
     parser.add_argument("--results", type=Path, default=Path("transcoder_quality.json"), help="file of the rows")
     parser.add_argument("--only", nargs="*", default=[""], help="contenders whose name contains one of these")
+    parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
     arguments = parser.parse_args()
     if arguments.model == SMOLLM2 and not arguments.text:
         parser.error(f"--text: expected a glob pattern for {SMOLLM2}, found none")
     torch.set_num_threads(1)
-    smol = arguments.model == SMOLLM2
-    subject = smollm2(arguments.cache, arguments.text) if smol else mini(arguments.cache, arguments.model)
+    if arguments.model == SMOLLM2:
+        subject = smollm2(arguments.cache, arguments.text, arguments.tokens)
+    else:
+        subject = mini(arguments.cache, arguments.model, arguments.tokens)
     results = Results(arguments.results)
     benchmark = Benchmark(subject, results)
+    contenders = [each for each in CONTENDERS if any(part in each.name for part in arguments.only)]
+    if arguments.batch is not None:
+        for contender in contenders:
+            benchmark.tune(replace(contender, batch=arguments.batch))
+        return
     for layer in subject.layers:
-        for contender in CONTENDERS:
-            wanted = contender.everywhere or layer == subject.layers[0]
-            if wanted and any(part in contender.name for part in arguments.only):
-                benchmark.run(contender, layer)
+        for contender in contenders:
+            benchmark.run(contender, layer)
     print(table(results.rows))
 
 
