@@ -64,7 +64,7 @@ class Contender:
         return self.rate / math.sqrt(m / 2**14) if self.by_size else self.rate
 
 
-_SIGNUM, _SCALING_LAW, _RECIPE = 5e-3, 2e-4, 3e-3
+_SIGNUM, _SCALING_LAW, _RECIPE = 5e-3, 2e-4, 5e-3
 
 CONTENDERS = (
     Contender("ours transcoder", "ours", "mlp", _RECIPE),
@@ -261,6 +261,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256_000, help="of a training; no more than that for SmolLM2")
     parser.add_argument("--results", type=Path, default=Path("transcoder_quality.json"), help="file of the rows")
     parser.add_argument("--only", nargs="*", default=[""], help="contenders whose name contains one of these")
+    parser.add_argument(
+        "--layers", type=int, nargs="*", help="fewer layers than all; rates are chosen at the first of all"
+    )
     parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
     arguments = parser.parse_args()
     if arguments.model == SMOLLM2 and not arguments.text:
@@ -277,7 +280,7 @@ def main() -> None:
         for contender in contenders:
             benchmark.tune(replace(contender, batch=arguments.batch))
         return
-    for layer in subject.layers:
+    for layer in arguments.layers or subject.layers:
         for contender in contenders:
             benchmark.run(contender, layer)
     print(table(results.rows))
