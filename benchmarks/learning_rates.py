@@ -13,11 +13,11 @@ MOST = 6
 def next_rate(default: float, tried: Mapping[float, float]) -> float | None:
     """The next rate to train with, given the unexplained variance of those tried; None when the search is over.
 
-    The default and a factor of three to either side come first. While the best rate is the largest or the smallest
-    tried, the search goes on beyond it, up to six rates; once the best lies inside and fewer than four were tried, one
-    more is put between it and its better neighbour. A training that diverged counts as infinitely bad.
+    The default and three times as much come first, then steps of a factor of three in the direction of the better one,
+    until the best rate lies between two worse ones or six are tried. While fewer than four were tried, the next one is
+    between the best and its better neighbour. A training that diverged counts as infinitely bad.
     """
-    for rate in (default, default * FACTOR, default / FACTOR):
+    for rate in (default, default * FACTOR):
         if not any(math.isclose(rate, other) for other in tried):
             return rate
     if len(tried) >= MOST:

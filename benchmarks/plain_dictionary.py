@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from captured import Captured, SitePlace
 from safetensors.torch import load_file
-from smollm2_activations import Captured, SitePlace
 from torch import Tensor, nn
 
 from hagd.activations.capture import site_module
@@ -92,14 +92,13 @@ def firing_counts(dictionary: PlainDictionary, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def cross_entropy(lm: LanguageModel, tokens: Tensor) -> float:
-    """Mean next-token cross entropy in nats over `tokens` `[N, T]`."""
-    total = 0.0
-    for i in range(0, len(tokens), _SEQUENCES):
-        part = tokens[i : i + _SEQUENCES]
-        logits = lm.unembedding(lm.hidden(part))[:, :-1].float()
-        total += float(nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
-    return total / tokens[:, 1:].numel()
+def cross_entropy(lm: LanguageModel, tokens: Tensor, scored: int = 1) -> Tensor:
+    """Cross entropies `[N, T − scored]` in nats of `tokens` `[N, T]` from `scored` on, given the tokens before."""
+    parts = []
+    for part in tokens.split(_SEQUENCES):
+        logits = lm.unembedding(lm.hidden(part[:, :-1])[:, scored - 1 :]).float()
+        parts.append(nn.functional.cross_entropy(logits.transpose(1, 2), part[:, scored:], reduction="none"))
+    return torch.cat(parts)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Activations of SmolLM2-135M on text files, captured once and read by every contender in the same order.
+"""SmolLM2-135M reading text files: its activations, captured once.
 
 Shape legend: n tokens, N sequences, T positions, d = d_model.
 """
@@ -10,10 +10,10 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from captured import MASSIVE, SITES, SitePlace, Subject, norm_limits, write
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,89 +25,53 @@ from hagd.models.smollm2 import load_smollm2
 CONTEXT = 128
 """Tokens a sequence."""
 
-MASSIVE = 10.0
-"""A token whose norm exceeds this many medians of the training tokens, in or out, is left out for everybody."""
+EXPANSION, K = 8, 64
+N_TRAIN, N_SELECTION, N_HELDOUT = 256_000, 20_000, 40_000
+LAYERS = (10, 5, 20)
+
+PLACES = tuple(SitePlace(site, layer) for layer in LAYERS for site in SITES)
 
 _BATCH = 16
+_SPLICED = 64
+"""Held-out sequences on which the loss is measured."""
 
 
-@dataclass(frozen=True)
-class SitePlace:
-    """Where activations are read: an MLP's input and output, or the residual stream after a layer."""
+def smollm2(cache: Path, text: str, n_train: int) -> Subject:
+    """Captures what is not in `cache` yet; the first `n_train` tokens of that train.
 
-    site: Site
-    layer: int
-
-    @property
-    def name(self) -> str:
-        """Stem of its files."""
-        return f"{self.site}{self.layer}"
-
-
-PLACES = (SitePlace("mlp", 10), SitePlace("resid", 10), SitePlace("mlp", 5), SitePlace("mlp", 20))
-
-
-@dataclass(frozen=True)
-class Captured:
-    """One place's tokens `[n, d]`, shuffled, without massive ones. `y` is `x` itself for the residual stream.
-
-    Attributes:
-        x_limit: largest norm of an input that is not massive.
-        y_limit: the same of an output.
-    """
-
-    x: Tensor
-    y: Tensor
-    x_limit: float
-    y_limit: float
-
-
-def load_language_model(cache: Path) -> LanguageModel:
-    """SmolLM2 in float32; its converted copy is kept in `cache`."""
-    return load_smollm2(PackagedModel(), cache)
-
-
-def capture_all(cache: Path, text: str, n_train: int, n_heldout: int) -> None:
-    """Write training and held-out activations of every place to `cache`, unless they are there.
-
-    Files of `text` (a glob pattern) are shuffled; held-out sequences come from files of their own.
+    Files of `text` (a glob pattern) are shuffled; held-out sequences come from files of their own, tokens to choose by
+    from the files of the training tokens.
 
     Raises:
-        ValueError: too little text, or `cache` holds activations of other text or sizes.
+        ValueError: more tokens wanted than captured, too little text, or `cache` holds other text or sizes.
     """
-    request = {"text": text, "n_train": n_train, "n_heldout": n_heldout, "context": CONTEXT, "massive": MASSIVE}
-    done = cache / "captured.json"
-    if done.exists():
-        found = json.loads(done.read_text())
-        if found != request:
-            raise ValueError(f"{done}: expected {request}, found {found}; give another --cache or delete this one")
-        return
+    if n_train > N_TRAIN:
+        raise ValueError(f"--tokens: expected at most {N_TRAIN}, found {n_train}; raise N_TRAIN in {__file__}")
+    parts = {"heldout": {"heldout": N_HELDOUT}, "train": {"train": N_TRAIN, "selection": N_SELECTION}}
+    request = {"text": text, "tokens": parts, "context": CONTEXT, "massive": MASSIVE}
     cache.mkdir(parents=True, exist_ok=True)
-    lm = load_language_model(cache)
-    splits = dict(zip(("heldout", "train"), _sequences(lm, text, n_heldout, n_train), strict=True))
+    lm = load_smollm2(PackagedModel(), cache)  # its converted copy is kept there, too
+    done = cache / "captured.json"
+    if not done.exists():
+        _capture(lm, cache, text, parts)
+        done.write_text(json.dumps(request))
+    elif (found := json.loads(done.read_text())) != request:
+        raise ValueError(f"{done}: expected {request}, found {found}; give another --cache or delete this one")
+    heldout = load_file(cache / "tokens.safetensors")["heldout"][:_SPLICED]
+    return Subject("SmolLM2-135M", cache, lm, heldout, 1, EXPANSION * lm.d_model, K, n_train, LAYERS)
+
+
+def _capture(lm: LanguageModel, cache: Path, text: str, parts: dict[str, dict[str, int]]) -> None:
+    wanted = [sum(sizes.values()) for sizes in parts.values()]
+    splits = dict(zip(parts, _sequences(lm, text, *wanted), strict=True))
     save_file(splits, cache / "tokens.safetensors")
     read = {split: _read(lm, tokens, cache / f"raw-{split}") for split, tokens in splits.items()}
     for place in PLACES:
-        limits = [MASSIVE * float(side.norm(dim=1).median()) for side in read["train"][place]]
-        for split, wanted in (("train", n_train), ("heldout", n_heldout)):
-            _write(cache, place, split, read[split][place], limits, wanted)
-        (cache / f"{place.name}.json").write_text(json.dumps({"x_limit": limits[0], "y_limit": limits[1]}))
+        limits = norm_limits(cache, place, read["train"][place])
+        for split, sizes in parts.items():
+            write(cache, place, sizes, read[split][place], limits)
     for raw in cache.glob("raw-*"):
         raw.unlink()
-    done.write_text(json.dumps(request))
-
-
-def load_captured(cache: Path, place: SitePlace, split: str) -> Captured:
-    """What `capture_all` wrote."""
-    tensors = load_file(cache / f"{place.name}-{split}.safetensors")
-    return Captured(
-        tensors["x"], tensors.get("y", tensors["x"]), **json.loads((cache / f"{place.name}.json").read_text())
-    )
-
-
-def heldout_tokens(cache: Path, n_sequences: int) -> Tensor:
-    """Token ids `[n_sequences, T]` of held-out text."""
-    return load_file(cache / "tokens.safetensors")["heldout"][:n_sequences]
 
 
 def _sequences(lm: LanguageModel, text: str, n_heldout: int, n_train: int) -> Iterator[Tensor]:
@@ -140,7 +104,7 @@ class _AllRead(Exception):
 
 
 @torch.no_grad()
-def _read(lm: LanguageModel, tokens: Tensor, raw: Path) -> dict[SitePlace, tuple[Tensor, Tensor]]:
+def _read(lm: LanguageModel, tokens: Tensor, raw: Path) -> dict[SitePlace, tuple[Tensor, ...]]:
     """Inputs and outputs `[N · T, d]` of every place, in files that the operating system pages in."""
     n = tokens.numel()
     kept = {
@@ -156,7 +120,7 @@ def _read(lm: LanguageModel, tokens: Tensor, raw: Path) -> dict[SitePlace, tuple
     def keep(site: Site, layer: int, x: Tensor, y: Tensor) -> None:
         for tensor, value in zip(kept[SitePlace(site, layer)], (x, y), strict=False):
             tensor[start : start + x.shape[0] * CONTEXT] = value.flatten(0, 1)
-        if (site, layer) == ("mlp", last):
+        if (site, layer) == ("resid", last):
             raise _AllRead
 
     for first in range(0, len(tokens), _BATCH):
@@ -171,22 +135,4 @@ def _read(lm: LanguageModel, tokens: Tensor, raw: Path) -> dict[SitePlace, tuple
             with suppress(_AllRead):
                 lm.hidden(tokens[first : first + _BATCH])
         print(f"captured {min(first + _BATCH, len(tokens))} of {len(tokens)} sequences", flush=True)
-    return {place: (sides[0], sides[-1]) for place, sides in kept.items()}
-
-
-def _write(
-    cache: Path, place: SitePlace, split: str, sides: tuple[Tensor, Tensor], limits: list[float], wanted: int
-) -> None:
-    ordinary = torch.ones(len(sides[0]), dtype=torch.bool)
-    for side, limit in zip(sides, limits, strict=True):
-        ordinary &= side.norm(dim=1) <= limit
-    index = ordinary.nonzero().squeeze(1)
-    if len(index) < wanted:
-        raise ValueError(
-            f"{place.name}, {split}: expected {wanted} ordinary tokens, found {len(index)} of {len(ordinary)}"
-        )
-    index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(1))[:wanted]]
-    tensors = {"x": sides[0][index]}
-    if place.site == "mlp":
-        tensors["y"] = sides[1][index]
-    save_file(tensors, cache / f"{place.name}-{split}.safetensors")
+    return kept

@@ -1,10 +1,10 @@
-"""Quality at equal tokens and k on SmolLM2-135M: `python benchmarks/transcoder_quality.py --cache DIR --text GLOB`.
+"""Quality at equal tokens and k: `python benchmarks/transcoder_quality.py smollm2 --cache DIR --text GLOB`.
 
-Activations are captured once; every contender trains on the same tokens in the same order, one pass, in a process of
-its own, on one thread. Each peer gets the best of three batch sizes (its default, and 1,024 and 512 tokens, so that its
-steps are not fewer than ours) at its default learning rate, then the best of at least four rates, both by the held-out
-unexplained variance at layer 10; other layers use what was best there. Ours has one recipe and is not tuned. Rows are
-written to `--results` as they come; a row that is there is not trained again.
+Activations of SmolLM2-135M, or of a mini model (`gpt2_mini --cache DIR`), are captured once; every contender trains on
+the same tokens in the same order, one pass, in a process of its own, on one thread. At one layer each peer gets four or
+more learning rates; the other layers use the best of them. Chosen is by tokens that are neither trained on nor
+reported. Ours has one recipe and is not tuned. Rows are written to
+`--results` as they come; a row that is there is not trained again.
 """
 
 from __future__ import annotations
@@ -14,31 +14,23 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from captured import SITES, SitePlace, Subject
 from contenders import Training, interpreter, one_thread
 from learning_rates import best_rate, next_rate
+from mini_activations import mini
 from plain_dictionary import PlainDictionary, cross_entropy, explained, firing_counts, spliced
-from smollm2_activations import (
-    PLACES,
-    Captured,
-    SitePlace,
-    capture_all,
-    heldout_tokens,
-    load_captured,
-    load_language_model,
-)
+from smollm2_activations import smollm2
 
 FOLDER = Path(__file__).resolve().parent
-D, M, K = 576, 4608, 64
-N_TRAIN, N_HELDOUT = 400_000, 40_000
-TUNED_AT = 10
-SMALL_BATCHES = (1024, 512)
-_SPLICED_SEQUENCES = 64
+SMOLLM2 = "smollm2"
+_COUNTED = 50_000
+"""Training tokens on which features are counted as dead."""
 
 Row = dict[str, Any]
 
@@ -49,40 +41,42 @@ class Contender:
 
     Attributes:
         loop: its training loop in `peers.py` or `ours.py`.
-        rate: its default learning rate for m = 4,608.
-        batch: its default batch: sparsify's 32 sequences at 128 tokens, dictionary_learning's demonstration for models
-            of this size, SAELens's `train_batch_size_tokens`; of ours the recipe's.
+        rate: its default learning rate, for m = 2¹⁴ where it depends on m.
+        by_size: its default rate falls with √m.
+        batch: tokens a step. For the peers what a pilot showed to be best (`--batch` repeats it), for us the recipe's.
     """
 
     name: str
     loop: str
     site: str
     rate: float
-    batch: int
+    by_size: bool = False
     skip: bool = False
+    batch: int = 512
 
     @property
     def tuned(self) -> bool:
         """Whether rates and batches are searched."""
         return not self.name.startswith("ours")
 
+    def default_rate(self, m: int) -> float:
+        """Learning rate that the package takes by itself."""
+        return self.rate / math.sqrt(m / 2**14) if self.by_size else self.rate
 
-_SIGNUM = 5e-3 / math.sqrt(M / 2**14)
-_SCALING_LAW = 2e-4 / math.sqrt(M / 2**14)
-_RECIPE = 3e-3
+
+_SIGNUM, _SCALING_LAW, _RECIPE = 5e-3, 2e-4, 5e-3
 
 CONTENDERS = (
-    Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, 4096),
-    Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, 4096, skip=True),
-    Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, 4096),
-    Contender("dictionary_learning autoencoder", "dictionary_learning_autoencoder", "resid", _SCALING_LAW, 2048),
-    Contender("SAELens autoencoder", "saelens_autoencoder", "resid", 3e-4, 4096),
-    Contender("ours transcoder", "ours", "mlp", _RECIPE, 512),
-    Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, 512, skip=True),
-    Contender("ours autoencoder", "ours", "resid", _RECIPE, 512),
-    Contender("ours transcoder, bf16 selection", "ours_bf16", "mlp", _RECIPE, 512),
-    Contender("ours transcoder, skip, bf16 selection", "ours_bf16", "mlp", _RECIPE, 512, skip=True),
-    Contender("ours autoencoder, bf16 selection", "ours_bf16", "resid", _RECIPE, 512),
+    Contender("ours transcoder", "ours", "mlp", _RECIPE),
+    Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True),
+    Contender("ours autoencoder", "ours", "resid", _RECIPE),
+    Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
+    Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
+    Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
+    Contender(
+        "dictionary_learning autoencoder", "dictionary_learning_autoencoder", "resid", _SCALING_LAW, by_size=True
+    ),
+    Contender("SAELens autoencoder", "saelens_autoencoder", "resid", 3e-4),
 )
 """SAELens and dictionary_learning train no TopK transcoders, so sparsify is the only peer there."""
 
@@ -94,11 +88,12 @@ class Results:
         self._path = path
         self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
 
-    def find(self, contender: str, place: SitePlace, batch: int, rate: float) -> Row | None:
+    def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float) -> Row | None:
         """The row of one training."""
+        wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
-            same = (row["contender"], row["place"], row["batch"]) == (contender, place.name, batch)
-            if same and math.isclose(row["rate"], rate):
+            same = tuple(row[name] for name in ("subject", "tokens", "contender", "place", "batch")) == wanted
+            if same and math.isclose(row["rate"], rate, rel_tol=1e-3):
                 return row
         return None
 
@@ -110,75 +105,81 @@ class Results:
     def write(self) -> None:
         """Replace the file."""
         partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({"rows": self.rows}, indent=1))
+        lines = ",\n".join(json.dumps(row) for row in self.rows)
+        partial.write_text(f'{{"rows": [\n{lines}\n]}}\n')
         partial.replace(self._path)
 
 
 class Benchmark:
-    """Trainings, their held-out figures and the results file."""
+    """Trainings, their figures and the results file."""
 
-    def __init__(self, folder: Path, results: Results) -> None:
-        self._cache = folder
+    def __init__(self, subject: Subject, results: Results) -> None:
+        self._subject = subject
         self._results = results
-        self._loss: Callable[[SitePlace], tuple[float, float]] = cache(self._clean_and_zero)
-        self._lm = cache(lambda: load_language_model(folder))
+        self._clean: Callable[[], float] = cache(self._cross_entropy)
+        self._zeroed: Callable[[SitePlace], float] = cache(self._with_zeros)
+        (subject.cache / "weights").mkdir(exist_ok=True)
 
-    def run(self, contender: Contender) -> None:
-        """Tune where it is tuned, then train on every layer and complete the chosen rows."""
-        places = [place for place in PLACES if place.site == contender.site]
-        tuning = next(place for place in places if place.layer == TUNED_AT)
-        batch, rate = self._choose(contender, tuning) if contender.tuned else (contender.batch, contender.rate)
-        for place in places:
-            self._complete(contender, place, self._trained(contender, place, batch, rate))
+    def run(self, contender: Contender, layer: int) -> None:
+        """Train at `layer` with the learning rate that is best at the first layer, and complete that row."""
+        place = next(SitePlace(site, layer) for site in SITES if site == contender.site)
+        rate = self.tune(contender) if contender.tuned else contender.rate
+        self._complete(contender, place, self._trained(contender, place, rate))
 
-    def _choose(self, contender: Contender, place: SitePlace) -> tuple[int, float]:
-        def missed(batch: int, rate: float) -> float:
-            return float(self._trained(contender, place, batch, rate)["fvu"])
-
-        batch = min(contender.batch, *SMALL_BATCHES, key=lambda size: missed(size, contender.rate))
+    def tune(self, contender: Contender) -> float:
+        """The best of at least four learning rates at the first layer."""
+        place = next(SitePlace(site, self._subject.layers[0]) for site in SITES if site == contender.site)
         tried: dict[float, float] = {}
-        while (rate := next_rate(contender.rate, tried)) is not None:
-            tried[rate] = missed(batch, rate)
-        return batch, best_rate(tried)
+        while (rate := next_rate(contender.default_rate(self._subject.m), tried)) is not None:
+            tried[rate] = float(self._trained(contender, place, rate)["fvu_selection"])
+        return best_rate(tried)
 
-    def _trained(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> Row:
-        found = self._results.find(contender.name, place, batch, rate)
+    def _trained(self, contender: Contender, place: SitePlace, rate: float) -> Row:
+        subject = self._subject
+        found = self._results.find(subject, contender, place, rate)
         if found is not None:
             return found
-        seconds = self._train(contender, place, batch, rate)
-        held_out = explained(self._dictionary(contender, place, batch, rate), self._tokens(place, "heldout"))
-        row = {
+        seconds = self._train(contender, place, rate)
+        dictionary = self._dictionary(contender, place, rate)
+        row: Row = {
+            "subject": subject.name,
+            "tokens": subject.n_train,
             "contender": contender.name,
             "place": place.name,
-            "batch": batch,
+            "batch": contender.batch,
             "rate": rate,
-            "steps": N_TRAIN // batch,
+            "steps": subject.n_train // contender.batch,
             "cpu_seconds": seconds,
-            **asdict(held_out),
+            "fvu_selection": explained(dictionary, subject.load(place, "selection")).fvu,
         }
+        row = _rounded(row)
         self._results.add(row)
         print(json.dumps(row), flush=True)
         return row
 
-    def _train(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> float:
+    def _train(self, contender: Contender, place: SitePlace, rate: float) -> float:
         """CPU seconds of the training, whose weights are then in `_weights`."""
+        subject = self._subject
         training = Training(
-            D, M, K, batch, N_TRAIN // batch, rate, skip=contender.skip, scaled=True, optimizer="signum"
+            subject.lm.d_model,
+            subject.m,
+            subject.k,
+            contender.batch,
+            subject.n_train // contender.batch,
+            rate,
+            skip=contender.skip,
+            scaled=True,
+            optimizer="signum",
         )
-        weights = self._weights(contender, place, batch, rate)
-        weights.parent.mkdir(exist_ok=True)
+        weights = self._weights(contender, place, rate)
         request = weights.with_suffix(".json")
-        tokens = self._cache / f"{place.name}-train.safetensors"
-        request.write_text(
-            json.dumps(
-                {
-                    "contender": contender.loop,
-                    "tokens": str(tokens),
-                    "training": asdict(training),
-                    "weights": str(weights),
-                }
-            )
-        )
+        content = {
+            "contender": contender.loop,
+            "tokens": str(subject.cache / f"{place.name}-train.safetensors"),
+            "training": asdict(training),
+            "weights": str(weights),
+        }
+        request.write_text(json.dumps(content))
         command = [interpreter(contender.loop), FOLDER / "training_worker.py", request]
         ran = subprocess.run(command, env=one_thread(), capture_output=True, text=True, check=False)
         if ran.returncode:
@@ -186,79 +187,102 @@ class Benchmark:
         return float(ran.stdout.splitlines()[-1])
 
     def _complete(self, contender: Contender, place: SitePlace, row: Row) -> None:
-        """Add what only chosen rows have: dead share on the training tokens, loss recovered."""
+        """Add what only chosen rows have: figures on held-out tokens, dead share on training tokens."""
         if "loss_recovered" in row:
             return
-        dictionary = self._dictionary(contender, place, row["batch"], row["rate"])
-        counts = firing_counts(dictionary, self._tokens(place, "train").x)
-        clean, zero = self._loss(place)
-        lm, text = self._lm(), heldout_tokens(self._cache, _SPLICED_SEQUENCES)
-        with spliced(lm, place, self._tokens(place, "heldout"), dictionary):
-            replaced = cross_entropy(lm, text)
-        row |= {
+        subject = self._subject
+        dictionary = self._dictionary(contender, place, row["rate"])
+        counts = firing_counts(dictionary, subject.load(place, "train").x[:_COUNTED])
+        clean, zero, heldout = self._clean(), self._zeroed(place), subject.load(place, "heldout")
+        with spliced(subject.lm, place, heldout, dictionary):
+            replaced = self._cross_entropy()
+        completed = {
+            **asdict(explained(dictionary, heldout)),
             "dead_train": float((counts == 0).float().mean()),
             "ce_clean": clean,
             "ce_zero": zero,
             "ce_spliced": replaced,
             "loss_recovered": (zero - replaced) / (zero - clean),
         }
+        row |= _rounded(completed)
         self._results.write()
         print(json.dumps(row), flush=True)
 
-    def _clean_and_zero(self, place: SitePlace) -> tuple[float, float]:
-        """Cross entropy of the model as it is, and with zeros at `place`."""
-        lm, text = self._lm(), heldout_tokens(self._cache, _SPLICED_SEQUENCES)
-        clean = cross_entropy(lm, text)
-        with spliced(lm, place, self._tokens(place, "heldout"), torch.zeros_like):
-            return clean, cross_entropy(lm, text)
+    def _with_zeros(self, place: SitePlace) -> float:
+        """Cross entropy of the model with zeros at `place`."""
+        with spliced(self._subject.lm, place, self._subject.load(place, "heldout"), torch.zeros_like):
+            return self._cross_entropy()
 
-    def _tokens(self, place: SitePlace, split: str) -> Captured:
-        return load_captured(self._cache, place, split)
+    def _cross_entropy(self) -> float:
+        return float(cross_entropy(self._subject.lm, self._subject.text, self._subject.scored).mean())
 
-    def _dictionary(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> PlainDictionary:
-        return PlainDictionary.load(self._weights(contender, place, batch, rate), K)
+    def _dictionary(self, contender: Contender, place: SitePlace, rate: float) -> PlainDictionary:
+        return PlainDictionary.load(self._weights(contender, place, rate), self._subject.k)
 
-    def _weights(self, contender: Contender, place: SitePlace, batch: int, rate: float) -> Path:
-        mode = contender.loop + ("-skip" if contender.skip else "")
-        return self._cache / "weights" / f"{mode}-{place.name}-{batch}-{rate:.4g}.safetensors"
+    def _weights(self, contender: Contender, place: SitePlace, rate: float) -> Path:
+        mode, tokens = contender.loop + ("-skip" if contender.skip else ""), self._subject.n_train
+        name = f"{mode}-{place.name}-{tokens}-{contender.batch}-{rate:.4g}.safetensors"
+        return self._subject.cache / "weights" / name
+
+
+def _rounded(row: Row) -> Row:
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: the best row of each contender at each place, by held-out unexplained variance."""
-    best: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = (row["place"], row["contender"])
-        if key not in best or not row["fvu"] >= best[key]["fvu"]:
-            best[key] = row
+    """Markdown: the rows of chosen trainings, each with our unexplained variance over that row's."""
     lines = [
-        "| place | contender | batch | rate | FVU | loss recovered | dead, held-out | dead, training | L0 | CPU s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| place | contender | batch | rate | FVU | ours over it | recovered | dead, held-out / training | CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (place, name), row in sorted(best.items()):
-        recovered = f"{row['loss_recovered']:.4f}" if "loss_recovered" in row else "–"
-        dead = f"{row['dead_train']:.1%}" if "dead_train" in row else "–"
+    chosen = [row for row in rows if "loss_recovered" in row]
+    ours = {_group(row): row["fvu"] for row in chosen if row["contender"] == f"ours {_group(row)[2]}"}
+    for row in sorted(chosen, key=lambda row: (*_group(row), row["fvu"])):
+        over = f"{ours[_group(row)] / row['fvu']:.3f}" if _group(row) in ours else "–"
         lines.append(
-            f"| {place} | {name} | {row['batch']} | {row['rate']:.2g} | {row['fvu']:.4f} | {recovered} "
-            f"| {row['dead']:.1%} | {dead} | {row['l0']:.1f} | {row['cpu_seconds']:.0f} |"
+            f"| {_group(row)[0]}, {row['place']} | {row['contender']} | {row['batch']} | {row['rate']:.2g} "
+            f"| {row['fvu']:.4f} | {over} | {row['loss_recovered']:.4f} "
+            f"| {row['dead']:.1%} / {row['dead_train']:.1%} | {row['cpu_seconds']:.0f} |"
         )
     return "\n".join(lines)
+
+
+def _group(row: Row) -> tuple[str, str, str]:
+    """Model, place and kind of dictionary: what can be compared."""
+    return f"{row['subject']}, {row['tokens']:,} tokens", row["place"], row["contender"].partition(" ")[2]
 
 
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for activations and weights, 15 GB")
-    parser.add_argument("--text", required=True, help="text files, a glob pattern (** for any folders)")
+    parser.add_argument("model", help=f"{SMOLLM2}, or a mini model of conf/model")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for activations and weights, up to 15 GB")
+    parser.add_argument("--text", help=f"text files of {SMOLLM2}, a glob pattern (** for any folders)")
+    parser.add_argument("--tokens", type=int, default=256_000, help="of a training; no more than that for SmolLM2")
     parser.add_argument("--results", type=Path, default=Path("transcoder_quality.json"), help="file of the rows")
     parser.add_argument("--only", nargs="*", default=[""], help="contenders whose name contains one of these")
+    parser.add_argument(
+        "--layers", type=int, nargs="*", help="fewer layers than all; rates are chosen at the first of all"
+    )
+    parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
     arguments = parser.parse_args()
+    if arguments.model == SMOLLM2 and not arguments.text:
+        parser.error(f"--text: expected a glob pattern for {SMOLLM2}, found none")
     torch.set_num_threads(1)
-    capture_all(arguments.cache, arguments.text, N_TRAIN, N_HELDOUT)
+    if arguments.model == SMOLLM2:
+        subject = smollm2(arguments.cache, arguments.text, arguments.tokens)
+    else:
+        subject = mini(arguments.cache, arguments.model, arguments.tokens)
     results = Results(arguments.results)
-    benchmark = Benchmark(arguments.cache, results)
-    for contender in CONTENDERS:
-        if any(part in contender.name for part in arguments.only):
-            benchmark.run(contender)
+    benchmark = Benchmark(subject, results)
+    contenders = [each for each in CONTENDERS if any(part in each.name for part in arguments.only)]
+    if arguments.batch is not None:
+        for contender in contenders:
+            benchmark.tune(replace(contender, batch=arguments.batch))
+        return
+    for layer in arguments.layers or subject.layers:
+        for contender in contenders:
+            benchmark.run(contender, layer)
     print(table(results.rows))
 
 

@@ -97,9 +97,14 @@ class TranscoderConfig(Section):
     optimiser: Optimiser = Field(
         "adam", description="adam; adafactor: second moments factored; adam8bit: moments in 8 bits (extra [optim8bit])"
     )
-    learning_rate: float = Field(3e-3, gt=0, description="peak rate of the optimiser")
+    learning_rate: float = Field(
+        5e-3,
+        gt=0,
+        description="peak rate of the optimiser; encoder and decoder: times the cube root of their rows' mean norm at "
+        "the start",
+    )
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
-    decay_fraction: float = Field(0.4, ge=0, le=1, description="share of the steps with falling rate, at the end")
+    decay_fraction: float = Field(0.95, ge=0, le=1, description="share of the steps with falling rate, at the end")
     aux_weight: float = Field(1 / 32, ge=0, description="weight of the AuxK term that revives dead features")
     dead_fraction: float = Field(
         0.05, gt=0, le=1, description="a feature silent for this share of all training tokens counts as dead"

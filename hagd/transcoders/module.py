@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hagd.config.stages import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.training.loss_watch import BY_PART
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 
-_BETAS = (0.9, 0.999)
+_BETAS = (0.6, 0.999)
+"""A usual 0.9 averages ten steps, too many where a training has some hundred."""
+
+_SHORTEST = 1e-3
 
 
 class TranscoderTraining(pl.LightningModule):
@@ -77,7 +81,7 @@ class TranscoderTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, a function of the step alone."""
         config = self.stacked.config
-        optimiser = _optimiser(config, self.stacked.parameters())
+        optimiser = _optimiser(config, _groups(self.stacked, config.learning_rate))
 
         def rate(step: int) -> float:
             rising = (step + 1) / max(config.warmup_fraction * config.steps, 1)
@@ -88,14 +92,30 @@ class TranscoderTraining(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _optimiser(config: TranscoderConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+def _groups(stacked: StackedTranscoders, peak: float) -> list[dict[str, Any]]:
+    """Parameters and their peak rates: Adam moves all entries equally far, so that matrices whose rows start short
+    (a transcoder's decoder) would move by too large a share of themselves."""
+    matrices = [matrix for dictionary in stacked.dictionaries for matrix in (dictionary.W_enc, dictionary.W_dec)]
+    known = {id(matrix) for matrix in matrices}
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in stacked.parameters() if id(parameter) not in known], "lr": peak}
+    ]
+    for matrix in matrices:
+        lengths = matrix.detach().norm(dim=1)
+        lengths = lengths.full_tensor() if isinstance(lengths, DTensor) else lengths
+        length = max(float(lengths.mean()), _SHORTEST)
+        groups.append({"params": [matrix], "lr": peak * length ** (1 / 3)})
+    return groups
+
+
+def _optimiser(config: TranscoderConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     match config.optimiser:
         case "adam":
-            return torch.optim.Adam(parameters, lr=config.learning_rate, betas=_BETAS, fused=True)
+            return torch.optim.Adam(groups, lr=config.learning_rate, betas=_BETAS, fused=True)
         case "adafactor":
             # Decay and clipping of the update off: they would change the rate that the schedule asks for.
             return torch.optim.Adafactor(
-                parameters, lr=config.learning_rate, eps=(None, 1e-6), d=float("inf"), weight_decay=0.0
+                groups, lr=config.learning_rate, eps=(None, 1e-6), d=float("inf"), weight_decay=0.0
             )
         case "adam8bit":
             try:
@@ -105,4 +125,4 @@ def _optimiser(config: TranscoderConfig, parameters: Iterator[nn.Parameter]) -> 
                     "transcoder.optimiser=adam8bit: expected the package torchao, found none; "
                     "pip install 'hagd[optim8bit]', or choose adam or adafactor"
                 ) from error
-            return Adam8bit(parameters, lr=config.learning_rate, betas=_BETAS)
+            return Adam8bit(groups, lr=config.learning_rate, betas=_BETAS)

@@ -43,6 +43,23 @@ def test_both_optimisers_explain_more_and_adafactor_keeps_less() -> None:
     assert adafactor[2] < 0.1 * adam[2]
 
 
+def test_a_matrix_with_shorter_rows_moves_less() -> None:
+    config = TranscoderConfig(k=4, expansion=4, steps=100, warmup_fraction=0.0, learning_rate=3e-3)
+    stacked = StackedTranscoders(config, 1, 16, seed=0)
+    (dictionary,) = stacked.dictionaries
+    with torch.no_grad():
+        dictionary.W_dec.mul_(1 / 8)  # rows of norm 1 before
+    scaling = Scaling(torch.zeros(1, 1, 16), torch.ones(1, 1, 1))
+    optimizer = TranscoderTraining(stacked, scaling, scaling).configure_optimizers()["optimizer"]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(stacked.parameters()))
+    before = {name: value.detach().clone() for name, value in dictionary.named_parameters()}
+    for parameter in stacked.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {name: float((before[name] - value.detach()).mean()) for name, value in dictionary.named_parameters()}
+    assert moved == pytest.approx({"W_enc": 3e-3, "b_enc": 3e-3, "b_dec": 3e-3, "W_dec": 1.5e-3}, rel=1e-4)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
 def test_eight_bits_need_their_package() -> None:
     with pytest.raises(ConfigError, match=r"transcoder\.optimiser=adam8bit: expected the package torchao.*optim8bit"):
