@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse import csr_array
 
-from hagd.attribution.records import ERROR, FEATURE, AttributionGraph
+from hagd.attribution.records import AttributionGraph
 from hagd.config.stages import HierarchyConfig
-from hagd.hierarchy.affinity import affinity
+from hagd.hierarchy.affinity import attribution_affinity, edge_affinity, profile_affinity, target_affinity
 from hagd.hierarchy.division import arrange, divide
 from hagd.hierarchy.quality import conductance, modularity
 from hagd.hierarchy.records import Hierarchy, Level
@@ -23,14 +23,34 @@ def build_hierarchy(
     config: HierarchyConfig,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    profile: np.ndarray | None = None,
 ) -> Hierarchy:
     """Divide every supernode into at most `branching` until none has more than `min_size` nodes.
 
     Level 0 has at most `branching` supernodes; each level refines the one before. Spectral splits may be uneven
     for `⌈log_b n⌉` levels; what is still too large then is divided evenly, so there are at most `2 ⌈log_b n⌉`
     levels. A graph of at most `min_size` nodes has one level of one supernode.
+
+    Args:
+        graph: its nodes are divided.
+        config: affinity, branching and sizes.
+        seed: of starting vectors and k-means.
+        progress: called with the nodes that need no further division and all of them.
+        profile: `[n_features, N]`, what each feature node does on each prompt (`hagd.hierarchy.activity`), which the
+            affinities `effects` and `coactivation` compare.
     """
-    return Hierarchy(config.branching, partition(_between_features(graph), config, seed, progress))
+    return Hierarchy(config.branching, partition(_affinity(graph, config, profile), config, seed, progress))
+
+
+def _affinity(graph: AttributionGraph, config: HierarchyConfig, profile: np.ndarray | None) -> csr_array:
+    if config.affinity == "edges":
+        return edge_affinity(graph)
+    if config.affinity == "attribution":
+        return attribution_affinity(graph)
+    if config.affinity == "targets":
+        return target_affinity(graph, config.neighbours)
+    assert profile is not None, f"{config.affinity} compares profiles"
+    return profile_affinity(profile, len(graph.nodes), config.neighbours)
 
 
 def partition(
@@ -55,17 +75,6 @@ def partition(
             sizes = np.diff(blocks.bounds)
             progress(int(sizes[sizes <= config.min_size].sum()), n)
     return tuple(levels) or (_level(w, supernode, []),)
-
-
-def _between_features(graph: AttributionGraph) -> csr_array:
-    """Affinity of the edges between features and errors.
-
-    Tokens and the logit are joined to nearly everything: with them in, the first split is the hubs against the rest
-    (modularity 0.00 on the default run, 0.61 without them).
-    """
-    inner = np.isin(graph.nodes.kind, (FEATURE, ERROR))
-    kept = inner[graph.edge_index].all(0)
-    return affinity(graph.edge_index[:, kept], graph.edge_attr[kept], len(graph.nodes))
 
 
 def _level(w: csr_array, supernode: np.ndarray, gaps: list[float]) -> Level:

@@ -14,9 +14,12 @@ class Level:
     Attributes:
         supernode: int64 `[n]`, the supernode of each node of the graph.
         n_supernodes: how many there are; every one has members.
-        modularity: Newman's, weighted by |A|, over the nodes that have edges.
+        modularity: Newman's, weighted by the affinity, over the nodes that have any.
         conductance: mean over supernodes, cut weight over the smaller side's volume.
         eigengap: λ_{b+1} − λ_b of the normalised Laplacian, mean over the splits that made this level.
+        coherence: correlation over selection prompts between the effects of ablating two members of one supernode
+            (`hagd.hierarchy.coherence`); NaN where not measured.
+        coherence_null: the same for random groups of the same sizes.
     """
 
     supernode: np.ndarray
@@ -24,6 +27,8 @@ class Level:
     modularity: float
     conductance: float
     eigengap: float
+    coherence: float = float("nan")
+    coherence_null: float = float("nan")
 
 
 @dataclass(frozen=True)
