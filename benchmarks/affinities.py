@@ -39,7 +39,7 @@ from hagd.config.stages import HierarchyConfig
 from hagd.hierarchy.activity import activations, intervention_effects, linear_effects
 from hagd.hierarchy.coherence import coherence
 from hagd.hierarchy.partition import build_hierarchy
-from hagd.hierarchy.records import Hierarchy
+from hagd.hierarchy.records import Hierarchy, nodes_key
 from hagd.patching.objective import Objective
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stages import objective_on
@@ -145,7 +145,7 @@ class Seed:
 def by_place(seed: Seed) -> Hierarchy:
     """One level: a supernode is a layer and slot."""
     (level, *_) = build_hierarchy(seed.graph, HierarchyConfig(), 0).levels
-    return Hierarchy(4, (replace(level, supernode=seed.place, modularity=float("nan")),))
+    return Hierarchy(4, (replace(level, supernode=seed.place, modularity=float("nan")),), nodes_key(seed.graph))
 
 
 def exchanged(seed: Seed, hierarchy: Hierarchy) -> Hierarchy:

@@ -13,7 +13,7 @@ from hagd.config.stages import HierarchyConfig
 from hagd.hierarchy.affinity import attribution_affinity, edge_affinity, profile_affinity, target_affinity
 from hagd.hierarchy.division import arrange, divide
 from hagd.hierarchy.quality import conductance, modularity
-from hagd.hierarchy.records import Hierarchy, Level
+from hagd.hierarchy.records import Hierarchy, Level, nodes_key
 
 _LARGEST = 0.95
 
@@ -39,7 +39,8 @@ def build_hierarchy(
         profile: `[n_features, N]`, what each feature node does on each prompt (`hagd.hierarchy.activity`), which the
             affinities `effects` and `coactivation` compare.
     """
-    return Hierarchy(config.branching, partition(_affinity(graph, config, profile), config, seed, progress))
+    levels = partition(_affinity(graph, config, profile), config, seed, progress)
+    return Hierarchy(config.branching, levels, nodes_key(graph))
 
 
 def _affinity(graph: AttributionGraph, config: HierarchyConfig, profile: np.ndarray | None) -> csr_array:

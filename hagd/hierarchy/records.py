@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+
+from hagd.attribution.records import AttributionGraph
+from hagd.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,29 @@ class Hierarchy:
     Attributes:
         branching: at most this many children a supernode.
         levels: coarse to fine; nodes themselves are the children of the last level's supernodes.
+        nodes_key: key of the nodes that it divides, as from `nodes_key`.
     """
 
     branching: int
     levels: tuple[Level, ...]
+    nodes_key: str
+
+    def require(self, graph: AttributionGraph) -> None:
+        """Make sure that it divides the nodes of `graph`.
+
+        Raises:
+            ArtifactError: it was built for other nodes; names both keys.
+        """
+        found = nodes_key(graph)
+        if found != self.nodes_key:
+            raise ArtifactError(
+                f"hierarchy: expected one of the graph at hand, whose nodes have the key {found}, found one of nodes "
+                f"with the key {self.nodes_key}; build the hierarchy from this graph"
+            )
+
+
+def nodes_key(graph: AttributionGraph) -> str:
+    """16 hexadecimal digits that identify the nodes of a graph, in their order."""
+    nodes = graph.nodes
+    identity = np.stack([nodes.kind, nodes.layer, nodes.slot, nodes.feature]).astype(np.int64)
+    return hashlib.sha256(identity.tobytes()).hexdigest()[:16]
