@@ -4,8 +4,9 @@
 computes them), builds one hierarchy an affinity, and reports, at each level, mean over seeds:
 
 - modularity, of the affinity's own graph;
-- stability: adjusted Rand index of the partitions of the features from two halves of the discovery prompts (edges,
-  attributions and profiles measured on one half each; the candidate nodes are the same);
+- stability: adjusted Rand index of the partitions from two halves of the discovery prompts (edges, attributions and
+  profiles measured on one half each; the candidate nodes are the same), over features that have any effect: the others
+  have no neighbours under most affinities and are dealt out in order, which is no stability;
 - coherence: correlation between the effects of ablating two members of one supernode, over selection prompts, beside
   random groups of the same sizes, drawn from all features or only exchanged within a layer and slot;
 - features that group tests find idle with the default budget and tolerance (discovery split), and what they cost.
@@ -110,18 +111,19 @@ class Seed:
     def measured(self, found: list[Hierarchy]) -> dict[str, Any]:
         """What is reported of one affinity at one seed; with several hierarchies the last two are those of halves."""
         n = self.graph.n_features
+        live = self.graph.nodes.importance[:n] > 0
         levels = []
         for depth, level in enumerate(found[0].levels):
             group = np.unique(level.supernode[:n], return_inverse=True)[1]
             rng = np.random.default_rng(0)
             free = coherence(self.effects, group, rng)
             matched = coherence(self.effects, group, rng, strata=self.place[:n])
-            halves = [h.levels[depth].supernode[:n] for h in found[1:] if depth < len(h.levels)]
+            halves = [h.levels[depth].supernode[:n][live] for h in found[1:] if depth < len(h.levels)]
             levels.append(
                 {
                     "supernodes": int(group.max()) + 1,
                     "largest": float(np.bincount(group).max() / n),
-                    "modularity": level.modularity,
+                    "modularity": level.modularity if level.modularity == level.modularity else None,
                     "stability": adjusted_rand(*halves) if len(halves) == 2 else None,
                     "coherence": free.found,
                     "null": free.null,
@@ -139,7 +141,7 @@ class Seed:
             generator=torch.Generator().manual_seed(0),
         )
         idle = {"share": float(tests.idle.mean()), "supernodes": tests.tested, "levels": tests.levels}
-        return {"levels": levels, "idle": idle, "nodes": n}
+        return {"levels": levels, "idle": idle, "features": n, "features_with_effect": int(live.sum())}
 
 
 def by_place(seed: Seed) -> Hierarchy:

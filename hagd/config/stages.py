@@ -162,7 +162,7 @@ class HierarchyConfig(Section):
     branching: int = Field(4, ge=2, description="children of a supernode (b)")
     min_size: int = Field(8, ge=1, description="supernodes of at most this many nodes are not divided")
     coherence_budget: int = Field(
-        100,
+        60,
         ge=0,
         description="model evaluations for ablating single nodes, by which supernodes are checked; 0 = no check",
     )
