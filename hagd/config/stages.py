@@ -13,6 +13,7 @@ ErrorMode = Literal["mean", "keep"]
 ActivationFunction = Literal["topk", "batch_topk", "jumprelu", "relu"]
 PredictionHeadKind = Literal["tied", "tied_low_rank", "low_rank", "dense"]
 Optimiser = Literal["adam", "adafactor", "adam8bit"]
+Affinity = Literal["edges", "attribution", "targets", "effects", "coactivation"]
 AttributionMethod = Literal["integrated_gradients", "gradient_activation"]
 
 
@@ -156,8 +157,21 @@ class GraphConfig(Section):
 class HierarchyConfig(Section):
     """Recursive spectral partition of the attribution graph."""
 
+    affinity: Affinity = Field(
+        "edges",
+        description="what draws nodes together: edges: strength of the edges between them; attribution: attribution "
+        "that flows over them; targets: cosine of outgoing edges; effects: cosine of first-order effects on discovery "
+        "prompts; coactivation: cosine of activations on discovery prompts",
+    )
+    neighbours: int = Field(16, ge=1, description="most alike nodes joined to a node (affinities that are cosines)")
     branching: int = Field(4, ge=2, description="children of a supernode (b)")
     min_size: int = Field(8, ge=1, description="supernodes of at most this many nodes are not divided")
+    coherence_budget: int = Field(
+        60,
+        ge=0,
+        description="model evaluations for ablating single nodes, by which supernodes are checked; 0 = no check",
+    )
+    coherence_prompts: int = Field(64, ge=2, description="selection prompts on which each of them is ablated")
 
 
 class SearchConfig(Section):

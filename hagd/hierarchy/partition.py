@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from hagd.attribution.records import ERROR, FEATURE, AttributionGraph
+from hagd.attribution.records import AttributionGraph
 from hagd.config.stages import HierarchyConfig
+from hagd.hierarchy.affinity import attribution_affinity, edge_affinity, profile_affinity, target_affinity
+from hagd.hierarchy.division import arrange, divide
 from hagd.hierarchy.quality import conductance, modularity
-from hagd.hierarchy.records import Hierarchy, Level
-from hagd.hierarchy.spectral import affinity, spectral_split
+from hagd.hierarchy.records import Hierarchy, Level, nodes_key
+
+_LARGEST = 0.95
 
 
 def build_hierarchy(
@@ -21,56 +23,59 @@ def build_hierarchy(
     config: HierarchyConfig,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    profile: np.ndarray | None = None,
 ) -> Hierarchy:
     """Divide every supernode into at most `branching` until none has more than `min_size` nodes.
 
     Level 0 has at most `branching` supernodes; each level refines the one before. Spectral splits may be uneven
     for `⌈log_b n⌉` levels; what is still too large then is divided evenly, so there are at most `2 ⌈log_b n⌉`
     levels. A graph of at most `min_size` nodes has one level of one supernode.
+
+    Args:
+        graph: its nodes are divided.
+        config: affinity, branching and sizes.
+        seed: of starting vectors and k-means.
+        progress: called with the nodes that need no further division and all of them.
+        profile: `[n_features, N]`, what each feature node does on each prompt (`hagd.hierarchy.activity`), which the
+            affinities `effects` and `coactivation` compare.
     """
-    w = _between_features(graph)
+    levels = partition(_affinity(graph, config, profile), config, seed, progress)
+    return Hierarchy(config.branching, levels, nodes_key(graph))
+
+
+def _affinity(graph: AttributionGraph, config: HierarchyConfig, profile: np.ndarray | None) -> csr_array:
+    if config.affinity == "edges":
+        return edge_affinity(graph)
+    if config.affinity == "attribution":
+        return attribution_affinity(graph)
+    if config.affinity == "targets":
+        return target_affinity(graph, config.neighbours)
+    assert profile is not None, f"{config.affinity} compares profiles"
+    return profile_affinity(profile, len(graph.nodes), config.neighbours)
+
+
+def partition(
+    w: csr_array, config: HierarchyConfig, seed: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[Level, ...]:
+    """The levels for the affinities `w` `[n, n]`, coarse to fine."""
     n = w.shape[0]
+    rng = np.random.default_rng(seed)
     supernode = np.zeros(n, dtype=np.int64)
     levels: list[Level] = []
     uneven_levels = math.ceil(math.log(max(n, 2), config.branching))
-    while np.bincount(supernode).max() > config.min_size:
-        largest = 0.95 if len(levels) < uneven_levels else 0.0
-        supernode, gaps = _refine(w, supernode, config, seed, largest)
+    blocks = arrange(w, supernode)
+    while np.diff(blocks.bounds).max() > config.min_size:
+        largest = _LARGEST if len(levels) < uneven_levels else 0.0
+        child, gaps = divide(blocks, config.branching, config.min_size, largest, rng)
+        supernode = np.empty(n, dtype=np.int64)
+        parent = np.repeat(np.arange(len(blocks.bounds) - 1), np.diff(blocks.bounds))
+        supernode[blocks.nodes] = np.unique(parent * config.branching + child, return_inverse=True)[1]
         levels.append(_level(w, supernode, gaps))
+        blocks = arrange(w, supernode)
         if progress is not None:
-            progress(int((np.bincount(supernode)[supernode] <= config.min_size).sum()), n)
-    return Hierarchy(config.branching, tuple(levels) or (_level(w, supernode, []),))
-
-
-def _between_features(graph: AttributionGraph) -> csr_array:
-    """Affinity of the edges between features and errors.
-
-    Tokens and the logit are joined to nearly everything: with them in, the first split is the hubs against the rest
-    (modularity 0.00 on the default run, 0.61 without them).
-    """
-    inner = np.isin(graph.nodes.kind, (FEATURE, ERROR))
-    kept = inner[graph.edge_index].all(0)
-    return affinity(graph.edge_index[:, kept], graph.edge_attr[kept], len(graph.nodes))
-
-
-def _refine(
-    w: csr_array, supernode: np.ndarray, config: HierarchyConfig, seed: int, largest: float
-) -> tuple[np.ndarray, list[float]]:
-    refined = np.empty_like(supernode)
-    gaps, count = [], 0
-    order = np.argsort(supernode, kind="stable")
-    bounds = np.searchsorted(supernode[order], np.arange(supernode.max() + 2))
-    for start, stop in pairwise(bounds):
-        members = order[start:stop]
-        if len(members) <= config.min_size:
-            refined[members] = count
-            count += 1
-            continue
-        split = spectral_split(w[members][:, members], config.branching, seed + count, largest)
-        refined[members] = count + split.clusters
-        count += int(split.clusters.max()) + 1
-        gaps.append(split.eigengap)
-    return refined, gaps
+            sizes = np.diff(blocks.bounds)
+            progress(int(sizes[sizes <= config.min_size].sum()), n)
+    return tuple(levels) or (_level(w, supernode, []),)
 
 
 def _level(w: csr_array, supernode: np.ndarray, gaps: list[float]) -> Level:

@@ -1,6 +1,6 @@
-"""Normalised spectral clustering (Ng, Jordan & Weiss 2001) of one weighted graph.
+"""Spectral embedding (Ng, Jordan & Weiss 2001) of connected weighted graphs, many at once.
 
-`L = I − D^{-1/2} W D^{-1/2}` with `W = ½ (|A| + |A|ᵀ)`, sparse throughout.
+`L = I − D^{-1/2} W D^{-1/2}`, sparse throughout; graphs of a few dozen nodes are solved densely, many in one call.
 """
 
 from __future__ import annotations
@@ -9,82 +9,115 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_array, diags_array
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh, lobpcg
 
-_DENSE_BELOW = 64
+_DENSE_UP_TO = 96
+_STEP = 8
+_ENTRIES_AT_ONCE = 1 << 22
+_RIDGE = 0.01
+_TOLERANCE = 1e-4
+_RESTARTS = 100
 
 
-class Split(NamedTuple):
-    """Clusters `[n]` numbered from 0 without gaps, and the gap after the eigenvalues that were used."""
+class Embedding(NamedTuple):
+    """Eigenvectors of one connected graph's normalised Laplacian.
 
-    clusters: np.ndarray
+    Attributes:
+        vectors: `[n, k]`, of the k smallest eigenvalues, ascending.
+        eigengap: λ_{k+1} − λ_k.
+    """
+
+    vectors: np.ndarray
     eigengap: float
 
 
-def affinity(edge_index: np.ndarray, edge_attr: np.ndarray, n: int) -> csr_array:
-    """`½ (|A| + |A|ᵀ)` of a directed graph, `[n, n]`, without self-loops."""
-    source, target = edge_index
-    a = csr_array((np.abs(edge_attr).astype(np.float64), (source, target)), shape=(n, n))
-    w = ((a + a.T) * 0.5).tocsr()
-    w.setdiag(0)
-    w.eliminate_zeros()
-    return w
+def spectral_embeddings(
+    w: csr_array, parts: list[tuple[int, int]], k: int, rng: np.random.Generator
+) -> list[Embedding]:
+    """Embeddings of the ranges `parts` of `w`, each a graph of its own with more than `k` nodes.
 
-
-def spectral_split(w: csr_array, branching: int, seed: int, largest: float = 0.95) -> Split:
-    """At most `branching` clusters of the graph `w` `[n, n]`, at least two when n > 1.
-
-    Nodes without edges are one cluster of their own: they would otherwise fill the spectrum with strays. Where one
-    cluster would take more than the share `largest` of the nodes, nodes are divided evenly along the second
-    eigenvector, so that every split makes progress.
+    Args:
+        w: symmetric, non-negative; rows of a part have columns in that part only.
+        parts: first row and the row after the last one.
+        k: vectors a part.
+        rng: of the starting vectors of sparse solves.
     """
-    n = w.shape[0]
-    if n <= branching:
-        return Split(np.arange(n), 0.0)
-    alone = np.diff(w.indptr) == 0
-    if branching > 2 and largest > 0 and alone.any() and not alone.all():
-        joined = np.flatnonzero(~alone)
-        inner = spectral_split(w[joined][:, joined], branching - 1, seed, largest)
-        clusters = np.full(n, inner.clusters.max() + 1)
-        clusters[joined] = inner.clusters
-        return Split(clusters, inner.eigengap)
-    values, vectors = _smallest(_normalised_affinity(w), branching + 1, seed)
-    rows = vectors[:, :branching]
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    with warnings.catch_warnings():  # fewer clusters than asked for are fine
-        warnings.filterwarnings("ignore", message="One of the clusters is empty")
-        clusters = kmeans2(rows, branching, minit="++", seed=np.random.default_rng(seed), missing="warn")[1]
-    clusters = np.unique(clusters, return_inverse=True)[1]
-    if np.bincount(clusters).max() > largest * n:
-        order = np.argsort(vectors[:, 1], kind="stable")
-        clusters = np.empty(n, dtype=np.int64)
-        clusters[order] = np.arange(n) * branching // n
-    return Split(clusters.astype(np.int64), float(values[branching] - values[branching - 1]))
+    found: dict[int, Embedding] = {}
+    small: dict[int, list[int]] = {}
+    for i, (start, stop) in enumerate(parts):
+        n = stop - start
+        if n <= max(_DENSE_UP_TO, k + 2):
+            small.setdefault(-(-n // _STEP) * _STEP, []).append(i)
+        else:
+            found[i] = _sparse(_block(w, start, stop), k, rng)
+    for size, members in small.items():
+        at_once = max(1, _ENTRIES_AT_ONCE // size**2)
+        for first in range(0, len(members), at_once):
+            chunk = members[first : first + at_once]
+            found |= dict(zip(chunk, _dense(w, [parts[i] for i in chunk], size, k), strict=True))
+    return [found[i] for i in range(len(parts))]
 
 
-def _normalised_affinity(w: csr_array) -> csr_array:
-    """`D^{-1/2} (W + τ I) D^{-1/2}`; τ, a hundredth of the mean degree, keeps isolated nodes finite."""
+def normalised_affinity(w: csr_array) -> csr_array:
+    """`D^{-1/2} (W + τ I) D^{-1/2}`; τ, a hundredth of the mean degree, damps nodes that hang on one weak edge."""
     degree = np.asarray(w.sum(axis=1)).ravel()
-    ridge = 0.01 * degree.mean() if degree.any() else 1.0
+    ridge = _RIDGE * degree.mean()
     scale = diags_array(1.0 / np.sqrt(degree + ridge))
     return (scale @ (w + diags_array(np.full(w.shape[0], ridge))) @ scale).tocsr()
 
 
-def _smallest(normalised: csr_array, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` smallest eigenvalues of `I − normalised`, ascending, and their vectors."""
-    n = normalised.shape[0]
-    if n <= max(_DENSE_BELOW, count + 2):
-        values, vectors = np.linalg.eigh(normalised.toarray())
-    else:
-        # ARPACK draws again where a graph falls into pieces, so the generator decides more than the start.
-        rng = np.random.default_rng(seed)
-        try:
-            values, vectors = eigsh(normalised, k=count, which="LA", v0=rng.standard_normal(n), tol=1e-4, rng=rng)
-        except ArpackNoConvergence as partial:
-            values, vectors = partial.eigenvalues, partial.eigenvectors
-            if len(values) < count:
-                values, vectors = np.linalg.eigh(normalised.toarray())
-    order = np.argsort(-values)[:count]
-    return 1.0 - values[order], vectors[:, order]
+def _block(w: csr_array, start: int, stop: int) -> csr_array:
+    entries = slice(w.indptr[start], w.indptr[stop])
+    n = stop - start
+    return csr_array(
+        (w.data[entries], w.indices[entries] - start, w.indptr[start : stop + 1] - w.indptr[start]), shape=(n, n)
+    )
+
+
+def _sparse(w: csr_array, k: int, rng: np.random.Generator) -> Embedding:
+    """Lanczos with implicit restarts; what does not converge (very long chains) is the best of a block iteration."""
+    normalised = normalised_affinity(w)
+    n = w.shape[0]
+    try:
+        values, vectors = eigsh(
+            normalised,
+            k=k + 1,
+            which="LA",
+            v0=rng.standard_normal(n),
+            tol=_TOLERANCE,
+            maxiter=_RESTARTS,
+            rng=rng,
+        )
+    except ArpackNoConvergence as partial:
+        known = partial.eigenvectors
+        start = np.column_stack([known, rng.standard_normal((n, k + 1 - known.shape[1]))])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Exited", category=UserWarning)
+            values, vectors = lobpcg(normalised, start, largest=True, maxiter=_RESTARTS)
+    order = np.argsort(-values)
+    return Embedding(vectors[:, order[:k]], float(values[order[k - 1]] - values[order[k]]))
+
+
+def _dense(w: csr_array, parts: list[tuple[int, int]], size: int, k: int) -> list[Embedding]:
+    """All eigenvectors of graphs of at most `size` nodes, padded to that size."""
+    lengths = np.array([stop - start for start, stop in parts])
+    dense = np.zeros((len(parts), size, size))
+    for i, (start, stop) in enumerate(parts):
+        rows = np.repeat(np.arange(stop - start), np.diff(w.indptr[start : stop + 1]))
+        entries = slice(w.indptr[start], w.indptr[stop])
+        dense[i, rows, w.indices[entries] - start] = w.data[entries]
+    real = np.arange(size) < lengths[:, None]
+    degree = dense.sum(-1)
+    ridge = _RIDGE * degree.sum(-1, keepdims=True) / lengths[:, None]
+    diagonal = np.arange(size)
+    dense[:, diagonal, diagonal] += ridge
+    scale = np.where(real, 1 / np.sqrt(np.where(real, degree + ridge, 1)), 0)
+    dense *= scale[:, :, None] * scale[:, None, :]
+    dense[:, diagonal, diagonal] -= 2.0 * ~real  # below the spectrum, so that padding never comes first
+    values, vectors = np.linalg.eigh(dense)
+    gaps = values[:, -k] - values[:, -k - 1]
+    return [
+        Embedding(vectors[i, :n, : -k - 1 : -1], float(gap))
+        for i, (n, gap) in enumerate(zip(lengths, gaps, strict=True))
+    ]

@@ -16,7 +16,7 @@ from hagd.artifacts.store import Stored
 from hagd.config.run import StagesConfig
 from hagd.report.figures import write_figures
 from hagd.report.html import write_report
-from hagd.report.records import ReportData
+from hagd.report.records import ReportData, SupernodeView
 from hagd.tracking.wandb_run import Run
 from hagd.transcoders.metrics import SCALARS
 from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
@@ -64,7 +64,7 @@ def write_metrics(metrics: dict[str, float], folder: Path) -> None:
 
 
 def circuit_json(data: ReportData) -> dict[str, Any]:
-    """Nodes and edges of the circuit; edges point from source to target."""
+    """Nodes and edges of the circuit, and the supernodes of each level; edges point from source to target."""
     return {
         "model": data.model,
         "task": data.task,
@@ -84,6 +84,7 @@ def circuit_json(data: ReportData) -> dict[str, Any]:
             }
             for node in data.nodes
         ],
+        "supernodes": [[_supernode(view) for view in level.supernodes] for level in data.levels],
         "edges": [
             {"source": int(s), "target": int(t), "weight": float(w)}
             for s, t, w in zip(data.edges.source, data.edges.target, data.edges.weight, strict=True)
@@ -106,6 +107,18 @@ def track_dictionaries(run: Run, found: TranscoderSet, slot_names: Sequence[str]
     )
 
 
+def _supernode(view: SupernodeView) -> dict[str, Any]:
+    return {
+        "label": view.label,
+        "nodes": view.n_nodes,
+        "slot": view.slot,
+        "layers": view.layers,
+        "inputs": [token for token, _ in view.inputs],
+        "promoted": [token for token, _ in view.promoted],
+        "prompts": [list(prompt.tokens) for prompt in view.prompts],
+    }
+
+
 def track(run: Run, data: ReportData, metrics: dict[str, float], figures: Sequence[Path], folder: Path) -> None:
     """Metrics, tables, figures and the report into the W&B run."""
     run.summary(metrics)
@@ -125,9 +138,17 @@ def track(run: Run, data: ReportData, metrics: dict[str, float], figures: Sequen
     )
     run.table(
         "hierarchy",
-        ("level", "supernodes", "modularity", "conductance", "eigengap"),
+        ("level", "supernodes", "modularity", "conductance", "eigengap", "coherence", "coherence_null"),
         [
-            (depth, len(level.labels), level.modularity, level.conductance, level.eigengap)
+            (
+                depth,
+                len(level.supernodes),
+                level.modularity,
+                level.conductance,
+                level.eigengap,
+                level.coherence,
+                level.coherence_null,
+            )
             for depth, level in enumerate(data.levels, start=1)
         ],
     )

@@ -272,10 +272,10 @@ STAGES: dict[str, Stage] = {
     ),
     "hierarchy": Stage(
         Hierarchy,
-        2,
-        ("graph",),
+        3,
+        ("prompts", "lm", "transcoders", "means", "graph"),
         lambda p: p.config.hierarchy.model_dump(mode="json"),
-        lambda p, _, progress: stages.partition(p.config, p.get("graph"), progress),
+        lambda p, _, progress: stages.partition(p.config, p.patched, p.get("prompts"), p.get("graph"), progress),
     ),
     "search": Stage(
         SearchResult,

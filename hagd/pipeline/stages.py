@@ -23,6 +23,8 @@ from hagd.config.run import StagesConfig
 from hagd.config.stages import TranscoderConfig
 from hagd.config.task import SymbolicTask
 from hagd.errors import ConfigError, NumericalError, TaskError
+from hagd.hierarchy.activity import activations, intervention_effects, linear_effects
+from hagd.hierarchy.coherence import with_coherence
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
@@ -199,9 +201,33 @@ def attribute(config: StagesConfig, patched: PatchedModel, task: TaskData, progr
     )
 
 
-def partition(config: StagesConfig, graph: AttributionGraph, progress: StageProgress) -> Hierarchy:
-    """Stage `hierarchy`."""
-    return build_hierarchy(graph, config.hierarchy, config.seed, progress)
+def partition(
+    config: StagesConfig, patched: PatchedModel, task: TaskData, graph: AttributionGraph, progress: StageProgress
+) -> Hierarchy:
+    """Stage `hierarchy`: built on the discovery split, checked by interventions on the selection split."""
+    options = config.hierarchy
+    profile = None
+    if options.affinity == "coactivation":
+        profile = activations(discovery_objective(config, patched, task), graph)
+    elif options.affinity == "effects":
+        profile = linear_effects(discovery_objective(config, patched, task), graph, config.graph.metric)
+    hierarchy = build_hierarchy(
+        graph, options, config.seed, lambda done, total: progress.part("partition", done, total), profile
+    )
+    rng = np.random.default_rng(config.seed)
+    n_prompts = min(options.coherence_prompts, len(task.selection))
+    n_nodes = min(options.coherence_budget * len(task.discovery) // n_prompts, graph.n_features)
+    if n_nodes < 2:
+        return hierarchy
+    rows = np.sort(rng.permutation(graph.n_features)[:n_nodes])
+    effects = intervention_effects(
+        objective_on(config, patched, task, task.selection[:n_prompts]),
+        graph,
+        config.graph.metric,
+        rows,
+        lambda done, total: progress.part("coherence", done, total),
+    )
+    return with_coherence(hierarchy, effects, rows, rng)
 
 
 def search(

@@ -19,13 +19,13 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.report.records import (
     Curve,
     Edges,
-    HierarchyLevel,
     LayerReconstruction,
     NodeView,
     ReportData,
     SearchPart,
     TopPrompt,
 )
+from hagd.report.supernodes import Observed, Supernodes
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
 from hagd.validation.records import Validation
@@ -63,6 +63,7 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
     touched = np.union1d(edges.source, edges.target)
     rows = np.concatenate([members, [row for row in rows[len(members) :] if row in touched]]).astype(np.int64)
     metrics = _metrics(run, len(edges.weight))
+    observed = _observe(run)
     return ReportData(
         model=config.model.name,
         task=config.task.name,
@@ -81,9 +82,9 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
         reconstruction=tuple(
             LayerReconstruction(q.layer, q.fvu, q.l0, q.dead, q.fvu_by_slot) for q in run.patched.transcoders.quality
         ),
-        nodes=_node_views(run, rows, progress),
+        nodes=_node_views(run, observed, rows, progress),
         edges=edges,
-        levels=tuple(_level(graph, task, level) for level in run.hierarchy.levels),
+        levels=tuple(map(Supernodes(run.patched, graph, observed).level, run.hierarchy.levels)),
         warnings=_warnings(run, metrics),
     )
 
@@ -102,10 +103,20 @@ def _metrics(run: Extraction, n_edges: int) -> dict[str, float]:
         "graph.features": float(graph.n_features),
         "graph.edges": float(graph.edge_index.shape[1]),
         "hierarchy.levels": float(len(hierarchy.levels)),
-        "hierarchy.modularity": max(level.modularity for level in hierarchy.levels),
+        **_hierarchy_metrics(hierarchy),
         "circuit.nodes": float(result.size),
         "circuit.edges": float(n_edges),
         "search.evaluations": result.evaluations,
+    }
+
+
+def _hierarchy_metrics(hierarchy: Hierarchy) -> dict[str, float]:
+    """Modularity of the most modular level, coherence of the finest one."""
+    finest = hierarchy.levels[-1]
+    return {
+        "hierarchy.modularity": max(level.modularity for level in hierarchy.levels),
+        "hierarchy.coherence": finest.coherence,
+        "hierarchy.coherence_null": finest.coherence_null,
     }
 
 
@@ -125,12 +136,19 @@ def _edges(graph: AttributionGraph, rows: np.ndarray) -> Edges:
 
 
 @torch.no_grad()
-def _node_views(run: Extraction, rows: np.ndarray, progress: Callable[[int, int], None]) -> tuple[NodeView, ...]:
-    patched, task, graph, result = run.patched, run.task, run.graph, run.result
+def _observe(run: Extraction) -> Observed:
     prompts = run.discovery.prompts[: run.config.report.effect_prompts]
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
-    features = patched.features(tokens)[0]
-    text = _token_text(patched, task)
+    f = run.patched.features(tokens)[0]
+    return Observed(f, tokens, slots, run.task.slot_names, _token_text(run.patched, run.task))
+
+
+@torch.no_grad()
+def _node_views(
+    run: Extraction, observed: Observed, rows: np.ndarray, progress: Callable[[int, int], None]
+) -> tuple[NodeView, ...]:
+    patched, task, graph, result = run.patched, run.task, run.graph, run.result
+    features, tokens, slots, text = observed.f, observed.tokens, observed.slots, observed.text
     effects = _ablation_effects(run, rows)
     nodes, views = graph.nodes, []
     for done, row in enumerate(rows.tolist()):
@@ -227,19 +245,6 @@ def _label(kind: int, layer: int, slot: str) -> str:
     if kind == TOKEN:
         return f"token {slot}"
     return "answer − distractor" if kind == LOGIT else f"error L{layer} {slot}"
-
-
-def _level(graph: AttributionGraph, task: TaskData, level: Any) -> HierarchyLevel:
-    labels = tuple(_supernode_label(graph, task, level.supernode == i) for i in range(level.n_supernodes))
-    return HierarchyLevel(labels, level.modularity, level.eigengap, level.conductance)
-
-
-def _supernode_label(graph: AttributionGraph, task: TaskData, members: np.ndarray) -> str:
-    """Layer range and most frequent slot of the members."""
-    layers, slots = graph.nodes.layer[members], graph.nodes.slot[members]
-    slot = task.slot_names[int(np.bincount(slots).argmax())]
-    span = f"L{layers.min()}" if layers.min() == layers.max() else f"L{layers.min()}–{layers.max()}"
-    return f"{slot} {span.replace('L-1', 'tokens')} ({int(members.sum())})"
 
 
 def _warnings(run: Extraction, metrics: dict[str, float]) -> tuple[str, ...]:

@@ -119,9 +119,14 @@ def _heat_cell(value: float, worst: float) -> str:
 
 def hierarchy_table(data: ReportData) -> str:
     """Quality of the partition at each level."""
-    columns = ("Level", "Supernodes", "Modularity", "Eigengap", "Conductance")
+    columns = ("Level", "Supernodes", "Modularity", "Eigengap", "Conductance", "Coherence", "Random groups")
     rows = [
-        (str(depth), number(len(level.labels)), *map(number, (level.modularity, level.eigengap, level.conductance)))
+        (
+            str(depth),
+            number(len(level.supernodes)),
+            *map(number, (level.modularity, level.eigengap, level.conductance)),
+            *map(number, (level.coherence, level.coherence_null)),
+        )
         for depth, level in enumerate(data.levels, start=1)
     ]
     return table(columns, rows) if rows else "<p>The hierarchy was switched off.</p>"

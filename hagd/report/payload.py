@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hagd.report.records import NodeView, ReportData
+from hagd.report.records import NodeView, ReportData, TopPrompt
 from hagd.report.wording import node_label
 
 
@@ -21,14 +21,24 @@ def payload(data: ReportData) -> dict[str, Any]:
     rows = ["tokens", *(f"layer {layer}" for layer in _layers(data)), "logits"]
     row_of = {layer: row for row, layer in enumerate(_layers(data), start=1)}
     prompts: dict[tuple[str, ...], int] = {}
-    shown = [
-        [[prompts.setdefault(p.tokens, len(prompts)), p.position, _short(p.activation)] for p in node.prompts]
-        for node in data.nodes
+
+    def places(top: tuple[TopPrompt, ...]) -> list[list[Any]]:
+        return [[prompts.setdefault(p.tokens, len(prompts)), p.position, _short(p.activation)] for p in top]
+
+    shown = [places(node.prompts) for node in data.nodes]
+    levels = [
+        {
+            "labels": list(level.labels),
+            "promoted": [_pairs(each.promoted) for each in level.supernodes],
+            "inputs": [_pairs(each.inputs) for each in level.supernodes],
+            "prompts": [places(each.prompts) for each in level.supernodes],
+        }
+        for level in data.levels
     ]
     return {
         "rows": rows,
         "slots": list(data.slot_names),
-        "levels": [{"labels": list(level.labels)} for level in data.levels],
+        "levels": levels,
         "prompts": [list(tokens) for tokens in prompts],
         "nodes": {
             "id": [node.id for node in data.nodes],
@@ -41,8 +51,8 @@ def payload(data: ReportData) -> dict[str, Any]:
             "mean": [_short(node.mean_activation) for node in data.nodes],
             "effect": [_short(node.ablation_effect) for node in data.nodes],
             "path": [list(node.supernodes) for node in data.nodes],
-            "promoted": [[[token, _short(value)] for token, value in node.promoted] for node in data.nodes],
-            "inputs": [[[token, _short(value)] for token, value in node.inputs] for node in data.nodes],
+            "promoted": [_pairs(node.promoted) for node in data.nodes],
+            "inputs": [_pairs(node.inputs) for node in data.nodes],
             "prompts": shown,
         },
         "edges": _edges(data),
@@ -74,6 +84,10 @@ def _edges(data: ReportData) -> dict[str, list[Any]]:
         for end in ("source", "target")
     }
     return {**place, "weight": [_short(weight) or 0.0 for weight in data.edges.weight.tolist()]}
+
+
+def _pairs(pairs: tuple[tuple[str, float], ...]) -> list[list[Any]]:
+    return [[token, _short(value)] for token, value in pairs]
 
 
 def _short(value: float | None) -> float | None:

@@ -145,13 +145,48 @@ class Edges:
 
 
 @dataclass(frozen=True)
-class HierarchyLevel:
-    """One level of the partition, coarse to fine; `labels[i]` names supernode `i`."""
+class SupernodeView:
+    """One supernode, described by all of its members, in the circuit or not.
 
-    labels: tuple[str, ...]
+    Attributes:
+        label: short name.
+        n_nodes: members.
+        slot: where most of them are.
+        layers: range of layers.
+        inputs: (token, mean share of a member's largest activation) pairs, strongest first.
+        promoted: (token, logit) pairs, strongest first, of what the members write together on average.
+        prompts: on which members are most active together, strongest first; `activation` is a share as in `inputs`.
+    """
+
+    label: str
+    n_nodes: int
+    slot: str
+    layers: str
+    inputs: tuple[tuple[str, float], ...] = ()
+    promoted: tuple[tuple[str, float], ...] = ()
+    prompts: tuple[TopPrompt, ...] = ()
+
+
+@dataclass(frozen=True)
+class HierarchyLevel:
+    """One level of the partition, coarse to fine.
+
+    Attributes:
+        supernodes: by number.
+        modularity, eigengap, conductance, coherence, coherence_null: as in `hagd.hierarchy.records.Level`.
+    """
+
+    supernodes: tuple[SupernodeView, ...]
     modularity: float
     eigengap: float
     conductance: float
+    coherence: float = math.nan
+    coherence_null: float = math.nan
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name of each supernode."""
+        return tuple(supernode.label for supernode in self.supernodes)
 
 
 @dataclass(frozen=True)

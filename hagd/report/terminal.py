@@ -114,8 +114,8 @@ def _reconstruction(data: ReportData) -> Table:
 
 
 def _hierarchy(data: ReportData) -> Table:
-    table = _table("Hierarchy", "level", "supernodes", "modularity", "eigengap", "conductance")
+    table = _table("Hierarchy", "level", "supernodes", "modularity", "conductance", "coherence", "random groups")
     for depth, level in enumerate(data.levels, start=1):
-        values = (level.modularity, level.eigengap, level.conductance)
+        values = (level.modularity, level.conductance, level.coherence, level.coherence_null)
         table.add_row(str(depth), number(len(level.labels)), *(number(value) for value in values))
     return table

@@ -28,6 +28,8 @@ METRIC_NAMES = {
     "graph.edges": "Attribution graph, edges",
     "hierarchy.levels": "Hierarchy, levels",
     "hierarchy.modularity": "Hierarchy, modularity",
+    "hierarchy.coherence": "Hierarchy, coherence of supernodes under interventions",
+    "hierarchy.coherence_null": "Hierarchy, coherence of random groups",
     "circuit.nodes": "Circuit, nodes",
     "circuit.edges": "Circuit, edges",
     "validation.preservation": "Preservation (error terms at their mean)",

@@ -55,7 +55,11 @@ def find_idle(
         tolerance: share of what ablating all candidates adds to the divergence that ablating all idle ones may add.
         budget: model evaluations, in units of the whole discovery split.
         generator: of the prompt sample.
+
+    Raises:
+        ArtifactError: the hierarchy was built for other nodes.
     """
+    hierarchy.require(graph)
     flat = torch.as_tensor(graph.flat)
     shape = objective.patched.gate_shape
     index = objective.sample(_PROMPTS, generator)

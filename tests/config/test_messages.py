@@ -44,7 +44,9 @@ def test_an_unknown_key_that_is_like_no_other_gets_the_keys_beside_it() -> None:
         "typo: expected one of the keys seed, model, task, transcoder, graph, hierarchy, search, validation, report, "
         "trainer, tracking, paths, found typo={'k': 3}; remove or correct it"
     )
-    assert "expected one of the keys branching, min_size, found" in message("+hierarchy.wxyzwxyzwxyz=3")
+    assert "expected one of the keys affinity, neighbours, branching, min_size, " in message(
+        "+hierarchy.wxyzwxyzwxyz=3"
+    )
     assert "expected one of the keys accelerator, devices, " in message("+trainer.foo=3")
 
 

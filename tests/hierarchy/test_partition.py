@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hagd.config.stages import HierarchyConfig
+from hagd.hierarchy.affinity import affinity
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.quality import conductance, modularity, supernode_edges
-from hagd.hierarchy.spectral import affinity
 from tests.hierarchy.graphs import feature_graph, planted_graph, sparse_graph
 
 

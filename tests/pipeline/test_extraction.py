@@ -39,6 +39,8 @@ FIGURES = (
     "graph.edges",
     "hierarchy.levels",
     "hierarchy.modularity",
+    "hierarchy.coherence",
+    "hierarchy.coherence_null",
     "circuit.nodes",
     "circuit.edges",
     "validation.preservation",
@@ -125,6 +127,18 @@ def test_circuit_json_agrees_with_the_records(tiny_runs: Path) -> None:
     for edge in circuit["edges"]:
         assert edge["source"] in ids and edge["target"] in ids
         assert edge["weight"] == pytest.approx(weight[edge["source"], edge["target"]])
+
+
+def test_every_supernode_is_described(tiny_runs: Path) -> None:
+    circuit = json.loads((tiny_runs / "first" / "circuit.json").read_text())
+    pipeline, _ = searched(tiny_runs)
+    levels, text = pipeline.get("hierarchy").levels, set(pipeline.get("prompts").vocabulary)
+    assert len(circuit["supernodes"]) == len(levels)
+    for shown, level in zip(circuit["supernodes"], levels, strict=True):
+        assert [each["nodes"] for each in shown] == np.bincount(level.supernode).tolist()
+        assert all(each["slot"] in each["label"] and each["layers"] in each["label"] for each in shown)
+        assert all(set(each["inputs"]) | set(each["promoted"]) <= text for each in shown)
+    assert any(each["inputs"] and each["promoted"] and each["prompts"] for each in circuit["supernodes"][0])
 
 
 def test_a_second_run_reuses_every_stage(tiny_runs: Path, tmp_path: Path) -> None:

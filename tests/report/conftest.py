@@ -15,6 +15,7 @@ from hagd.report.records import (
     NodeView,
     ReportData,
     SearchPart,
+    SupernodeView,
     TopPrompt,
 )
 
@@ -86,6 +87,11 @@ def _nodes(rng: np.random.Generator, n_nodes: int, n_layers: int, widths: tuple[
             )
         )
     return tuple(nodes)
+
+
+def _supernode(rng: np.random.Generator, index: int) -> SupernodeView:
+    label = f"{'ABCDEFGH'[index % 8]}{index}: sums near {index * 7 % 59}"
+    return SupernodeView(label, 1 + index, SLOTS[index % len(SLOTS)], "L0–1", **_details(rng))
 
 
 def _edges(rng: np.random.Generator, nodes: tuple[NodeView, ...], n_edges: int, n_layers: int) -> Edges:
@@ -165,7 +171,7 @@ def build_report(n_nodes: int = 200, n_edges: int = 2000, n_layers: int = 2, see
         edges=edges,
         levels=tuple(
             HierarchyLevel(
-                tuple(f"{'ABCDEFGH'[index % 8]}{index}: sums near {index * 7 % 59}" for index in range(width)),
+                tuple(_supernode(rng, index) for index in range(width)),
                 0.31 + 0.05 * depth,
                 0.12 - 0.03 * depth,
                 0.4 + 0.1 * depth,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hagd.errors import ArtifactError
-from hagd.report.records import Curve, Edges, ReportData
+from hagd.report.records import Curve, Edges, ReportData, SupernodeView
 
 
 def test_every_problem_is_named_at_once(report: ReportData) -> None:
@@ -39,6 +39,6 @@ def test_interval_needs_both_bounds(report: ReportData) -> None:
 
 def test_colours_come_from_the_coarsest_level_that_divides(report: ReportData) -> None:
     nodes = tuple(replace(node, supernodes=(0, *node.supernodes) if node.supernodes else ()) for node in report.nodes)
-    root = replace(report.levels[0], labels=("everything",))
+    root = replace(report.levels[0], supernodes=(SupernodeView("everything", 200, "=", "L0–1"),))
     assert report.coarsest() == 0
     assert replace(report, nodes=nodes, levels=(root, *report.levels)).coarsest() == 1

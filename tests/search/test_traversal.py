@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hagd.config.stages import HierarchyConfig
+from hagd.errors import ArtifactError
 from hagd.hierarchy.partition import build_hierarchy
-from hagd.hierarchy.records import Hierarchy, Level
+from hagd.hierarchy.records import Hierarchy, Level, nodes_key
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
 from hagd.search.traversal import Traversal, find_idle
@@ -31,9 +32,9 @@ def planted(trained: Trained, seed: int = 0) -> tuple[Trained, np.ndarray]:
     return Trained(objective, trained.graph), idle
 
 
-def levels(*supernodes: np.ndarray) -> Hierarchy:
+def levels(trained: Trained, *supernodes: np.ndarray) -> Hierarchy:
     built = [Level(np.unique(s, return_inverse=True)[1].astype(np.int64), len(set(s)), 0, 0, 0) for s in supernodes]
-    return Hierarchy(8, tuple(built))
+    return Hierarchy(8, tuple(built), nodes_key(trained.graph))
 
 
 def traverse(trained: Trained, hierarchy: Hierarchy, *, budget: float = 1000, tolerance: float = 0.0) -> Traversal:
@@ -60,7 +61,7 @@ def test_planted_idle_supernodes_are_found_with_few_tests(trained: Trained) -> N
     # Supernodes 0 and 1 are the idle ones, eight more have the rest.
     supernode = np.where(idle, np.arange(n) % 2, 2 + np.arange(n) % 8)
     before = model.objective.patched.evaluations
-    found = traverse(model, levels(pad(model, supernode)), tolerance=1e-4)
+    found = traverse(model, levels(model, pad(model, supernode)), tolerance=1e-4)
     tests = (model.objective.patched.evaluations - before) / len(model.objective)
     assert found.idle[idle].all(), "all that is planted"
     assert found.tested == 10 and found.levels == 1
@@ -72,9 +73,17 @@ def test_a_mixed_supernode_is_opened_and_its_idle_half_found_below(trained: Trai
     n = len(idle)
     coarse = np.arange(n) % 2  # both mixed
     fine = 2 * coarse + idle
-    found = traverse(model, levels(pad(model, coarse), pad(model, fine)), tolerance=1e-4)
+    found = traverse(model, levels(model, pad(model, coarse), pad(model, fine)), tolerance=1e-4)
     assert found.levels == 2 and found.tested == 2 + 4
     assert np.array_equal(found.idle, idle)
+
+
+def test_a_hierarchy_of_another_graph_is_refused_with_both_keys(trained: Trained) -> None:
+    nodes = trained.graph.nodes
+    shifted = replace(trained.graph, nodes=replace(nodes, feature=nodes.feature + 1))
+    hierarchy = build_hierarchy(shifted, HierarchyConfig(), seed=0)
+    with pytest.raises(ArtifactError, match=f"key {nodes_key(trained.graph)}, .* key {nodes_key(shifted)}"):
+        traverse(trained, hierarchy)
 
 
 def test_what_is_idle_is_not_tested_again(trained: Trained) -> None:
@@ -82,7 +91,7 @@ def test_what_is_idle_is_not_tested_again(trained: Trained) -> None:
     n = len(idle)
     coarse = np.where(idle, 0, 1)
     fine = np.where(idle, np.arange(n) % 4, 4 + np.arange(n) % 3)
-    found = traverse(model, levels(pad(model, coarse), pad(model, fine)), tolerance=1e-4)
+    found = traverse(model, levels(model, pad(model, coarse), pad(model, fine)), tolerance=1e-4)
     assert found.tested == 2 + 3
 
 

@@ -77,7 +77,7 @@ def test_no_stage_before_it_reads_the_validation_split(pipeline: Pipeline, tmp_p
         graph = stages.attribute(config, patched, other, progress)
         assert np.array_equal(graph.flat, pipeline.get("graph").flat)
         assert np.array_equal(graph.edge_attr, pipeline.get("graph").edge_attr)
-        hierarchy: Hierarchy = stages.partition(config, graph, progress)
+        hierarchy: Hierarchy = stages.partition(config, patched, other, graph, progress)
         result = stages.search(config, patched, other, graph, hierarchy, None, progress)
     for ours, theirs in zip(result.circuits, pipeline.get("search").circuits, strict=True):
         assert np.array_equal(ours.nodes, theirs.nodes)

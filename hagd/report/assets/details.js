@@ -68,6 +68,9 @@ Report.Details = class {
         ["Nodes in all", `${members.length.toLocaleString("en")} in ${cells} cells`],
         ["Score in this cell", Report.format(item.score)],
       ]),
+      this.bars("Its members are most active on", circuit.levels[item.level].inputs[item.group]),
+      this.bars("Its members together promote", circuit.levels[item.level].promoted[item.group]),
+      this.prompts(circuit.levels[item.level].prompts[item.group]),
       this.list("Most important nodes here", item.nodes.slice(0, 8).map((node) => ({
         text: circuit.nodes.label[node], value: Report.format(circuit.nodes.score[node]),
         action: () => this.actions.selectNode(node),

@@ -80,7 +80,11 @@ def scored_graph(
         target: `[n_features]` in [0, 1], as from `membership_target`; None when unknown.
         name: for messages.
         n_layers: layers of the language model, against which a node's layer is measured.
+
+    Raises:
+        ArtifactError: the hierarchy was built for other nodes.
     """
+    hierarchy.require(graph)
     nodes = _node_quantities(graph, n_layers)
     kept = _strongest(graph.edge_index, graph.edge_attr) | (graph.nodes.kind[graph.edge_index[1]] == LOGIT)
     blocks, parts = [_columns(nodes)], _both_ways(graph.edge_index[:, kept], graph.edge_attr[kept], NODE)

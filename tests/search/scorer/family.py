@@ -11,7 +11,7 @@ import torch
 from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, Attribution, AttributionGraph, Nodes
 from hagd.config.stages import HierarchyConfig
 from hagd.hierarchy.partition import build_hierarchy
-from hagd.hierarchy.records import Hierarchy
+from hagd.hierarchy.records import Hierarchy, nodes_key
 from hagd.search.scorer.inputs import scored_graph
 from hagd.search.scorer.records import ScoredGraph
 
@@ -102,4 +102,6 @@ def renumbered(
         dataclasses.replace(level, supernode=rng.permutation(level.n_supernodes)[level.supernode][order])
         for level in hierarchy.levels
     )
-    return relabelled(graph, order), dataclasses.replace(hierarchy, levels=levels), order[:n_features]
+    graph = relabelled(graph, order)
+    hierarchy = dataclasses.replace(hierarchy, levels=levels, nodes_key=nodes_key(graph))
+    return graph, hierarchy, order[:n_features]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hagd.errors import ArtifactError
 from hagd.hierarchy.quality import supernode_edges
 from hagd.search.records import Circuit
 from hagd.search.scorer.inputs import INPUTS, membership_target, scored_graph
@@ -143,3 +144,9 @@ def test_membership_is_the_share_of_circuits() -> None:
         Circuit(np.array([3, 9])),
     ]
     assert membership_target(circuits, flat).tolist() == [0.5, 1.0, 0.5, 0.0]
+
+
+def test_a_hierarchy_of_another_graph_is_refused(one: Member) -> None:
+    other = dataclasses.replace(one.hierarchy, nodes_key="0123456789abcdef")
+    with pytest.raises(ArtifactError, match=f"key {one.hierarchy.nodes_key}, .* key 0123456789abcdef"):
+        scored_graph(one.graph, other, None, "mixed up", N_LAYERS)

@@ -1,0 +1,163 @@
+"""What each supernode reads and writes, drawn from all of its features, in the circuit or not.
+
+Shape legend: B sequences, T positions, V tokens, S supernodes of a level, n_features feature nodes of the graph,
+L, m as in `hagd.patching.patched_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from hagd.attribution.records import AttributionGraph
+from hagd.hierarchy.records import Level
+from hagd.patching.patched_model import PatchedModel
+from hagd.report.records import HierarchyLevel, SupernodeView, TopPrompt
+
+_TOKENS = 5
+_PROMPTS = 3
+_NAMED = 2
+_LOGITS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Features on some prompts.
+
+    Attributes:
+        f: `[L, B, T, m]`.
+        tokens, slots: int64 `[B, T]`.
+        slot_names: position roles.
+        text: of a token.
+    """
+
+    f: Tensor
+    tokens: Tensor
+    slots: Tensor
+    slot_names: tuple[str, ...]
+    text: Callable[[int], str]
+
+
+class Supernodes:
+    """Describes the supernodes of any level of one graph."""
+
+    def __init__(self, patched: PatchedModel, graph: AttributionGraph, observed: Observed) -> None:
+        self._graph, self._observed = graph, observed
+        self._unembedding: Any = patched.lm.unembedding
+        self._written = _written(patched, graph)
+        self._vocabulary, inverse = observed.tokens.unique(return_inverse=True)
+        self._by_token, self._by_prompt = _relative_activity(patched, graph, observed, inverse)
+
+    def level(self, level: Level) -> HierarchyLevel:
+        """The level, every supernode named and described."""
+        n, n_features = len(self._graph.nodes), self._graph.n_features
+        ones = np.ones(n_features)
+        members = csr_array(
+            (ones, (level.supernode[:n_features], np.arange(n_features))), shape=(level.n_supernodes, n_features)
+        )
+        size = np.maximum(np.asarray(members.sum(axis=1)), 1)[:, None]
+        read, prompts = members @ self._by_token / size, members @ self._by_prompt / size
+        promoted = self._promoted(members @ self._written)
+        order = np.argsort(level.supernode, kind="stable")
+        cuts = np.searchsorted(level.supernode[order], np.arange(1, level.n_supernodes))
+        views = []
+        for i, rows in enumerate(np.split(order, cuts)):
+            slot, span = self._place(rows)
+            inputs = _strongest(read[i], lambda j: self._observed.text(int(self._vocabulary[j])))
+            written = promoted[i] if (rows < n_features).any() else ()
+            label = f"{slot} {span}{_named(inputs, written, slot)} ({len(rows)})"
+            views.append(SupernodeView(label, len(rows), slot, span, inputs, written, self._prompts(prompts[i], slot)))
+        assert sum(view.n_nodes for view in views) == n
+        return HierarchyLevel(
+            tuple(views), level.modularity, level.eigengap, level.conductance, level.coherence, level.coherence_null
+        )
+
+    def _place(self, rows: np.ndarray) -> tuple[str, str]:
+        """Most frequent slot, and the range of layers."""
+        nodes = self._graph.nodes
+        slot = self._observed.slot_names[int(np.bincount(nodes.slot[rows]).argmax())]
+        low, high = int(nodes.layer[rows].min()), int(nodes.layer[rows].max())
+        span = f"L{low}" if low == high else f"L{low}–{high}"
+        return slot, span.replace("L-1", "tokens")
+
+    def _prompts(self, activity: np.ndarray, slot: str) -> tuple[TopPrompt, ...]:
+        observed = self._observed
+        found = []
+        for i in np.argsort(-activity, kind="stable")[:_PROMPTS].tolist():
+            if activity[i] <= 0:
+                break
+            used = observed.slots[i] >= 0
+            tokens = tuple(observed.text(token) for token in observed.tokens[i][used].tolist())
+            here = (observed.slots[i][used] == observed.slot_names.index(slot)).nonzero().flatten().tolist()
+            found.append(TopPrompt(tokens, here[-1] if here else len(tokens) - 1, float(activity[i])))
+        return tuple(found)
+
+    @torch.no_grad()
+    def _promoted(self, written: np.ndarray) -> list[tuple[tuple[str, float], ...]]:
+        """Tokens whose logits what supernodes write `[S, d]` raises most, through the unembedding alone."""
+        weight = self._unembedding.weight.float().cpu()
+        found = []
+        for part in torch.as_tensor(written).float().split(max(1, _LOGITS_AT_ONCE // len(weight))):
+            logits = part @ weight.T
+            best = (logits - logits.mean(1, keepdim=True)).topk(min(_TOKENS, len(weight)))
+            for values, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                found.append(tuple((self._observed.text(t), v) for t, v in zip(tokens, values, strict=True)))
+        return found
+
+
+def _written(patched: PatchedModel, graph: AttributionGraph) -> np.ndarray:
+    """What each feature node adds to the residual stream on average, `[n_features, d]`."""
+    nodes, n = graph.nodes, graph.n_features
+    written = np.zeros((n, patched.lm.d_model))
+    for transcoder in patched.transcoders.transcoders:
+        rows = np.flatnonzero(nodes.layer[:n] == transcoder.layer)
+        decoder = transcoder.W_dec + sum(transcoder.W_later) if transcoder.W_later else transcoder.W_dec
+        written[rows] = decoder[torch.as_tensor(nodes.feature[rows])].float().cpu().numpy()
+    return written * nodes.mean[:n, None]
+
+
+def _relative_activity(
+    patched: PatchedModel, graph: AttributionGraph, observed: Observed, token: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Activation of each feature node in its slot over its largest one: mean by token, and largest by prompt.
+
+    Returns:
+        `[n_features, V]` over the tokens numbered by `token` `[B, T]`, and `[n_features, B]`.
+    """
+    nodes, n = graph.nodes, graph.n_features
+    n_tokens, n_prompts = int(token.max()) + 1, len(token)
+    by_token, by_prompt = np.zeros((n, n_tokens), dtype=np.float32), np.zeros((n, n_prompts), dtype=np.float32)
+    for index, layer in enumerate(patched.transcoders.layers):
+        for slot in range(len(observed.slot_names)):
+            rows = np.flatnonzero((nodes.layer[:n] == layer) & (nodes.slot[:n] == slot))
+            where = observed.slots == slot
+            if not len(rows) or not where.any():
+                continue
+            f = observed.f[index][..., torch.as_tensor(nodes.feature[rows])].float() * where[..., None]
+            f = (f / f.amax((0, 1)).clamp(min=1e-12)).cpu()  # [B, T, rows]
+            by_prompt[rows] = f.amax(1).T.numpy()
+            ids = token[where].cpu()
+            count = torch.bincount(ids, minlength=n_tokens).clamp(min=1)
+            total = torch.zeros(n_tokens, len(rows)).index_add_(0, ids, f[where.cpu()])
+            by_token[rows] = (total / count[:, None]).T.numpy()
+    return by_token, by_prompt
+
+
+def _strongest(values: np.ndarray, text: Callable[[int], str]) -> tuple[tuple[str, float], ...]:
+    best = np.argsort(-values, kind="stable")[:_TOKENS]
+    return tuple((text(int(j)), float(values[j])) for j in best if values[j] > 0)
+
+
+def _named(inputs: tuple[tuple[str, float], ...], promoted: tuple[tuple[str, float], ...], slot: str) -> str:
+    """`: in → out`, without tokens in that the slot's name already says."""
+    read = [text.strip() for text, _ in inputs[:_NAMED] if text.strip() != slot]
+    write = [text.strip() for text, _ in promoted[:_NAMED]]
+    if not read and not write:
+        return ""
+    return ": " + " ".join([*read, *(["→", *write] if write else [])])
