@@ -80,9 +80,10 @@ def find_circuit(searched: Searched, config: SearchConfig, seed: int) -> SearchR
     """
     available = searched.graph.n_features
     if config.n_nodes is not None and config.n_nodes > available:
+        cut = available == searched.graph_config.n_max
         raise ConfigError(
             f"search.n_nodes: expected at most {available} (live candidate nodes of this model and task), "
-            f"found {config.n_nodes}; lower it or raise graph.n_max"
+            f"found {config.n_nodes}; lower it{' or raise graph.n_max' if cut else ''}"
         )
     if config.n_nodes is not None:
         return _search_at(searched, config, config.n_nodes, seed)

@@ -114,8 +114,11 @@ def test_a_circuit_of_every_candidate(searched: Searched) -> None:
 
 def test_too_many_nodes(searched: Searched) -> None:
     n = searched.graph.n_features
-    with pytest.raises(ConfigError, match=rf"search\.n_nodes: expected at most {n} .* found {n + 1}; lower it or"):
+    with pytest.raises(ConfigError, match=rf"search\.n_nodes: expected at most {n} .* found {n + 1}; lower it$"):
         find(searched, n_nodes=n + 1)
+    cut = replace(searched, graph_config=searched.graph_config.model_copy(update={"n_max": n}))
+    with pytest.raises(ConfigError, match=r"; lower it or raise graph\.n_max$"):
+        find(cut, n_nodes=n + 1)
 
 
 @pytest.mark.parametrize("target", [0.8, 0.95])
