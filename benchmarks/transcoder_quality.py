@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--text", help=f"text files of {SMOLLM2}, a glob pattern (** for any folders)")
     parser.add_argument("--tokens", type=int, default=256_000, help="of a training; no more than that for SmolLM2")
     parser.add_argument("--results", type=Path, default=Path("transcoder_quality.json"), help="file of the rows")
-    parser.add_argument("--only", nargs="*", default=[""], help="contenders whose name contains one of these")
+    parser.add_argument("--only", default="", help="contenders whose name matches this regular expression")
     parser.add_argument(
         "--layers", type=int, nargs="*", help="fewer layers than all; rates are chosen at the first of all"
     )
@@ -275,7 +276,7 @@ def main() -> None:
         subject = mini(arguments.cache, arguments.model, arguments.tokens)
     results = Results(arguments.results)
     benchmark = Benchmark(subject, results)
-    contenders = [each for each in CONTENDERS if any(part in each.name for part in arguments.only)]
+    contenders = [each for each in CONTENDERS if re.search(arguments.only, each.name)]
     if arguments.batch is not None:
         for contender in contenders:
             benchmark.tune(replace(contender, batch=arguments.batch))
