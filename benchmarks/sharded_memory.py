@@ -1,7 +1,7 @@
 """Memory of each process when dictionaries are divided over processes: `python benchmarks/sharded_memory.py`.
 
-Trains eight layers (d = 256, m = 8,192, 34 M weights in all) for five steps of 256 synthetic tokens, in one process
-that holds everything and then in two with `trainer.strategy=fsdp`. A line a process: bytes of its weights, of Adam's
+Trains 16 layers (d = 256, m = 16,384, 136 M weights in all) for three steps of 64 synthetic tokens, in one process that
+holds everything and then in two with `trainer.strategy=fsdp`. A line a process: bytes of its weights, of Adam's
 moments, and the growth of its resident set over what it was before the dictionaries were built. Linux only (`/proc`).
 """
 
@@ -15,7 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytorch_lightning
 import torch
+import torch._dynamo  # FSDP2 loads it
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -28,7 +30,7 @@ from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sharded import ShardedTraining
 
-LAYERS, D, EXPANSION, K, TOKENS, STEPS = 8, 256, 32, 32, 256, 5
+LAYERS, D, EXPANSION, K, TOKENS, STEPS = 16, 256, 64, 32, 64, 3
 
 
 class Watched:
@@ -63,6 +65,7 @@ def resident(key: str) -> int:
 def measure(devices: int) -> None:
     """Train, and print this process's line."""
     torch.set_num_threads(1)
+    assert pytorch_lightning.__version__ and torch._dynamo  # loaded before memory is read
     config = TranscoderConfig(k=K, expansion=EXPANSION, steps=STEPS, batch_size=TOKENS)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(LAYERS, TOKENS, D, generator=generator) for _ in range(2))
