@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hagd.attribution.prompt.trace import Trace
 from hagd.models.language_model import LanguageModel
@@ -178,15 +178,21 @@ class FrozenModel:
 def freeze(lm: LanguageModel, run: Trace, transcoders: TranscoderSet) -> FrozenModel:
     """The frozen linear model of `lm` around a clean run."""
     skips = {t.layer: t.W_skip for t in transcoders.transcoders if t.W_skip is not None}
-    layers = []
-    for i, block in enumerate(lm.layers):
-        norms = (
-            linear_norm(block.get_submodule(p), run.dtype) for p in (lm.adapter.attention_norm, lm.adapter.mlp_norm)
+
+    def norm(block: nn.Module, path: str) -> LinearNorm:
+        return linear_norm(block.get_submodule(path), run.dtype)
+
+    layers = [
+        frozen_layer(
+            linear_attention(lm, i, run.dtype),
+            run.patterns[i],
+            (norm(block, lm.adapter.attention_norm), run.attention_read[i]),
+            (norm(block, lm.adapter.mlp_norm), run.mlp_read[i]),
+            skips.get(i),
         )
-        reads = (run.attention_read[i], run.mlp_read[i])
-        attention = linear_attention(lm, i, run.dtype)
-        layers.append(frozen_layer(attention, run.patterns[i], *zip(norms, reads, strict=True), skips.get(i)))
-    final = linear_norm(lm.model.get_submodule(lm.adapter.final_norm), run.dtype)
+        for i, block in enumerate(lm.layers)
+    ]
+    final = norm(lm.model, lm.adapter.final_norm)
     return FrozenModel(layers, final, final.scale(run.final_read), parallel=lm.adapter.name == "gpt_neox")
 
 

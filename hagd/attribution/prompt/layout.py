@@ -47,7 +47,7 @@ class Sources:
         self, embedding: Tensor, active: ActiveFeatures, errors: Sequence[Tensor], transcoders: TranscoderSet
     ) -> None:
         self.active = active
-        self.errors = torch.stack(errors)
+        self.errors = torch.stack(list(errors))
         self.embedding = embedding
         self.n_layers, self.n_positions, _ = self.errors.shape
         self._first = torch.searchsorted(
