@@ -16,7 +16,6 @@ from hagd.config.stages import PredictionHeadKind
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.sparse.products import decode, gather_dot
 
-
 _START = 0.01
 """Standard deviation of the first weights of heads that are not tied."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hagd.config.stages import PredictionHeadKind
 from hagd.transcoders.dictionary import Codes
 from hagd.transcoders.objective import StackedTranscoders
-from tests.transcoders.slow import D, dense, random_stacked, random_tokens, settings
+from tests.transcoders.slow import LAYERS, D, dense, random_stacked, random_tokens, settings
 
 KINDS: tuple[PredictionHeadKind, ...] = ("tied", "tied_low_rank", "low_rank", "dense")
 SAMPLE = 3
