@@ -1,4 +1,4 @@
-"""`hagd-extract`: one circuit, or one for every combination of a multirun."""
+"""`hagd-extract`: one circuit or the graph of one prompt, or one for every combination of a multirun."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from hagd.cli.unknown_key import nearest_key_named
 if TYPE_CHECKING:
     from hagd.config.base import Section
 
+OBJECTIVES = ("validation.preservation", "graph.replacement", "plan.peak_mb")
+"""Preservation on held-out prompts of a circuit, the replacement score of a prompt, memory of a plan."""
+
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="extract")
 def _run(composed: DictConfig) -> float:
-    """Returns the preservation on held-out prompts, which sweepers may maximise."""
+    """Returns what sweepers may maximise: the first of `OBJECTIVES` that the job has."""
     from hagd.config.run import ExtractConfig
 
-    return run_job(composed, ExtractConfig, _extract)["validation.preservation"]
+    metrics = run_job(composed, ExtractConfig, _extract)
+    return next(metrics[key] for key in OBJECTIVES if key in metrics)
 
 
 def main() -> None:
@@ -40,9 +44,18 @@ def _extract(config: object, folder: Path, group: str | None) -> dict[str, float
     from rich.console import Console
 
     from hagd.config.run import ExtractConfig
-    from hagd.pipeline.extraction import run_extraction
 
     assert isinstance(config, ExtractConfig)
+    if config.mode == "plan":
+        from hagd.pipeline.prompt_plan import run_plan
+
+        return run_plan(config, folder, Console())
+    if config.graph.scope == "prompt":
+        from hagd.pipeline.prompt_extraction import run_prompt
+
+        return run_prompt(config, folder, group, Console())
+    from hagd.pipeline.extraction import run_extraction
+
     return run_extraction(config, folder, group, Console())
 
 

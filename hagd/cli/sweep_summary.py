@@ -31,6 +31,7 @@ FIGURES = {
     "control.random.preservation": "φ random",
     "control.attribution.preservation": "φ IG",
     "curve.cpr_log": "CPR log",
+    "graph.replacement": "replacement",
     "transcoder.fvu": "FVU",
     "time.total_s": "seconds",
 }

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hagd.config.problems import sections_of
-from hagd.config.run import TrainConfig
+from hagd.config.run import ExtractConfig, TrainConfig
 
 
 def document() -> str:
@@ -17,12 +17,13 @@ def document() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every key of `extract.py` and `train.py` (`stage`, `gnn` and `export` belong to `train.py`). Files in `conf/`",
-        "set them; the command line overrides them: `python extract.py transcoder.k=64 search.n_nodes=50`. Unknown",
-        "keys, wrong types and values out of range are refused before anything runs.",
+        "Every key of `extract.py` and `train.py` (`mode` belongs to the first; `stage`, `gnn` and `export` belong to",
+        "the other). Files in `conf/` set them; the command line overrides them: `python extract.py transcoder.k=64",
+        "search.n_nodes=50`. Unknown keys, wrong types and values out of range are refused before anything runs.",
         "",
     ]
-    top = {name: field for name, field in TrainConfig.model_fields.items() if not sections_of(field.annotation)}
+    both = {**ExtractConfig.model_fields, **TrainConfig.model_fields}
+    top = {name: field for name, field in both.items() if not sections_of(field.annotation)}
     lines += _table("Top level", "", top)
     for name, field in TrainConfig.model_fields.items():
         for section in sections_of(field.annotation):

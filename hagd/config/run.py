@@ -134,7 +134,29 @@ class StagesConfig(Section):
 
 
 class ExtractConfig(StagesConfig):
-    """Configuration of `extract.py`: one circuit."""
+    """Configuration of `extract.py`: one circuit, or the graph of one prompt."""
+
+    mode: Literal["run", "plan"] = Field(
+        "run", description="plan: print what the graph of graph.prompt would need of memory and time, and stop"
+    )
+
+    @model_validator(mode="after")
+    def _plan_has_a_prompt(self) -> ExtractConfig:
+        if self.mode == "plan" and self.graph.scope != "prompt":
+            raise ValueError(
+                f"mode=plan plans the graph of one prompt, found graph.scope={self.graph.scope}; set "
+                "graph.scope=prompt graph.prompt=…"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_has_mlps(self) -> ExtractConfig:
+        if self.graph.scope == "prompt" and self.transcoder.site != "mlp":
+            raise ValueError(
+                f"graph.scope=prompt needs transcoder.site=mlp, found {self.transcoder.site}; between two autoencoders "
+                "of the residual stream the MLPs are not linear"
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_fits_memory(self) -> ExtractConfig:

@@ -134,9 +134,48 @@ class TranscoderConfig(Section):
         return self
 
 
-class GraphConfig(Section):
-    """Node attribution, candidate nodes and the edges between them."""
+class LogitsConfig(Section):
+    """Which logits the graph of a prompt explains."""
 
+    most: int = Field(10, ge=1, description="most likely next tokens, at most")
+    probability: float = Field(0.95, gt=0, le=1, description="as few of them as reach this probability together")
+    tokens: tuple[str, ...] | None = Field(None, description="texts of these tokens instead")
+    minus: str | None = Field(None, description="text of a token whose logit is taken off that of the one in tokens")
+
+    @model_validator(mode="after")
+    def _one_difference(self) -> LogitsConfig:
+        if self.tokens is not None and not self.tokens:
+            raise ValueError("tokens must be null or at least one token, found none")
+        if self.minus is not None and (self.tokens is None or len(self.tokens) != 1):
+            raise ValueError(f"minus needs exactly one token in graph.logits.tokens, found {self.tokens}")
+        return self
+
+
+class GraphPruningConfig(Section):
+    """What is left of the graph of a prompt."""
+
+    nodes: float = Field(0.8, gt=0, le=1, description="share of all influence on the logits that the kept nodes have")
+    edges: float = Field(0.98, gt=0, le=1, description="share of the influence between them that the kept edges carry")
+
+
+class AttentionScoreConfig(Section):
+    """Why a head attends: one attention score, divided among pairs of sources of its query and its key."""
+
+    layer: int = Field(0, ge=0, description="layer of the head")
+    head: int = Field(0, ge=0, description="head")
+    query: int | None = Field(None, ge=0, description="position that attends (null = the last)")
+    key: int = Field(0, ge=0, description="position attended to, not after query")
+    pairs: int = Field(50, ge=1, description="largest terms that are kept")
+
+
+class GraphConfig(Section):
+    """Node attribution, candidate nodes and the edges between them; or the graph of one prompt."""
+
+    scope: Literal["task", "prompt"] = Field(
+        "task",
+        description="task: over all prompts of the task, by slot, with search and validation of a circuit; prompt: of "
+        "graph.prompt alone, by position, pruned by influence. Keys from prompt on belong to the latter",
+    )
     attribution: AttributionMethod = Field("integrated_gradients", description="how candidates are ranked")
     ig_steps: int = Field(8, ge=1, description="steps of integrated gradients")
     metric: Literal["log_probability", "logit_difference"] = Field(
@@ -152,6 +191,35 @@ class GraphConfig(Section):
     edge_prompts: int = Field(64, ge=1, description="discovery prompts over which edges are averaged")
     edges_per_node: int = Field(32, ge=1, description="strongest incoming edges kept a node")
     batch_size: int = Field(512, ge=1, description="prompts a forward pass")
+    prompt: str | None = Field(
+        None, min_length=1, description="text; for mini models tokens of the task's vocabulary with spaces between them"
+    )
+    logits: LogitsConfig = LogitsConfig()
+    score: AttentionScoreConfig | None = Field(None, description="an attention score to explain too")
+    skip_first: bool = Field(
+        False,
+        description="no features at the first position: what its MLPs write is error (language models have massive "
+        "activations there, which dictionaries do not fit)",
+    )
+    max_features: int | None = Field(
+        None, ge=1, description="edges into so many features alone, the most influential ones (null = all)"
+    )
+    strongest: int | None = Field(
+        None, ge=1, description="edges kept a target before pruning (null = all); influence counts all of them anyway"
+    )
+    pruning: GraphPruningConfig = GraphPruningConfig()
+    memory_limit_mb: int | None = Field(
+        None, ge=1, description="a graph whose plan needs more memory or scratch disk is refused (null = no limit)"
+    )
+
+    @model_validator(mode="after")
+    def _prompt_is_there(self) -> GraphConfig:
+        if (self.scope == "prompt") != (self.prompt is not None):
+            raise ValueError(
+                f"scope=prompt and graph.prompt belong together, found scope={self.scope}, prompt={self.prompt}; set "
+                "both, or neither"
+            )
+        return self
 
 
 class HierarchyConfig(Section):

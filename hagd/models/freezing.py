@@ -74,12 +74,13 @@ def _freeze_norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) 
     # RMSNorm of every family is x · scale(x) · gain; the gain's parametrisation (w or 1 + w) is read off a
     # vector of ones, whose own scale is known.
     eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
-    gain = _rms_gain(module, x.shape[-1], eps)
+    gain = rms_gain(module, x.shape[-1], eps)
     scale = torch.rsqrt(x.detach().float().pow(2).mean(-1, keepdim=True) + eps)
     return (x * scale.to(x.dtype)) * gain
 
 
-def _rms_gain(module: nn.Module, width: int, eps: float) -> Tensor:
+def rms_gain(module: nn.Module, width: int, eps: float) -> Tensor:
+    """The factor `[width]` that an RMSNorm multiplies normalised inputs by, however it stores it."""
     weight: Any = module.weight
     ones = torch.ones(width, dtype=weight.dtype, device=weight.device)
     return module.forward(ones) * (1.0 + eps) ** 0.5

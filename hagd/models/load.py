@@ -6,8 +6,8 @@ from pathlib import Path
 
 from hagd.config.model import PackagedModel, PretrainedModel
 from hagd.models.language_model import LanguageModel
-from hagd.models.pretrained import load_pretrained
-from hagd.models.smollm2 import load_smollm2
+from hagd.models.pretrained import describe_pretrained, load_pretrained
+from hagd.models.smollm2 import describe_smollm2, load_smollm2
 
 
 def load_model(config: PretrainedModel | PackagedModel, cache: Path, *, layer_streaming: bool = False) -> LanguageModel:
@@ -22,3 +22,12 @@ def load_model(config: PretrainedModel | PackagedModel, cache: Path, *, layer_st
         assert not layer_streaming, "refused by the configuration"
         return load_smollm2(config, cache)
     return load_pretrained(config, layer_streaming=layer_streaming)
+
+
+def describe_model(config: PretrainedModel | PackagedModel) -> LanguageModel:
+    """The model with its tokenizer, but without values of its weights: its sizes are known and nothing runs.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    return describe_smollm2(config) if isinstance(config, PackagedModel) else describe_pretrained(config)

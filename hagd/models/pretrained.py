@@ -38,16 +38,37 @@ def load_pretrained(config: PretrainedModel, *, layer_streaming: bool = False) -
             f"model.device_map={config.device_map}: needs the package accelerate, which is not installed; "
             "pip install accelerate, or set model.device_map=null"
         )
+    source = _checked_source(config)
+    if layer_streaming:
+        return _stream_weights(source, config)
+    return LanguageModel(_load_weights(source, config), _load_tokenizer(source, config), config.name)
+
+
+def describe_pretrained(config: PretrainedModel) -> LanguageModel:
+    """The model of `config.path` with its tokenizer, but without values of its weights, which nothing reads.
+
+    Raises:
+        ModelError: as `load_pretrained`.
+    """
+    from transformers import AutoConfig
+
+    from hagd.models.layer_streaming import model_without_weights
+
+    source = _checked_source(config)
+    description = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+    model = model_without_weights(description, getattr(torch, config.dtype))
+    return LanguageModel(model, _load_tokenizer(source, config), config.name)
+
+
+def _checked_source(config: PretrainedModel) -> str:
+    """The folder or the hub name, once it is known to hold a supported architecture."""
     local = Path(config.path).expanduser()
     folder = local if local.exists() else None
     if folder is None and not _HUB_NAME.fullmatch(config.path):
         raise ModelError(f"model.path={config.path}: no such folder; give an existing folder or a hub name")
     description = _read_json(folder / "config.json" if folder else _download_config(config), config)
     _check_architecture(description, config)
-    source = str(folder) if folder else config.path
-    if layer_streaming:
-        return _stream_weights(source, config)
-    return LanguageModel(_load_weights(source, config), _load_tokenizer(source, config), config.name)
+    return str(folder) if folder else config.path
 
 
 def _read_json(path: Path, config: PretrainedModel) -> dict[str, Any]:

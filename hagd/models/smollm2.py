@@ -80,6 +80,22 @@ def load_smollm2(config: PackagedModel, cache: Path) -> LanguageModel:
     return LanguageModel(model, tokenizer, config.name)
 
 
+def describe_smollm2(config: PackagedModel) -> LanguageModel:
+    """The packaged model and its tokenizer, but without values of its weights, which nothing converts.
+
+    Raises:
+        ModelError: the packages are not installed.
+    """
+    path = _packaged_file()
+    from gguf import GGUFReader
+
+    from hagd.models.layer_streaming import model_without_weights
+
+    reader = GGUFReader(path)
+    model = model_without_weights(_config(reader), getattr(torch, config.dtype))
+    return LanguageModel(model, _tokenizer(reader), config.name)
+
+
 def _convert(folder: Path) -> None:
     """Write the `transformers` copy of the packaged model to `folder`, all or nothing."""
     path = _packaged_file()

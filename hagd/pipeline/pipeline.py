@@ -18,6 +18,7 @@ from rich.console import Console
 
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import ArtifactStore, Stored
+from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import StagesConfig
@@ -26,9 +27,10 @@ from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import SlotMeans
-from hagd.pipeline import stages
+from hagd.pipeline import prompt_stages, stages
 from hagd.pipeline.progress import StageProgress
 from hagd.report.assemble import Extraction, assemble
+from hagd.report.prompt.records import PromptReport
 from hagd.report.records import ReportData
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
@@ -42,6 +44,10 @@ log = logging.getLogger(__name__)
 
 _NO_RESULT = {"storage", "memory_mb", "disk_mb", "layer_streaming"}
 """Keys of `transcoder.activations` that decide time and space alone."""
+
+
+_OF_A_PROMPT = {"prompt", "logits", "score", "skip_first", "max_features", "strongest", "pruning"}
+"""Keys of `graph` that decide the graph of one prompt, and nothing of a task's."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +256,7 @@ STAGES: dict[str, Stage] = {
     ),
     "transcoders": Stage(
         TranscoderSet,
-        3,
+        4,
         ("prompts", "lm"),
         _transcoders_config,
         lambda p, work, progress: stages.fit_transcoders(p.config, p.lm, p.get("prompts"), work, p.loggers(), progress),
@@ -267,7 +273,9 @@ STAGES: dict[str, Stage] = {
         AttributionGraph,
         1,
         ("prompts", "lm", "transcoders", "means"),
-        lambda p: p.config.graph.model_dump(mode="json", exclude={"batch_size"}),
+        lambda p: p.config.graph.model_dump(
+            mode="json", exclude={"batch_size", "scope", *_OF_A_PROMPT, "memory_limit_mb"}
+        ),
         lambda p, _, progress: stages.attribute(p.config, p.patched, p.get("prompts"), progress),
     ),
     "hierarchy": Stage(
@@ -301,5 +309,23 @@ STAGES: dict[str, Stage] = {
         ("prompts", "lm", "transcoders", "means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),
+    ),
+    "prompt_graph": Stage(
+        PromptGraph,
+        1,
+        ("prompts", "lm", "transcoders"),
+        lambda p: p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT),
+        lambda p, work, progress: prompt_stages.explain_prompt(
+            p.config, p.lm, p.get("prompts"), p.get("transcoders"), work, progress
+        ),
+    ),
+    "prompt_report": Stage(
+        PromptReport,
+        1,
+        ("prompts", "lm", "transcoders", "prompt_graph"),
+        lambda _: {},
+        lambda p, _, __: prompt_stages.report_prompt(
+            p.config, p.lm, p.get("prompts"), p.get("transcoders"), p.get("prompt_graph")
+        ),
     ),
 }

@@ -14,6 +14,7 @@ from hagd.attribution.records import FEATURE, KIND_NAMES, LOGIT, TOKEN, Attribut
 from hagd.config.run import StagesConfig
 from hagd.config.task import SymbolicTask
 from hagd.hierarchy.records import Hierarchy
+from hagd.models.language_model import LanguageModel
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
 from hagd.report.records import (
@@ -28,6 +29,7 @@ from hagd.report.records import (
 from hagd.report.supernodes import Observed, Supernodes
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
+from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
 
 _METHODS = {
@@ -169,7 +171,7 @@ def _node_views(
             common |= {
                 "ablation_effect": effects[row],
                 "prompts": _top_prompts(activation, tokens, slots, text),
-                "promoted": _promoted(patched, index, feature, text),
+                "promoted": promoted(written(patched.transcoders, index, feature), patched.lm, text),
                 "inputs": _inputs(activation, tokens, text),
             }
         else:
@@ -212,13 +214,15 @@ def _top_prompts(
     )
 
 
-def _promoted(
-    patched: PatchedModel, index: int, feature: int, text: Callable[[int], str]
-) -> tuple[tuple[str, float], ...]:
-    """Tokens whose logits the feature's decoder direction raises most, read through the unembedding alone."""
-    transcoder = patched.transcoders.transcoders[index]
-    direction = transcoder.W_dec[feature] + sum(decoder[feature] for decoder in transcoder.W_later)
-    unembedding: Any = patched.lm.unembedding
+def written(transcoders: TranscoderSet, index: int, feature: int) -> Tensor:
+    """The decoder direction `[d]` of a feature of the layer at `index`, over all layers that it writes to."""
+    transcoder = transcoders.transcoders[index]
+    return transcoder.W_dec[feature] + sum(decoder[feature] for decoder in transcoder.W_later)
+
+
+def promoted(direction: Tensor, lm: LanguageModel, text: Callable[[int], str]) -> tuple[tuple[str, float], ...]:
+    """Tokens whose logits a decoder direction `[d]` raises most, read through the unembedding alone."""
+    unembedding: Any = lm.unembedding
     logits = (unembedding.weight.float() @ direction.float()).cpu()
     best = (logits - logits.mean()).topk(min(_TOP_TOKENS, len(logits)))
     return tuple((text(i), v) for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from hagd.report.records import ReportData
+from hagd.report.records import LayerReconstruction, ReportData
 from hagd.report.wording import METRIC_NAMES, bounds, comparisons, number, percent, verdict
 
 
@@ -18,9 +18,9 @@ def verdict_line(data: ReportData) -> str:
     return f'<p class="verdict {standing}">{escape(sentence)}</p>'
 
 
-def warning_lines(data: ReportData) -> str:
+def warning_lines(warnings: Iterable[str]) -> str:
     """One paragraph a warning."""
-    return "".join(f'<p class="warning">{escape(warning)}</p>' for warning in data.warnings)
+    return "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
 
 
 def comparison_bars(data: ReportData) -> str:
@@ -93,19 +93,17 @@ def search_table(data: ReportData) -> str:
     return table(columns, rows, frozenset({6})) if rows else "<p>No search ran.</p>"
 
 
-def reconstruction_table(data: ReportData) -> str:
+def reconstruction_table(layers: Sequence[LayerReconstruction], slot_names: Sequence[str] = ()) -> str:
     """FVU per layer and slot, shaded from none to the worst of the table."""
-    if not data.reconstruction:
+    if not layers:
         return "<p>No layer was decomposed.</p>"
-    values = [
-        value for record in data.reconstruction for value in (record.fvu, *record.slot_fvu) if math.isfinite(value)
-    ]
+    values = [value for record in layers for value in (record.fvu, *record.slot_fvu) if math.isfinite(value)]
     worst = max([*values, 1e-12])
-    columns = ("Layer", "FVU", "Active features", "Dead features", *(f"FVU at {slot}" for slot in data.slot_names))
+    columns = ("Layer", "FVU", "Active features", "Dead features", *(f"FVU at {slot}" for slot in slot_names))
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = ""
-    for record in data.reconstruction:
-        slots = (*record.slot_fvu, *[math.nan] * (len(data.slot_names) - len(record.slot_fvu)))
+    for record in layers:
+        slots = (*record.slot_fvu, *[math.nan] * (len(slot_names) - len(record.slot_fvu)))
         plain = f"<td>{number(record.l0)}</td><td>{percent(record.dead)}</td>"
         heat = "".join(_heat_cell(value, worst) for value in slots)
         body += f'<tr><th scope="row">{record.layer}</th>{_heat_cell(record.fvu, worst)}{plain}{heat}</tr>'
@@ -145,9 +143,9 @@ def metrics_table(data: ReportData) -> str:
     return table(("Metric", "Value", "95 % interval", "Key"), rows, frozenset({3}))
 
 
-def settings_table(data: ReportData) -> str:
+def settings_table(settings: Mapping[str, str]) -> str:
     """The resolved configuration."""
-    return table(("Key", "Value"), sorted(data.settings.items()), frozenset({1}))
+    return table(("Key", "Value"), sorted(settings.items()), frozenset({1}))
 
 
 def figure_section(figures: Sequence[Path]) -> str:

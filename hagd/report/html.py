@@ -27,34 +27,51 @@ def write_report(data: ReportData, figures: Sequence[Path], path: Path) -> None:
         figures: PNG files to embed (`write_figures` returns them).
         path: where `report.html` goes; its folder is made if missing.
     """
+    publish(render(data, figures), path)
+
+
+def publish(page: str, path: Path) -> None:
+    """Write a page to `path` as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(render(data, figures), encoding="utf-8")
+    unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, path)
 
 
 def render(data: ReportData, figures: Sequence[Path] = ()) -> str:
     """The page as text."""
     run = f"{data.model} · {data.task} · seed {data.seed}"
-    return Template(_asset("report.html")).substitute(
+    return Template(asset("report.html")).substitute(
         title=escape(f"HAGD circuit: {run}"),
-        style=_asset("report.css"),
+        style=asset("report.css"),
         run=escape(run),
         headline=escape(headline(data)),
         verdict=fragments.verdict_line(data),
-        warnings=fragments.warning_lines(data),
+        warnings=fragments.warning_lines(data.warnings),
         controls=fragments.comparison_bars(data),
         curves=curve_charts(data) + fragments.curve_table(data),
+        view=circuit_view("Circuit", "; it does not search a smaller circuit"),
         search=fragments.search_table(data),
-        reconstruction=fragments.reconstruction_table(data),
+        reconstruction=fragments.reconstruction_table(data.reconstruction, data.slot_names),
         hierarchy=fragments.hierarchy_table(data),
         metrics=fragments.metrics_table(data),
-        settings=fragments.settings_table(data),
+        settings=fragments.settings_table(data.settings),
         figures=fragments.figure_section(figures),
         data=embed(payload(data)),
-        scripts="\n".join(f"<script>\n{_asset(name)}</script>" for name in SCRIPTS),
+        scripts=scripts(),
     )
 
 
-def _asset(name: str) -> str:
+def circuit_view(title: str, note: str = "") -> str:
+    """The section that shows nodes and edges; `note` ends the sentence on the size slider."""
+    return Template(asset("circuit_view.html")).substitute(view_title=escape(title), view_note=escape(note))
+
+
+def scripts() -> str:
+    """The page's own scripts, in the order in which they run."""
+    return "\n".join(f"<script>\n{asset(name)}</script>" for name in SCRIPTS)
+
+
+def asset(name: str) -> str:
+    """A file of the page, as text."""
     return (files("hagd.report") / "assets" / name).read_text(encoding="utf-8")

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from hagd.report.records import NodeView, ReportData, TopPrompt
+from hagd.report.records import Edges, HierarchyLevel, LayerReconstruction, NodeView, TopPrompt
 from hagd.report.wording import node_label
 
 
-def payload(data: ReportData) -> dict[str, Any]:
+class Shown(Protocol):
+    """What the circuit view needs of a report."""
+
+    @property
+    def nodes(self) -> tuple[NodeView, ...]: ...
+
+    @property
+    def edges(self) -> Edges: ...
+
+    @property
+    def slot_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def levels(self) -> tuple[HierarchyLevel, ...]: ...
+
+    @property
+    def reconstruction(self) -> tuple[LayerReconstruction, ...]: ...
+
+
+def payload(data: Shown) -> dict[str, Any]:
     """Columns of plain values: nodes (one entry a node in every column), edges by node position, names.
 
     Prompts that several nodes share are stored once; nodes refer to them as
@@ -65,7 +84,7 @@ def embed(content: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _layers(data: ReportData) -> list[int]:
+def _layers(data: Shown) -> list[int]:
     inner = {node.layer for node in data.nodes if node.kind not in ("token", "logit")}
     return sorted(inner | {record.layer for record in data.reconstruction})
 
@@ -76,7 +95,7 @@ def _row(node: NodeView, row_of: dict[int, int], n_rows: int) -> int:
     return n_rows - 1 if node.kind == "logit" else row_of[node.layer]
 
 
-def _edges(data: ReportData) -> dict[str, list[Any]]:
+def _edges(data: Shown) -> dict[str, list[Any]]:
     ids = np.array([node.id for node in data.nodes], dtype=np.int64)
     order = np.argsort(ids)
     place = {

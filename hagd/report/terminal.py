@@ -36,7 +36,8 @@ def print_summary(data: ReportData, console: Console) -> None:
     console.print()
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_table(title: str, *columns: str) -> Table:
+    """A table without frame; the first column is set flush left, the others flush right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.show_edge = False
     for index, column in enumerate(columns):
@@ -45,7 +46,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _controls(data: ReportData) -> Table:
-    table = _table("Preservation", "circuit", "φ", "95 %", "ours is")
+    table = plain_table("Preservation", "circuit", "φ", "95 %", "ours is")
     own = data.metrics["validation.preservation"]
     table.add_row(
         Text("this circuit", style="bold"), percent(own), bounds(data.interval("validation.preservation")), ""
@@ -57,7 +58,7 @@ def _controls(data: ReportData) -> Table:
 
 
 def _validation(data: ReportData) -> Table:
-    table = _table(
+    table = plain_table(
         "Causal checks on held-out prompts", "sufficiency", "necessity", "φ lenient", "φ resample", "CPR log", "CMD"
     )
     keys = ("validation.sufficiency", "validation.necessity")
@@ -73,7 +74,7 @@ def _validation(data: ReportData) -> Table:
 
 def _curves(data: ReportData) -> Table:
     sizes = sorted({size for curve in data.curves for size in curve.sizes})
-    table = _table("Preservation by circuit size", "method", *(number(size) for size in sizes))
+    table = plain_table("Preservation by circuit size", "method", *(number(size) for size in sizes))
     for curve in data.curves:
         values = dict(zip(curve.sizes, curve.preservation, strict=True))
         cells = (_share(values[size]) if size in values else "" for size in sizes)
@@ -86,7 +87,7 @@ def _share(value: float) -> str:
 
 
 def _search(data: ReportData) -> Table:
-    table = _table("Search", "part", "evaluations", "seconds", "nodes changed", "φ before", "φ after")
+    table = plain_table("Search", "part", "evaluations", "seconds", "nodes changed", "φ before", "φ after")
     for part in data.search:
         table.add_row(
             Text(part.name),
@@ -101,7 +102,7 @@ def _search(data: ReportData) -> Table:
 
 def _reconstruction(data: ReportData) -> Table:
     slots = data.slot_names if len(data.slot_names) <= MAX_SLOT_COLUMNS else ()
-    table = _table("Transcoders", "layer", "FVU", "active", "dead", *(f"FVU at {slot}" for slot in slots))
+    table = plain_table("Transcoders", "layer", "FVU", "active", "dead", *(f"FVU at {slot}" for slot in slots))
     for layer in data.reconstruction:
         table.add_row(
             str(layer.layer),
@@ -114,7 +115,7 @@ def _reconstruction(data: ReportData) -> Table:
 
 
 def _hierarchy(data: ReportData) -> Table:
-    table = _table("Hierarchy", "level", "supernodes", "modularity", "conductance", "coherence", "random groups")
+    table = plain_table("Hierarchy", "level", "supernodes", "modularity", "conductance", "coherence", "random groups")
     for depth, level in enumerate(data.levels, start=1):
         values = (level.modularity, level.conductance, level.coherence, level.coherence_null)
         table.add_row(str(depth), number(len(level.labels)), *(number(value) for value in values))

@@ -16,6 +16,9 @@ from hagd.config.stages import PredictionHeadKind
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.sparse.products import decode, gather_dot
 
+_START = 0.01
+"""Standard deviation of the first weights of heads that are not tied."""
+
 
 class PredictionHead(nn.Module):
     """Predicts a layer's features from those of the layer before.
@@ -33,9 +36,11 @@ class PredictionHead(nn.Module):
         self.map = nn.Parameter(torch.eye(d)) if tied else None
         self.map_bias = nn.Parameter(torch.zeros(d)) if tied else None
         self.down = nn.Parameter(torch.randn(m, rank, generator=generator) / rank**0.5) if low_rank else None
-        self.up = nn.Parameter(torch.zeros(m, rank)) if low_rank else None
+        # At zero no ReLU would let a gradient through, and the head would stay there; a tied one is not at zero.
+        small = _START * torch.randn(m, rank if low_rank else m, generator=generator) if not tied else None
+        self.up = nn.Parameter(torch.zeros(m, rank) if small is None else small) if low_rank else None
         self.bias = None if tied else nn.Parameter(torch.zeros(m))
-        self.dense = nn.Parameter(torch.zeros(m, m)) if kind == "dense" else None
+        self.dense = nn.Parameter(small) if kind == "dense" and small is not None else None
 
     def query_and_keys(self, codes: Codes, written: Tensor, following: Dictionary) -> tuple[Tensor, Tensor, Tensor]:
         """Query `[B, q]`, keys `[m', q]` and bias `[m']` of a factored head: its pre-activations are `q Kᵀ + c`.

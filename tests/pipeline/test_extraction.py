@@ -19,7 +19,7 @@ from hagd.artifacts.codec import load_record
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError, TaskError
-from hagd.pipeline.extraction import find_scorer, run_extraction
+from hagd.pipeline.extraction import PARTS, find_scorer, run_extraction
 from hagd.pipeline.pipeline import STAGES, Pipeline
 from hagd.pipeline.stages import discovery_objective
 from hagd.search.records import Circuit, SearchResult
@@ -108,7 +108,7 @@ def test_metrics_hold_every_figure(tiny_runs: Path) -> None:
 
 def test_manifest_names_every_stage(tiny_runs: Path) -> None:
     manifest = json.loads((tiny_runs / "first" / "manifest.json").read_text())
-    assert set(manifest["stages"]) == set(STAGES)
+    assert set(manifest["stages"]) == set(PARTS)
     for name, stage in manifest["stages"].items():
         assert (tiny_runs / "artifacts" / name / stage["key"] / "meta.json").is_file()
         assert not stage["reused"] and stage["seconds"] >= 0 and stage["peak_mb"] > 0
@@ -143,7 +143,7 @@ def test_every_supernode_is_described(tiny_runs: Path) -> None:
 
 def test_a_second_run_reuses_every_stage(tiny_runs: Path, tmp_path: Path) -> None:
     again = extract(tiny_extract(tiny_runs), tmp_path)
-    assert reused(tmp_path) == set(STAGES)
+    assert reused(tmp_path) == set(PARTS)
     first = json.loads((tiny_runs / "first" / "metrics.json").read_text())
     costs = {"time.total_s", "time.wall_s", "memory.peak_mb"}
     assert {key: again[key] for key in again.keys() - costs} == {key: first[key] for key in first.keys() - costs}
@@ -152,7 +152,7 @@ def test_a_second_run_reuses_every_stage(tiny_runs: Path, tmp_path: Path) -> Non
 
 def test_a_reused_report_shows_the_settings_of_its_own_run(tiny_runs: Path, tmp_path: Path) -> None:
     extract(tiny_extract(tiny_runs, tracking__tags=["distinctive"]), tmp_path)
-    assert reused(tmp_path) == set(STAGES)
+    assert reused(tmp_path) == set(PARTS)
     assert "distinctive" in (tmp_path / "report.html").read_text()
 
 
@@ -169,13 +169,13 @@ def test_another_search_computes_from_the_search_on(tiny_runs: Path, tmp_path: P
         ({"graph__edge_prompts": 5}, BEFORE_SEARCH - {"graph", "hierarchy"}),
         ({"task__only_correct": False}, {"task", "lm"}),
         ({"seed": 1}, set()),
-        ({"trainer__checkpoint_every": 7, "tracking__tags": ["x"], "graph__batch_size": 9}, set(STAGES)),
+        ({"trainer__checkpoint_every": 7, "tracking__tags": ["x"], "graph__batch_size": 9}, set(PARTS)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_change_reaches_only_what_depends_on_it(tiny_runs: Path, change: dict[str, Any], kept: set[str]) -> None:
     before, after = (Pipeline(tiny_extract(tiny_runs, **c), QUIET) for c in ({}, change))
-    assert {name for name in STAGES if before.key(name) == after.key(name)} == kept
+    assert {name for name in PARTS if before.key(name) == after.key(name)} == kept
 
 
 def test_the_key_follows_the_files_of_a_model_in_the_home_folder(
@@ -196,7 +196,7 @@ def test_the_same_seed_gives_the_same_result_bitwise(tiny_runs: Path, tmp_path: 
     pipeline = Pipeline(tiny_extract(tmp_path), QUIET)
     pipeline.get("report")
     other = Pipeline(tiny_extract(tiny_runs), QUIET)
-    for name in STAGES:
+    for name in PARTS:
         ours, theirs = pipeline.get(name), other.get(name)
         if name in ("search", "report"):  # these also hold times
             continue

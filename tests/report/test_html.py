@@ -160,7 +160,7 @@ def test_unknown_metrics_are_listed_by_key_and_bounds_are_folded(report: ReportD
 
 
 def test_reconstruction_without_slots_keeps_its_columns(report: ReportData) -> None:
-    text = reconstruction_table(replace(report, reconstruction=(LayerReconstruction(0, 0.01, 16.0, 0.0),)))
+    text = reconstruction_table((LayerReconstruction(0, 0.01, 16.0, 0.0),), report.slot_names)
     row = ElementTree.fromstring(text).find(".//tbody/tr")
     assert row is not None and len(row) == 4 + len(report.slot_names)
 

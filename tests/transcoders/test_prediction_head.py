@@ -11,7 +11,7 @@ from torch import Tensor
 from hagd.config.stages import PredictionHeadKind
 from hagd.transcoders.dictionary import Codes
 from hagd.transcoders.objective import StackedTranscoders
-from tests.transcoders.slow import D, dense, random_stacked, random_tokens, settings
+from tests.transcoders.slow import LAYERS, D, dense, random_stacked, random_tokens, settings
 
 KINDS: tuple[PredictionHeadKind, ...] = ("tied", "tied_low_rank", "low_rank", "dense")
 SAMPLE = 3
@@ -102,3 +102,12 @@ def test_a_tied_head_starts_by_encoding_what_was_written() -> None:
     written = stacked.decode(codes, x)[1]
     expected = (written[0] @ stacked.dictionaries[1].W_enc.T).relu()
     torch.testing.assert_close(stacked.predict(codes, written)[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_head_learns(kind: PredictionHeadKind) -> None:
+    stacked = StackedTranscoders(settings(prediction_head=kind, head_negatives=5 * D), LAYERS, D, seed=0)
+    stacked.losses(*(side.float() for side in random_tokens(n=50)), 0).prediction.backward()
+    for name, parameter in stacked.heads.named_parameters():
+        at_zero_by_design = kind == "tied_low_rank" and name.endswith("down")  # until its partner has moved
+        assert (parameter.grad.abs().max() > 0) != at_zero_by_design, name

@@ -1,10 +1,11 @@
-"""FSDP2: two processes that each hold half of every weight reach what one process reaches that holds all."""
+"""Two processes that each hold half of every weight (FSDP2), or half of the layers, reach what one reaches alone."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hagd.config.stages import TranscoderConfig
+from hagd.training.processes import dividing_layers
+from hagd.transcoders.divided import DividedTraining
 from hagd.transcoders.initialise import initialise
+from hagd.transcoders.joint import JointTraining
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sharded import ShardedTraining
@@ -48,7 +52,7 @@ def started(config: TranscoderConfig, kind: type[TranscoderTraining]) -> Any:
     """A training on these tokens; all of them start it."""
     x, y = tokens()
     scalings = Scaling.of(x), Scaling.of(y)
-    if issubclass(kind, ShardedTraining):
+    if issubclass(kind, JointTraining):
         module = kind(config, 0, *scalings, (x, y))
         module.configure_model()
         return module
@@ -95,12 +99,17 @@ def in_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore:.*returned a view tensor")
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_what_one_trains(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("kind", [ShardedTraining, DividedTraining])
+def test_two_processes_train_what_one_trains(tmp_path: Path, kind: type[JointTraining], case: str) -> None:
     config = settings(case)
+    if config.cross_layer and kind is DividedTraining:
+        pytest.skip("refused by the configuration")
 
     def work(rank: int) -> dict[str, Tensor]:
-        module = started(config, ShardedTraining)
-        steps(module, slice(rank, None, WORLD))
+        shares_tokens = kind is ShardedTraining
+        with nullcontext() if shares_tokens else dividing_layers():
+            module = started(config, kind)
+            steps(module, slice(rank, None, WORLD) if shares_tokens else slice(None))
         return dict(module.whole().state_dict())
 
     one = started(config, TranscoderTraining)

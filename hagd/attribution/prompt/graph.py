@@ -1,0 +1,194 @@
+"""The graph of one prompt: every direct edge between what is active, pruned to what carries the influence.
+
+Shape legend: T positions, N nodes before pruning, n nodes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hagd.attribution.prompt.compute import Calculation, Computed
+from hagd.attribution.prompt.frozen_model import FrozenModel, Pushed, freeze
+from hagd.attribution.prompt.influence import Pruned, prune
+from hagd.attribution.prompt.layout import Sources
+from hagd.attribution.prompt.logits import LogitTargets
+from hagd.attribution.prompt.records import PromptGraph, PromptNodes
+from hagd.attribution.prompt.rows import Targets
+from hagd.attribution.prompt.scores import attribute_score, score_positions
+from hagd.attribution.prompt.trace import Trace, decompose
+from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN
+from hagd.config.stages import GraphConfig
+from hagd.errors import NumericalError
+from hagd.models.language_model import LanguageModel
+from hagd.transcoders.records import TranscoderSet
+
+_TOLERANCE = 0.02
+"""Of `PromptGraph.sum_error`. Single precision stays below 1e-4, bfloat16 models round away a percent."""
+
+
+@torch.no_grad()
+def build_prompt_graph(
+    lm: LanguageModel,
+    transcoders: TranscoderSet,
+    run: Trace,
+    logits: LogitTargets,
+    config: GraphConfig,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> PromptGraph:
+    """The graph of a clean run.
+
+    Args:
+        lm: the model.
+        transcoders: of its MLPs, on its device.
+        run: from `trace`.
+        logits: what is explained.
+        config: `strongest`, `max_features`, `skip_first`, `pruning` and `score` are read.
+        folder: for the edges before pruning.
+        progress: called with targets done and targets in all.
+
+    Raises:
+        NumericalError: edges and biases do not add up to the model's activations, so it is not what
+            `FrozenModel` makes of it.
+    """
+    active, errors = decompose(run, transcoders, skip_first=config.skip_first)
+    sources = Sources(run.embedding, active, errors, transcoders)
+    if config.score is not None:
+        score_positions(lm, sources, config.score)  # before any work
+    model = freeze(lm, run, transcoders)
+    targets = at_last_position(sources, logits)
+    calculation = Calculation(
+        model, sources, transcoders, targets, logits.weights.double().cpu().numpy(), config.strongest, progress
+    )
+    if config.max_features is None or config.max_features >= len(active):
+        computed = calculation.all_features(folder)
+    else:
+        computed = calculation.most_influential(folder, config.max_features)
+    silent = without_sources(model, sources, transcoders, run.entering - run.embedding)
+    bias = biases(silent, sources, transcoders, logits)
+    value = torch.cat([active.activation.to(run.dtype), _logit_values(run, logits)])
+    sum_error = _sum_error(computed, sources, value, bias)
+    if sum_error > _TOLERANCE:
+        raise NumericalError(
+            f"graph of {lm.name}: expected edges and biases to add up to the model's activations within "
+            f"{_TOLERANCE:.0%}, found a deviation of {sum_error:.1%}; this architecture does more than attention with "
+            "a constant pattern (a window, a soft cap), which HAGD does not model"
+        )
+    pruned = prune(
+        computed.edges,
+        calculation.weights,
+        computed.influence,
+        n_features=len(active),
+        first_token=sources.error(sources.n_layers),
+        node_share=config.pruning.nodes,
+        edge_share=config.pruning.edges,
+    )
+    found = _record(run, sources, logits, computed, pruned, bias, sum_error)
+    if config.score is None:
+        return found
+    identities = np.stack(_all_nodes(run, sources, logits, bias, computed.influence)[:4], axis=1)
+    heard = silent.attention_in[config.score.layer]
+    return replace(found, score=attribute_score(lm, model, sources, heard, identities, config.score))
+
+
+def at_last_position(sources: Sources, logits: LogitTargets) -> Targets:
+    """Logit nodes as targets, numbered after all sources."""
+    count = torch.arange(len(logits), device=logits.vectors.device)
+    last = torch.full_like(count, sources.n_positions - 1)
+    return Targets(sources.n_layers, count + len(sources), last, logits.vectors)
+
+
+def without_sources(model: FrozenModel, sources: Sources, transcoders: TranscoderSet, entering: Tensor) -> Pushed:
+    """What everything reads when no source writes anything.
+
+    Every bias of the model and the dictionaries, carried up through the frozen model, with `entering` `[T, d]`, which
+    holds position embeddings.
+    """
+    written = torch.zeros_like(sources.errors)
+    for transcoder in transcoders.transcoders:
+        written[transcoder.layer] += transcoder.b_dec.to(written.dtype)
+    return model.push(entering, tuple(written))
+
+
+def biases(silent: Pushed, sources: Sources, transcoders: TranscoderSet, logits: LogitTargets) -> Tensor:
+    """What each feature's pre-activation, then each logit, is when no source writes anything: `[n + k]`."""
+    found = []
+    active = sources.active
+    for transcoder in transcoders.transcoders:
+        own = slice(sources.features_below(transcoder.layer), sources.features_below(transcoder.layer + 1))
+        rows = active.feature[own]
+        read = silent.mlp_in[transcoder.layer][active.position[own]]
+        found.append((read * transcoder.W_enc[rows].to(read.dtype)).sum(1) + transcoder.b_enc[rows].to(read.dtype))
+    return torch.cat([*found, logits.vectors @ silent.final[-1] + logits.bias])
+
+
+def _logit_values(run: Trace, logits: LogitTargets) -> Tensor:
+    return logits.vectors @ run.final[-1] + logits.bias
+
+
+def _sum_error(computed: Computed, sources: Sources, value: Tensor, bias: Tensor) -> float:
+    """Over the targets whose edges were computed."""
+    targets = computed.edges.targets
+    place = np.where(targets < sources.n_features, targets, targets - len(sources) + sources.n_features)
+    expected = value.double().cpu().numpy()[place]
+    found = computed.incoming[targets] + bias.double().cpu().numpy()[place]
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def _record(
+    run: Trace,
+    sources: Sources,
+    logits: LogitTargets,
+    computed: Computed,
+    pruned: Pruned,
+    bias: Tensor,
+    sum_error: float,
+) -> PromptGraph:
+    kept = np.flatnonzero(pruned.nodes)
+    number = np.full(len(pruned.nodes), -1)
+    number[kept] = np.arange(len(kept))
+    nodes = _all_nodes(run, sources, logits, bias, computed.influence)
+    errors = slice(sources.n_features, sources.error(sources.n_layers))
+    tokens = slice(sources.error(sources.n_layers), len(sources))
+    by_token, by_error = (float(computed.influence[where].sum()) for where in (tokens, errors))
+    total = float(computed.influence.sum()) + float(logits.weights.sum())
+    return PromptGraph(
+        tokens=run.tokens,
+        nodes=PromptNodes(*(column[kept] for column in nodes)),
+        edge_index=np.stack([number[pruned.source], number[pruned.target]]),
+        edge_attr=pruned.value,
+        edge_influence=pruned.flow.astype(np.float32),
+        n_active=sources.n_features,
+        n_edges=len(computed.edges),
+        replacement=by_token / max(by_token + by_error, 1e-30),
+        completeness=1 - by_error / total,
+        sum_error=sum_error,
+    )
+
+
+def _all_nodes(
+    run: Trace, sources: Sources, logits: LogitTargets, bias: Tensor, influence: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Columns of `PromptNodes`, of all N nodes."""
+    active, k = sources.active, len(logits)
+    n_layers, n_positions = sources.n_layers, sources.n_positions
+    every = torch.arange(n_positions, device=active.layer.device)
+    layers = torch.arange(n_layers, device=every.device).repeat_interleave(n_positions)
+    counts = torch.tensor([len(active), len(layers), n_positions, k], device=every.device)
+    kind = torch.tensor([FEATURE, ERROR, TOKEN, LOGIT], device=every.device).repeat_interleave(counts)
+    layer = torch.cat([active.layer, layers, torch.full_like(every, -1), every.new_full((k,), n_layers)])
+    position = torch.cat([active.position, every.repeat(n_layers + 1), every.new_full((k,), n_positions - 1)])
+    feature = torch.cat([active.feature, torch.zeros_like(layers), run.tokens, logits.tokens])
+    nothing = bias.new_zeros(len(layers) + n_positions)
+    value = torch.cat([active.activation.to(bias.dtype), nothing, logits.probabilities])
+    split = [len(active), k]
+    own = bias.split(split)
+    integers = (x.cpu().numpy() for x in (kind, layer, position, feature))
+    reals = (value, torch.from_numpy(influence), torch.cat([own[0], nothing, own[1]]))
+    return (*integers, *(x.float().cpu().numpy() for x in reals))

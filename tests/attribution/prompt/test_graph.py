@@ -1,0 +1,147 @@
+"""The graph of one prompt as a whole: identities, logits, what is stored of it, the most influential features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hagd.attribution.prompt.compute import Calculation, Computed
+from hagd.attribution.prompt.graph import at_last_position, build_prompt_graph
+from hagd.attribution.prompt.influence import pass_down
+from hagd.attribution.prompt.logits import DIFFERENCE, LogitTargets, difference, given, likely
+from hagd.attribution.prompt.records import PromptGraph
+from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN
+from hagd.config.model import Architecture
+from hagd.config.stages import GraphConfig
+from hagd.errors import NumericalError
+from tests.attribution.prompt.cases import LENGTH, Case, matrix, random_case
+from tests.builders import ARCHITECTURES
+
+
+def calculation(case: Case, logits: LogitTargets, strongest: int | None = None) -> Calculation:
+    targets = at_last_position(case.sources, logits)
+    weights = logits.weights.double().numpy()
+    return Calculation(case.model, case.sources, case.transcoders, targets, weights, strongest)
+
+
+def dense(computed: Computed, size: int) -> np.ndarray:
+    """Rows are targets."""
+    out = np.zeros((size, size), dtype=np.float32)
+    for block in computed.edges.from_above():
+        out[block.targets[block.row], block.source] = block.value
+    return out
+
+
+def graph(case: Case, tmp_path: Path, **options: Any) -> PromptGraph:
+    config = GraphConfig(scope="prompt", prompt="any", **options)
+    logits = likely(case.lm, case.run, 4, 0.9)
+    return build_prompt_graph(case.lm, case.transcoders, case.run, logits, config, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_stored_edges_are_all_edges(architecture: Architecture, tmp_path: Path) -> None:
+    case = random_case(architecture, "cross_layer")
+    logits = given(case.lm, case.run, [1, 2])
+    work = calculation(case, logits)
+    computed = work.all_features(tmp_path)
+    found = dense(computed, len(work.weights))
+    n = case.sources.n_features
+    np.testing.assert_allclose(found[:n, : len(case.sources)], matrix(case)[:n].numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(computed.incoming[:n], found[:n].sum(1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(computed.influence, pass_down(computed.edges, work.weights), rtol=1e-4, atol=1e-7)
+    assert (found[len(case.sources) :] != 0).any(1).all() and not found[n : len(case.sources)].any()
+
+
+def test_only_the_strongest_edges_can_be_stored_and_influence_still_counts_all(tmp_path: Path) -> None:
+    case = random_case("llama")
+    logits = given(case.lm, case.run, [1, 2])
+    whole = calculation(case, logits).all_features(tmp_path / "all")
+    part = calculation(case, logits, strongest=5).all_features(tmp_path / "some")
+    size = len(case.sources) + 2
+    every, some = dense(whole, size), dense(part, size)
+    assert ((some != 0).sum(1) <= 5).all() and np.array_equal(some[some != 0], every[some != 0])
+    for row in np.flatnonzero((some != 0).sum(1) == 5):
+        left_out = np.where(some[row] == 0, np.abs(every[row]), 0).max()
+        assert np.abs(some[row][some[row] != 0]).min() >= left_out
+    np.testing.assert_allclose(part.influence, whole.influence, rtol=1e-12)
+    np.testing.assert_allclose(part.incoming, whole.incoming, rtol=1e-12)
+
+
+def test_the_most_influential_features_are_explained_alone(tmp_path: Path) -> None:
+    case = random_case("gpt2")
+    logits = given(case.lm, case.run, [3])
+    n, size = case.sources.n_features, len(case.sources) + 1
+    whole = calculation(case, logits).all_features(tmp_path / "all")
+    part = calculation(case, logits).most_influential(tmp_path / "some", 12)
+    chosen = np.flatnonzero(part.chosen[:n])
+    assert len(chosen) == 12 and part.chosen[n:].all()
+    rows = np.append(chosen, size - 1)
+    assert np.array_equal(dense(part, size)[rows], dense(whole, size)[rows])
+    assert sorted(part.edges.targets.tolist()) == rows.tolist()
+    assert not part.influence[:n][~part.chosen[:n]].any()
+    best = np.argsort(-whole.influence[:n])[:12]
+    assert len(set(best) & set(chosen)) >= 8, "nearly those of the whole graph"
+    everything = calculation(case, logits).most_influential(tmp_path / "every", n)
+    np.testing.assert_allclose(everything.influence, whole.influence, rtol=1e-4, atol=1e-7)
+
+
+def test_logits_are_taken_off_their_mean_and_differences_are_one_node(tmp_path: Path) -> None:
+    case = random_case("gpt_neox")
+    logits = case.run.logits
+    for found, expected in (
+        (given(case.lm, case.run, [1, 4]), (logits - logits.mean())[[1, 4]]),
+        (difference(case.lm, case.run, 1, 4), (logits[1] - logits[4])[None]),
+    ):
+        torch.testing.assert_close(found.vectors @ case.run.final[-1] + found.bias, expected, rtol=1e-6, atol=1e-6)
+    share = logits.softmax(-1)
+    several = likely(case.lm, case.run, 8, 0.9)
+    assert torch.equal(several.tokens, share.sort(descending=True).indices[: len(several)])
+    assert several.weights.sum() >= 0.9 > several.weights[:-1].sum()
+    assert len(likely(case.lm, case.run, 2, 1.0)) == 2
+    one = difference(case.lm, case.run, 1, 4)
+    config = GraphConfig(scope="prompt", prompt="any")
+    nodes = build_prompt_graph(case.lm, case.transcoders, case.run, one, config, tmp_path).nodes
+    assert nodes.feature[nodes.kind == LOGIT].tolist() == [DIFFERENCE]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nodes_are_typed_and_no_two_are_the_same(architecture: Architecture, tmp_path: Path) -> None:
+    case = random_case(architecture)
+    found = graph(case, tmp_path, pruning={"nodes": 1.0, "edges": 1.0})
+    nodes = found.nodes
+    ids = list(zip(nodes.kind, nodes.layer, nodes.position, nodes.feature, strict=True))
+    assert len(set(ids)) == len(ids) == len(nodes)
+    assert set(nodes.kind) == {FEATURE, ERROR, TOKEN, LOGIT}
+    active = set(
+        zip(*(x.tolist() for x in (case.active.layer, case.active.position, case.active.feature)), strict=True)
+    )
+    assert {i[1:] for i in ids if i[0] == FEATURE} <= active
+    assert [i[1:] for i in ids if i[0] == TOKEN] == [(-1, p, int(case.tokens[p])) for p in range(LENGTH)]
+    source, target = found.edge_index
+    assert (nodes.layer[source] < nodes.layer[target]).all() and (
+        nodes.position[source] <= nodes.position[target]
+    ).all()
+    assert found.edge_influence.min() > 0 and found.sum_error < 1e-5
+    assert 0 < found.replacement < 1 and 0 < found.completeness < 1
+
+
+def test_a_graph_explains_less_when_less_is_kept(tmp_path: Path) -> None:
+    case = random_case("llama")
+    sizes = []
+    for i, share in enumerate((0.3, 0.6, 0.9, 1.0)):
+        found = graph(case, tmp_path / str(i), pruning={"nodes": share, "edges": 0.98})
+        sizes.append((len(found.nodes), found.edge_index.shape[1]))
+    assert sizes == sorted(sizes) and len(set(sizes)) == 4
+
+
+def test_a_model_that_does_more_than_the_frozen_one_is_noticed(tmp_path: Path) -> None:
+    case = random_case("gpt2")
+    run = replace(case.run, patterns=tuple(pattern.roll(1, 0) for pattern in case.run.patterns))
+    config = GraphConfig(scope="prompt", prompt="any")
+    with pytest.raises(NumericalError, match="add up to the model's activations"):
+        build_prompt_graph(case.lm, case.transcoders, run, likely(case.lm, run, 4, 0.9), config, tmp_path)

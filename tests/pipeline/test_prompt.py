@@ -1,0 +1,152 @@
+"""`extract.py graph.scope=prompt` on a tiny model: what it leaves behind, what it reuses, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from hagd.config.load import load_config
+from hagd.config.run import ExtractConfig
+from hagd.errors import ConfigError
+from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.prompt_extraction import run_prompt
+from hagd.pipeline.prompt_plan import run_plan
+from tests.builders import tiny_extract
+
+QUIET = Console(quiet=True)
+
+
+def prompt_config(runs: Path, prompt: str = "3 7 5", **changes: Any) -> ExtractConfig:
+    return tiny_extract(runs, graph__scope="prompt", graph__prompt=prompt, **changes)
+
+
+@pytest.fixture(scope="module")
+def explained(tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("prompt")
+    return folder, run_prompt(prompt_config(tiny_runs), folder, None, QUIET)
+
+
+def test_the_run_folder_is_complete(tiny_runs: Path, explained: tuple[Path, dict[str, float]]) -> None:
+    folder, metrics = explained
+    assert {file.name for file in folder.iterdir()} == {
+        "config.yaml",
+        "manifest.json",
+        "graph.json",
+        "metrics.json",
+        "report.html",
+    }
+    assert load_config(ExtractConfig, yaml.safe_load((folder / "config.yaml").read_text())) == prompt_config(tiny_runs)
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert metrics["graph.tokens"] == 3 and metrics["graph.active_features"] == 2 * 3 * 4
+    assert metrics["graph.sum_error"] < 1e-4 and 0 < metrics["graph.replacement"] <= 1
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    assert set(stages) == {"task", "lm", "prompts", "transcoders", "prompt_graph", "prompt_report"}
+    assert stages["transcoders"]["reused"], "the dictionaries of the task's own run"
+    page = (folder / "report.html").read_text()
+    assert "3 7 5" in page and page.count("<canvas") == 1 and "$" not in page.split("<script")[0]
+
+
+def test_graph_json_holds_the_record(tiny_runs: Path, explained: tuple[Path, dict[str, float]]) -> None:
+    written = json.loads((explained[0] / "graph.json").read_text())
+    graph = Pipeline(prompt_config(tiny_runs), QUIET).get("prompt_graph")
+    assert written["tokens"] == ["3", "7", "5"] and len(written["nodes"]) == len(graph.nodes)
+    kinds = {node["id"]: node["kind"] for node in written["nodes"]}
+    assert set(kinds.values()) <= {"feature", "error", "token", "logit"}
+    assert [edge["weight"] for edge in written["edges"]] == graph.edge_attr.tolist()
+    for edge in written["edges"]:
+        assert kinds[edge["target"]] in ("feature", "logit") and kinds[edge["source"]] != "logit"
+
+
+def test_a_task_run_shares_everything_up_to_the_dictionaries(tiny_runs: Path) -> None:
+    task, prompt, other = (
+        Pipeline(config, QUIET)
+        for config in (tiny_extract(tiny_runs), prompt_config(tiny_runs), prompt_config(tiny_runs, "3 7 6"))
+    )
+    assert prompt.key("transcoders") == task.key("transcoders") and prompt.key("graph") == task.key("graph")
+    assert prompt.key("prompt_graph") != other.key("prompt_graph")
+    limited = Pipeline(prompt_config(tiny_runs, graph__memory_limit_mb=10_000), QUIET)
+    assert limited.key("prompt_graph") == prompt.key("prompt_graph")
+
+
+def test_a_difference_of_logits_is_one_node(tiny_runs: Path, tmp_path: Path) -> None:
+    chosen = {"graph__logits": {"tokens": ["7"], "minus": "5"}}
+    metrics = run_prompt(prompt_config(tiny_runs, **chosen), tmp_path, None, QUIET)
+    assert metrics["graph.logits"] == 1
+    nodes = json.loads((tmp_path / "graph.json").read_text())["nodes"]
+    assert [node["feature"] for node in nodes if node["kind"] == "logit"] == [-1]
+    assert "difference to 5" in (tmp_path / "report.html").read_text()
+
+
+def test_an_attention_score_is_explained_beside_the_graph(tiny_runs: Path, tmp_path: Path) -> None:
+    asked = {"graph__score": {"layer": 1, "head": 0, "query": 2, "key": 1, "pairs": 5}}
+    metrics = run_prompt(prompt_config(tiny_runs, **asked), tmp_path, None, QUIET)
+    written = json.loads((tmp_path / "graph.json").read_text())["attention_score"]
+    assert written["score"] == metrics["graph.score"] and len(written["terms"]) == 5
+    assert all(
+        end is None or end[0] in ("feature", "error", "token") for t in written["terms"] for end in (t["query"],)
+    )
+    assert "layer 1, head 0: from 2 5 to 1 7" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes", "message"),
+    [
+        ("3 seven", {}, r"graph\.prompt: expected words of the task's vocabulary .*found 'seven'"),
+        ("3 7 5 1 2", {}, r"graph\.prompt: expected at most 3 tokens.*found 5"),
+        ("3 7 5", {"graph__logits": {"tokens": ["x"]}}, r"graph\.logits\.tokens: expected words .*found 'x'"),
+    ],
+)
+def test_what_the_model_does_not_know_is_refused(
+    tiny_runs: Path, tmp_path: Path, prompt: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_prompt(prompt_config(tiny_runs, prompt, **changes), tmp_path, None, QUIET)
+
+
+def test_a_plan_is_printed_and_nothing_else_runs(tmp_path: Path) -> None:
+    config = prompt_config(tmp_path, mode="plan")
+    figures = run_plan(config, tmp_path / "out", QUIET)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["active"] == figures["plan.active_features"] == 24
+    assert plan["peak_mb"] == pytest.approx(sum(plan["memory_mb"].values()))
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize("mode", ["run", "plan"])
+def test_a_graph_beyond_the_limit_is_refused_with_its_plan_before_any_work(tmp_path: Path, mode: str) -> None:
+    config = prompt_config(tmp_path, mode=mode, graph__memory_limit_mb=10)
+    run = run_plan if mode == "plan" else lambda config, folder, console: run_prompt(config, folder, None, console)
+    with pytest.raises(ConfigError, match=r"graph\.memory_limit_mb: expected .* at most 10 MB of memory, found a plan"):
+        run(config, tmp_path / "out", QUIET)
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "plan"}, "mode=plan plans the graph of one prompt, found graph.scope=task"),
+        ({"graph__scope": "prompt"}, "scope=prompt and graph.prompt belong together"),
+        ({"graph__prompt": "3"}, "scope=prompt and graph.prompt belong together"),
+        (
+            {"graph__scope": "prompt", "graph__prompt": "3", "transcoder__site": "resid"},
+            "needs transcoder.site=mlp, found resid",
+        ),
+        (
+            {"graph__scope": "prompt", "graph__prompt": "3", "graph__logits": {"minus": "5"}},
+            "graph.logits.minus needs exactly one token",
+        ),
+        (
+            {"graph__scope": "prompt", "graph__prompt": "3", "graph__logits": {"tokens": []}},
+            "tokens must be null or at least one token",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_extract(tmp_path, **changes)
