@@ -8,19 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
-from hagd.pipeline.outputs import track, track_dictionaries, write_config, write_manifest, write_results
+from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.start import start
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
 from hagd.tracking.wandb_run import tracked_run
-from hagd.training.processes import is_helper
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
 
@@ -40,15 +39,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     Raises:
         HagdError: anything that the user can act on.
     """
-    start = time.perf_counter()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    if is_helper():
-        Pipeline(config, Console(quiet=True)).get("transcoders")
-        raise SystemExit(0)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder)
+    began = time.perf_counter()
+    start(config, folder)
     scorer = find_scorer(config)
     settings = config.model_dump(mode="json")
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
@@ -72,7 +64,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             **data.metrics,
             **flat_metrics(dictionaries, data.slot_names),
             "time.total_s": sum(each.seconds for each in stored),
-            "time.wall_s": time.perf_counter() - start,
+            "time.wall_s": time.perf_counter() - began,
             "memory.peak_mb": max(each.peak_mb for each in stored),
         }
         with disk_errors(folder):

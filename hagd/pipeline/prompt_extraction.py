@@ -12,22 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 
 from hagd.artifacts.store import disk_errors
 from hagd.attribution.prompt.records import BIAS, PromptGraph, ScoreAttribution
 from hagd.attribution.records import KIND_NAMES
 from hagd.config.run import ExtractConfig
-from hagd.pipeline.outputs import write_config, write_manifest, write_metrics
+from hagd.pipeline.outputs import write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.prompt_plan import prompt_plan, refuse_beyond_limit
+from hagd.pipeline.start import start
 from hagd.report.assemble import flat_settings
 from hagd.report.prompt.page import write_prompt_report
 from hagd.report.prompt.records import PromptReport
 from hagd.report.prompt.terminal import print_prompt
 from hagd.tracking.wandb_run import Run, tracked_run
-from hagd.training.processes import is_helper
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -41,15 +40,8 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
     Raises:
         HagdError: anything that the user can act on, first of all a graph larger than `graph.memory_limit_mb`.
     """
-    start = time.perf_counter()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    if is_helper():
-        Pipeline(config, Console(quiet=True)).get("transcoders")
-        raise SystemExit(0)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder)
+    began = time.perf_counter()
+    start(config, folder)
     if config.graph.memory_limit_mb is not None:
         refuse_beyond_limit(config, prompt_plan(config))
     with tracked_run(
@@ -76,7 +68,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
             **data.metrics,
             "time.total_s": sum(each.seconds for each in used),
             "time.graph_s": pipeline.used["prompt_graph"].seconds,
-            "time.wall_s": time.perf_counter() - start,
+            "time.wall_s": time.perf_counter() - began,
             "memory.peak_mb": max(each.peak_mb for each in used),
             "memory.graph_mb": pipeline.used["prompt_graph"].peak_mb,
         }

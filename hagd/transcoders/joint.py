@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 
 
-class JointTraining(TranscoderTraining):
+class JointTraining(TranscoderTraining, ABC):
     """`TranscoderTraining` of this process's part. `configure_model` builds it, which Lightning calls in every process.
 
     Args:
@@ -38,9 +39,9 @@ class JointTraining(TranscoderTraining):
         self._seed = seed
         self._initial = initial
 
+    @abstractmethod
     def whole(self) -> StackedTranscoders:
         """The stack of all layers on the CPU, in every process."""
-        raise NotImplementedError
 
     def start_tokens(self, layers: range) -> tuple[Tensor, Tensor]:
         """Scaled inputs and targets `[L, B, d]` from which some layers start."""
