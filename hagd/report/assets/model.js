@@ -106,9 +106,11 @@ Report.Circuit = class {
     return `${row} · ${this.slots[this.nodes.slot[node]]}`;
   }
 
+  // A token or logit that stands alone in its cell is named by itself, not by the supernode that holds it.
   title(item) {
-    if (item.level >= 0) return this.levels[item.level].labels[item.group];
-    return this.nodes.label[item.nodes[0]];
+    const first = item.nodes[0], alone = item.nodes.length === 1 && /^(token|logit)$/.test(this.nodes.kind[first]);
+    if (item.level >= 0 && !alone) return this.levels[item.level].labels[item.group];
+    return this.nodes.label[first];
   }
 
   // Text in which a search looks, made at the first search.
