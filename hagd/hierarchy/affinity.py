@@ -13,6 +13,8 @@ from scipy.sparse import csr_array, diags_array, vstack
 from hagd.attribution.records import ERROR, FEATURE, AttributionGraph
 
 _PRODUCTS_AT_ONCE = 1 << 24
+_DIGITS = 9
+"""To which cosines are compared: rows that are alike in exact arithmetic must not be told apart by rounding."""
 
 
 def edge_affinity(graph: AttributionGraph) -> csr_array:
@@ -70,7 +72,7 @@ def affinity(edge_index: np.ndarray, edge_attr: np.ndarray, n: int) -> csr_array
 def nearest(x: csr_array, k: int) -> csr_array:
     """Mean of the graph that joins each row of `x` to the k others of largest positive cosine, and its transpose.
 
-    Exact. Rows are compared by sparse products, some rows at a time, so memory does not grow with the square of their
+    Exact; among equally alike rows the first are taken. Rows are compared by sparse products, some rows at a time, so memory does not grow with the square of their
     number; rows without entries have no neighbours.
     """
     n = x.shape[0]
@@ -87,7 +89,7 @@ def nearest(x: csr_array, k: int) -> csr_array:
         row, col, value = similar.row + start, similar.col, similar.data
         kept = (value > 1e-9) & (row != col)
         row, col, value = row[kept], col[kept], value[kept]
-        order = np.lexsort((col, -value, row))
+        order = np.lexsort((col, -value.round(_DIGITS), row))
         row, col, value = row[order], col[order], value[order]
         first = np.searchsorted(row, row)
         best = np.arange(len(row)) - first < k

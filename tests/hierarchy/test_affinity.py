@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
@@ -29,13 +29,14 @@ def slow_affinity(edge_index: np.ndarray, edge_attr: np.ndarray, n: int) -> np.n
 
 
 def slow_nearest(x: np.ndarray, k: int) -> np.ndarray:
-    """Cosines of all pairs, the k largest positive ones of each row; distinct values assumed."""
+    """Cosines of all pairs, the k largest positive ones of each row, the first of those that are equal."""
     norms = np.linalg.norm(x, axis=1)
     unit = x / np.where(norms > 0, norms, 1)[:, None]
     cosine = unit @ unit.T
     w = np.zeros_like(cosine)
     for i in range(len(x)):
-        others = sorted((j for j in range(len(x)) if j != i and cosine[i, j] > 1e-9), key=lambda j: -cosine[i, j])
+        positive = (j for j in range(len(x)) if j != i and cosine[i, j] > 1e-9)
+        others = sorted(positive, key=lambda j: (-round(cosine[i, j], 9), j))
         for j in others[:k]:
             w[i, j] += cosine[i, j] / 2
             w[j, i] += cosine[i, j] / 2
@@ -98,6 +99,7 @@ def test_targets_compare_outgoing_edges(seed: int) -> None:
 
 
 @given(n=st.integers(1, 25), k=st.integers(1, 6), share=st.sampled_from([0.2, 1.0]), seed=st.integers(0, 999))
+@example(n=20, k=1, share=0.2, seed=2)  # rows 0 and 2 are parallel, so equally near to row 8
 @settings(max_examples=50, deadline=None)
 def test_nearest_is_that_of_all_pairs(n: int, k: int, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
