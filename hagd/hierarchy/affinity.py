@@ -72,8 +72,8 @@ def affinity(edge_index: np.ndarray, edge_attr: np.ndarray, n: int) -> csr_array
 def nearest(x: csr_array, k: int) -> csr_array:
     """Mean of the graph that joins each row of `x` to the k others of largest positive cosine, and its transpose.
 
-    Exact; among equally alike rows the first are taken. Rows are compared by sparse products, some rows at a time, so memory does not grow with the square of their
-    number; rows without entries have no neighbours.
+    Exact; among equally alike rows the first are taken. Rows are compared by sparse products, some at a time, so memory
+    does not grow with the square of their number; rows without entries have no neighbours.
     """
     n = x.shape[0]
     norms = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
