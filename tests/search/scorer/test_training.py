@@ -75,19 +75,22 @@ def test_training_lowers_the_loss(gat: TrainedScorer) -> None:
 
 
 def test_loss_and_correlations_are_logged(gat: TrainedScorer, folder: Path) -> None:
-    assert logged(folder, "gnn/loss")[-1] < 0.7 * logged(folder, "gnn/loss")[0]
+    assert 0 < logged(folder, "gnn/loss")[-1] < 0.3  # above 0.5 before training
     assert logged(folder, "gnn/correlation")[-1] > 0.8
     assert logged(folder, "gnn/validation_correlation") == [pytest.approx(gat.validation_correlation)]
 
 
-def test_edges_beat_importance_and_the_control_on_a_graph_never_seen(
-    gat: TrainedScorer, control: TrainedScorer
-) -> None:
-    graph, hierarchy, target = member(UNSEEN)
-    importance = spearman(graph.nodes.importance[: len(target)], target)
-    with_edges = spearman(score(gat, graph, hierarchy, N_LAYERS), target)
-    without = spearman(score(control, graph, hierarchy, N_LAYERS), target)
-    assert with_edges > 0.7, "0.74 to 0.80 with hierarchies of other seeds"
+def test_edges_beat_importance_and_the_control_on_graphs_never_seen(gat: TrainedScorer, control: TrainedScorer) -> None:
+    unseen = [member(seed) for seed in range(UNSEEN, UNSEEN + 4)]
+    importance, with_edges, without = (
+        np.mean([spearman(scores(*each), each[2]) for each in unseen])
+        for scores in (
+            lambda graph, hierarchy, target: graph.nodes.importance[: len(target)],
+            lambda graph, hierarchy, target: score(gat, graph, hierarchy, N_LAYERS),
+            lambda graph, hierarchy, target: score(control, graph, hierarchy, N_LAYERS),
+        )
+    )
+    assert with_edges > 0.8
     assert with_edges > importance + 0.2
     assert with_edges > without + 0.2
     assert without > importance - 0.15
