@@ -184,7 +184,7 @@ def measure(setup: Setup, rounds: int) -> tuple[list[Measured], dict[str, float]
                 measured, written[contender] = run(contender, Path(name))
                 rows.append(measured)
                 print(f"{setup.name} {setup.active}: {measured}", file=sys.stderr, flush=True)
-    return rows, ratios(rows) | ({} if setup.most else difference(written["ours"], written["circuit_tracer"]))
+    return rows, ratios(rows) | difference(written["ours"], written["circuit_tracer"])
 
 
 def ratios(rows: Sequence[Measured]) -> dict[str, float]:

@@ -77,8 +77,10 @@ def circuit_tracer(setup: dict[str, Any], folder: Path) -> Result:
     if missing:
         raise RuntimeError(f"expected a value for every weight, found none for {sorted(missing)[:5]}")
     model.load_state_dict(state, strict=False)
+    # By default it ranks features anew after 2,048 of them; HAGD ranks four times, however many are sought.
+    often = {} if setup["most"] is None else {"batch_size": -(-setup["most"] // 4), "update_interval": 1}
     start = time.process_time()
-    graph = attribute(torch.tensor(setup["tokens"]), model, max_feature_nodes=setup["most"])
+    graph = attribute(torch.tensor(setup["tokens"]), model, max_feature_nodes=setup["most"], **often)
     middle = time.process_time()
     pruned = prune_graph(graph, NODES, EDGES)
     end = time.process_time()
@@ -145,6 +147,8 @@ def ours(setup: dict[str, Any], folder: Path) -> Result:
         end = time.process_time()
 
     def compare(targets: np.ndarray) -> dict[str, Any]:
+        kept = np.flatnonzero(computed.chosen)
+        targets = kept[targets]
         wanted = np.isin(np.arange(len(calculation.weights)), targets)
         rows = {int(target): np.zeros(len(wanted), dtype=np.float32) for target in targets}
         for block in computed.edges.from_above(wanted):
@@ -156,9 +160,11 @@ def ours(setup: dict[str, Any], folder: Path) -> Result:
         by_token = influence[first_token : len(sources)].sum()
         total = influence.sum() + float(logits.weights.sum())
         return {
-            "active": torch.stack([active.layer, active.position, active.feature], dim=1).numpy(),
-            "rows": np.stack([rows[int(target)] for target in targets]),
-            "nodes": pruned.nodes,
+            "active": torch.stack([active.layer, active.position, active.feature], dim=1).numpy()[
+                computed.chosen[: len(active)]
+            ],
+            "rows": np.stack([rows[int(target)] for target in targets])[:, kept],
+            "nodes": pruned.nodes[kept],
             "scores": np.array([by_token / (by_token + by_error), 1 - by_error / total]),
         }
 
@@ -183,10 +189,9 @@ def main() -> None:
     result = {"ours": ours, "circuit_tracer": circuit_tracer}[contender](setup, folder)
     figures = {key: getattr(result, key) for key in ("attribution", "pruning", "nodes", "edges")}
     peak = peak_mb()
-    n_features = setup["n_layers"] * (setup["positions"] - 1) * setup["k"]
+    n_features = setup["most"] or setup["n_layers"] * (setup["positions"] - 1) * setup["k"]
     first_logit = n_features + (setup["n_layers"] + 1) * setup["positions"]
-    compared = {} if setup["most"] else result.compare(sampled_targets(n_features, first_logit))
-    np.savez(out, **compared)
+    np.savez(out, **result.compare(sampled_targets(n_features, first_logit)))
     print(json.dumps({**figures, "peak_mb": peak}))
 
 
