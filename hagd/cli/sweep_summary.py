@@ -101,13 +101,10 @@ def _spread(values: list[float]) -> str:
     if len(values) < 2:
         return _format(values[0] if values else None)
     mean, spread = statistics.mean(values), statistics.stdev(values)
-    return (
-        _format(mean)
-        if spread == 0
-        else f"{mean:.0f} ± {spread:.0f}"
-        if abs(mean) >= 100
-        else f"{mean:.2f} ± {spread:.2f}"
-    )
+    if spread == 0:
+        return _format(mean)
+    digits = 0 if abs(mean) >= 100 else 2 if abs(mean) >= 0.1 else 3
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

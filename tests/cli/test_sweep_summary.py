@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hagd.cli.sweep_summary import read_jobs
+from hagd.cli.sweep_summary import Job, Status, aggregate, read_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,3 +94,16 @@ def test_truncated_metrics_are_no_success(tmp_path: Path) -> None:
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[]")
     (tmp_path / "0" / "metrics.json").write_text('{"circuit.nodes": 1')
     assert read_jobs(tmp_path)[0].status == "unfinished"
+
+
+def test_means_over_seeds() -> None:
+    def job(seed: int, k: int, nodes: float, fvu: float, status: Status = "done") -> Job:
+        figures = {"circuit.nodes": nodes, "transcoder.fvu": fvu, "time.total_s": 100.0 * seed}
+        return Job("", ("task=parity", f"k={k}", f"seed={seed}"), status, figures, None)
+
+    jobs = [job(1, 4, 10, 0.004), job(2, 4, 10, 0.006), job(3, 4, 99, 0.9, "failed"), job(1, 8, 20, 0.5)]
+    assert aggregate(jobs) == (
+        ["setting", "seeds", "nodes", "FVU", "seconds"],
+        [["k=4", "2", "10", "0.005 ± 0.001", "150 ± 71"], ["k=8", "1", "20", "0.500", "100"]],
+    )
+    assert aggregate(jobs[1:]) is None, "no setting has two seeds"
