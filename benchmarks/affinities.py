@@ -80,7 +80,7 @@ class Seed:
         self.objectives = [objective_on(p.config, patched, task, part) for part in (task.discovery, *halves)]
         self.graphs = [self.graph, *(self._half(objective) for objective in self.objectives[1:])]
         checked = objective_on(p.config, patched, task, task.selection[:_COHERENCE_PROMPTS])
-        rows = np.arange(self.graph.n_features)
+        rows = np.arange(self.graph.n_candidates)
         self.effects = intervention_effects(checked, self.graph, p.config.graph.metric, rows)
         nodes = self.graph.nodes
         self.place = np.unique(nodes.layer * 1000 + nodes.slot, return_inverse=True)[1]
@@ -92,7 +92,7 @@ class Seed:
         assert np.array_equal(graph.flat, whole.flat)
         importance = graph.nodes.importance.copy()
         here = attribute_nodes(objective, config).importance.flatten().cpu().numpy()
-        importance[: graph.n_features] = here[graph.flat]
+        importance[: graph.n_candidates] = here[graph.flat]
         return replace(graph, nodes=replace(graph.nodes, importance=importance))
 
     def hierarchies(self, affinity: str) -> list[Hierarchy]:
@@ -110,7 +110,7 @@ class Seed:
 
     def measured(self, found: list[Hierarchy]) -> dict[str, Any]:
         """What is reported of one affinity at one seed; with several hierarchies the last two are those of halves."""
-        n = self.graph.n_features
+        n = self.graph.n_candidates
         live = self.graph.nodes.importance[:n] > 0
         levels = []
         for depth, level in enumerate(found[0].levels):
@@ -152,7 +152,7 @@ def by_place(seed: Seed) -> Hierarchy:
 
 def exchanged(seed: Seed, hierarchy: Hierarchy) -> Hierarchy:
     """The same sizes at every level, with other features in them."""
-    n = seed.graph.n_features
+    n = seed.graph.n_candidates
     order = np.concatenate([np.random.default_rng(0).permutation(n), np.arange(n, len(seed.graph.nodes))])
     levels = [replace(level, supernode=level.supernode[order], modularity=float("nan")) for level in hierarchy.levels]
     return replace(hierarchy, levels=tuple(levels))

@@ -1,9 +1,12 @@
 """Direct edges `A_ij = E_prompts[(∂pre_j/∂f_i) · (f_i − v_i)]`, exact because the frozen model is linear.
 
-Every edge into a target sums up: features, errors and tokens together give the change of the target's
-pre-activation when all of them move from their mean to their clean values.
+Every edge into a target sums up: features, errors, tokens and heads together give the change of the target's
+pre-activation when all of them move from their mean to their clean values. Where heads are nodes, attention of their
+layers passes nothing on: the edge i → head is what i adds through its value projection to the head's output, read along
+the metric's gradient (`hagd.attribution.heads`); head → j is what that output adds to j through its output projection.
 
-Shape legend: P prompts (B sequences), T positions, d = d_model, m dictionary size, S slots, n nodes.
+Shape legend: P prompts (B sequences), T positions, d = d_model, m dictionary size, S slots, n nodes, H heads, e width
+of a head.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hagd.attribution.records import FEATURE, LOGIT, TOKEN, Nodes
-from hagd.attribution.sources import direct_pass
+from hagd.attribution.heads import head_deviations, head_directions
+from hagd.attribution.records import FEATURE, HEAD, LOGIT, TOKEN, Nodes
+from hagd.attribution.sources import Leaf, direct_pass
 from hagd.config.stages import Ablation
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
@@ -30,12 +34,14 @@ class Deviations:
         features: layer → `[B, T, m]`, `f − v`.
         errors: layer → `[B, T, d]`, `ε − mean ε`; for layers without transcoder the whole output minus its mean.
         tokens: `[B, T, d]`, embedding minus its mean over the prompts in the slot.
+        heads: layer → `[B, T, H, e]`, `z − v`, of layers whose heads are nodes.
         active: layer → bool `[B, T, m]`.
     """
 
     features: dict[int, Tensor]
     errors: dict[int, Tensor]
     tokens: Tensor
+    heads: dict[int, Tensor]
     active: dict[int, Tensor]
 
 
@@ -52,7 +58,8 @@ class DirectEdges:
         scored = prompts.scored.flatten(0, 1)
         tokens = prompts.tokens.flatten(0, 1)
         self.forward = direct_pass(patched, tokens, scored)
-        self.deviations = self._measure(tokens, prompts.counterfactual.flatten(0, 1), ablation)
+        self.deviations = self._measure(prompts, ablation)
+        self._directions = head_directions(patched, task, prompts)
         assert self.forward.logits is not None
         logits = self.forward.logits.unflatten(0, prompts.tokens.shape[:2])
         self._metric = logit_difference(logits, prompts, task.length_normalised).sum()
@@ -61,28 +68,32 @@ class DirectEdges:
     def column(self, target: int) -> tuple[Tensor, Tensor]:
         """Sources and edges into node `target`: indices `[s]`, effects `[s]` averaged over the prompts."""
         kind, layer = int(self.nodes.kind[target]), int(self.nodes.layer[target])
+        n_layers = self.patched.lm.n_layers
         if kind == LOGIT:
-            return self._from_gradients(self._metric, self.patched.lm.n_layers)
+            return self._from_gradients(self._metric, n_layers, n_layers)
+        slot, feature = int(self.nodes.slot[target]), int(self.nodes.feature[target])
+        if kind == HEAD:
+            here = self.slots == slot
+            output, direction = (x[layer][here][:, feature] for x in (self.forward.heads_read, self._directions))
+            return self._from_gradients((output * direction).sum(), layer, layer)
         if kind != FEATURE:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
-        slot, feature = int(self.nodes.slot[target]), int(self.nodes.feature[target])
         transcoder = self.patched.transcoders.transcoders[self.patched.transcoders.layers.index(layer)]
         where = (self.slots == slot) & self.deviations.active[layer][..., feature]
         if not where.any():
             return torch.empty(0, dtype=torch.long), torch.empty(0)
         read = self.forward.read[layer][where].to(transcoder.W_enc.dtype)
         pre = (read @ transcoder.W_enc[feature]).sum()
-        return self._from_gradients(pre, layer)
+        return self._from_gradients(pre, layer, layer + 1)
 
-    def _from_gradients(self, output: Tensor, below: int) -> tuple[Tensor, Tensor]:
-        leaves = self.forward.leaves(below)
-        gradients = torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
-        layers = [None, *(layer for layer in sorted(self.forward.written) if layer < below)]
+    def _from_gradients(self, output: Tensor, below: int, heads_below: int) -> tuple[Tensor, Tensor]:
+        leaves = self.forward.leaves(below, heads_below)
+        gradients = torch.autograd.grad(output, tuple(leaves.values()), retain_graph=True, allow_unused=True)
         index, effect = [], []
-        for layer, gradient in zip(layers, gradients, strict=True):
+        for leaf, gradient in zip(leaves, gradients, strict=True):
             if gradient is None:
                 continue
-            for projector in self._projectors.get(layer, ()):
+            for projector in self._projectors.get(leaf, ()):
                 index.append(projector.nodes)
                 effect.append(projector.effects(gradient, self.deviations, self.slots) / self.n_prompts)
         if not index:
@@ -93,23 +104,24 @@ class DirectEdges:
         return sources, effects.new_zeros(len(sources)).index_add_(0, place, effects)
 
     @torch.no_grad()
-    def _measure(self, tokens: Tensor, counterfactual: Tensor, ablation: Ablation) -> Deviations:
+    def _measure(self, prompts: Prompts, ablation: Ablation) -> Deviations:
         patched, slots = self.patched, self.slots.clamp(min=0)
-        f, errors = patched.features(tokens)
-        other = patched.features(counterfactual)[0] if ablation == "resample" else None
+        f, errors = patched.features(prompts.tokens.flatten(0, 1))
+        other = patched.features(prompts.counterfactual.flatten(0, 1))[0] if ablation == "resample" else None
         features, error, active = {}, {}, {}
         for i, layer in enumerate(patched.transcoders.layers):
             ablated = torch.zeros(()) if ablation == "zero" else patched.means.features[i][slots]
             features[layer] = f[i] - (other[i] if other is not None else ablated.to(f.device))
             error[layer] = errors[i] - patched.means.errors[i][slots]
             active[layer] = f[i] > 0
-        n_slots = patched.gate_shape[1]
+        n_slots = patched.layout.n_slots
         for layer, written in self.forward.written.items():
             if layer not in error:
                 error[layer] = _centre(written.detach().to(f.dtype), self.slots, n_slots)
         assert self.forward.embedding is not None
         embedding = self.forward.embedding.detach().to(f.dtype)
-        return Deviations(features, error, _centre(embedding, self.slots, n_slots), active)
+        heads = head_deviations(patched, prompts, ablation)
+        return Deviations(features, error, _centre(embedding, self.slots, n_slots), heads, active)
 
 
 @dataclass(frozen=True)
@@ -130,13 +142,15 @@ class _Projector:
         if self.kind == FEATURE:
             deviation = deviations.features[self.layer][where][:, self.features]
             return ((g @ self.directions.T) * deviation).sum(0)
+        if self.kind == HEAD:
+            return (g * deviations.heads[self.layer][where]).sum((0, 2))[self.features]
         deviation = deviations.tokens if self.kind == TOKEN else deviations.errors[self.layer]
         return (g * deviation[where]).sum().reshape(1)
 
 
-def _group_sources(patched: PatchedModel, nodes: Nodes) -> dict[int | None, list[_Projector]]:
-    """Projectors by the leaf that they read: a layer, or None for the embedding."""
-    groups: dict[int | None, list[_Projector]] = {}
+def _group_sources(patched: PatchedModel, nodes: Nodes) -> dict[Leaf, list[_Projector]]:
+    """Projectors by the leaf that they read."""
+    groups: dict[Leaf, list[_Projector]] = {}
     keys = torch.stack([torch.as_tensor(x) for x in (nodes.kind, nodes.layer, nodes.slot)], dim=1)
     for kind, layer, slot in keys.unique(dim=0).tolist():
         if kind == LOGIT:
@@ -144,15 +158,16 @@ def _group_sources(patched: PatchedModel, nodes: Nodes) -> dict[int | None, list
         members = ((keys == torch.tensor([kind, layer, slot])).all(1)).nonzero()[:, 0]
         features = torch.as_tensor(nodes.feature)[members]
         if kind != FEATURE:
-            leaf = None if kind == TOKEN else layer
-            groups.setdefault(leaf, []).append(_Projector(kind, layer, slot, members, features, torch.empty(0)))
+            written: Leaf = ("embedding", -1) if kind == TOKEN else ("heads" if kind == HEAD else "site", layer)
+            groups.setdefault(written, []).append(_Projector(kind, layer, slot, members, features, torch.empty(0)))
             continue
         index = patched.transcoders.layers.index(layer)
         transcoder = patched.transcoders.transcoders[index]
         for leaf, decoder in zip(
             patched.transcoders.layers[index:], (transcoder.W_dec, *transcoder.W_later), strict=False
         ):
-            groups.setdefault(leaf, []).append(_Projector(kind, layer, slot, members, features, decoder[features]))
+            projector = _Projector(kind, layer, slot, members, features, decoder[features])
+            groups.setdefault(("site", leaf), []).append(projector)
     return groups
 
 

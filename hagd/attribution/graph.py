@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hagd.attribution.direct_edges import DirectEdges, strongest_incoming
-from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, Attribution, AttributionGraph, Nodes
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Attribution, AttributionGraph, Nodes
 from hagd.attribution.total_edges import TotalEdges
 from hagd.config.stages import GraphConfig
 from hagd.patching.patched_model import PatchedModel
@@ -19,17 +19,15 @@ from hagd.tasks.records import Prompts, TaskData
 def candidate_nodes(
     attribution: Attribution, patched: PatchedModel, prompts: Prompts, n_max: int
 ) -> tuple[Nodes, np.ndarray]:
-    """The `n_max` most important live features, then every error, token and logit node.
+    """The `n_max` most important live features and heads, then every error, token and logit node.
 
-    Returns the nodes and the position of each feature node in the flattened gates.
+    Returns the nodes and the position of each candidate in the flattened gates.
     """
-    layers = patched.transcoders.layers
-    _, n_slots, m = patched.gate_shape
+    layers, n_slots = patched.transcoders.layers, patched.layout.n_slots
     importance = torch.where(attribution.live, attribution.importance, -1.0).flatten().cpu()
     count = min(n_max, int(attribution.live.sum()))
     flat = importance.topk(count).indices
-    layer, slot, feature = flat // (n_slots * m), flat // m % n_slots, flat % m
-    model_layer = torch.tensor(layers)[layer]
+    is_head, layer, slot, feature = patched.layout.place(flat)
     # At site mlp all of what an MLP without dictionary writes is error; at site resid such a layer writes nothing.
     written = range(patched.lm.n_layers) if patched.transcoders.site == "mlp" else layers
     other = [(ERROR, each, s) for each in written for s in range(n_slots)]
@@ -38,18 +36,18 @@ def candidate_nodes(
     kinds, other_layer, other_slot = (torch.tensor(column) for column in zip(*other, strict=True))
     fill = torch.zeros(len(other))
 
-    def column(features: Tensor, others: Tensor) -> np.ndarray:
-        return torch.cat([features.cpu().to(others.dtype), others]).numpy()
+    def column(candidates: Tensor, others: Tensor) -> np.ndarray:
+        return torch.cat([candidates.cpu().to(others.dtype), others]).numpy()
 
     nodes = Nodes(
-        kind=column(torch.full((count,), FEATURE), kinds),
-        layer=column(model_layer, other_layer),
+        kind=column(torch.where(is_head, HEAD, FEATURE), kinds),
+        layer=column(layer, other_layer),
         slot=column(slot, other_slot),
         feature=column(feature, torch.zeros(len(other), dtype=torch.long)),
         attribution=column(attribution.signed.flatten()[flat], fill),
         importance=column(importance[flat], fill),
-        mean=column(patched.means.features.flatten()[flat], fill),
-        frequency=column(patched.means.frequency.flatten()[flat], fill + 1),
+        mean=column(patched.mean_activation.flatten()[flat], fill),
+        frequency=column(patched.frequency.flatten()[flat], fill + 1),
     )
     return nodes, flat.numpy()
 
@@ -68,7 +66,7 @@ def build_graph(
     config: GraphConfig,
     progress: Callable[[int, int], None] | None = None,
 ) -> AttributionGraph:
-    """Edges into every feature and the logit, averaged over `config.edge_prompts` of `prompts`.
+    """Edges into every candidate and the logit, averaged over `config.edge_prompts` of `prompts`.
 
     At most `config.edges_per_node` incoming edges are kept a target, strongest first.
     """
@@ -76,10 +74,10 @@ def build_graph(
     nodes, flat = candidate_nodes(attribution, patched, prompts, config.n_max)
     method = DirectEdges if config.edges == "direct" else TotalEdges
     edges = method(patched, task, prompts, nodes, config.ablation)
-    targets = np.flatnonzero((nodes.kind == FEATURE) | (nodes.kind == LOGIT))
+    targets = np.flatnonzero(np.isin(nodes.kind, (FEATURE, HEAD, LOGIT)))
     sources_of, effects_of, target_of = [], [], []
     for done, target in enumerate(targets.tolist()):
-        keep = config.edges_per_node if nodes.kind[target] == FEATURE else len(nodes)
+        keep = len(nodes) if nodes.kind[target] == LOGIT else config.edges_per_node
         sources, effects = strongest_incoming(edges.column, target, keep)
         sources_of.append(sources)
         effects_of.append(effects.detach().float())

@@ -1,10 +1,10 @@
-"""Effect of each feature on the task metric, by the path integral over gates.
+"""Effect of each feature and head on the task metric, by the path integral over gates.
 
 With gates g ∈ [0, 1] on `f = v + g (f − v)`, the integral of ∂metric/∂g along the straight path from 0 (everything
-ablated) to 1 (nothing ablated) is integrated gradients (Sundararajan et al. 2017) over feature activations. For a
-smooth encoder the attributions add up to `metric(M) − metric(M_∅)`; TopK switches features in jumps that no gradient
-sees, so with it they do so only where the same features stay active along the path. One step at g = 1 is
-gradient × activation.
+ablated) to 1 (nothing ablated) is integrated gradients (Sundararajan et al. 2017) over feature activations, and over
+the outputs of heads where these are nodes. For a smooth encoder the attributions add up to `metric(M) − metric(M_∅)`;
+TopK switches features in jumps that no gradient sees, so with it they do so only where the same features stay active
+along the path. One step at g = 1 is gradient × activation: for a head, its output's gradient · its deviation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hagd.patching.objective import Objective
 def attribute_nodes(
     objective: Objective, config: GraphConfig, progress: Callable[[int, int], None] | None = None
 ) -> Attribution:
-    """Signed attributions of all features of the patched model, averaged over the objective's prompts."""
+    """Signed attributions of all features and heads of the patched model, averaged over the objective's prompts."""
     steps = config.ig_steps if config.attribution == "integrated_gradients" else 1
     points = [(i + 0.5) / steps for i in range(steps)] if config.attribution == "integrated_gradients" else [1.0]
     total = torch.zeros(objective.patched.gate_shape, device=objective.patched.lm.device)
@@ -31,7 +31,7 @@ def attribute_nodes(
         if progress is not None:
             progress(done + 1, steps)
     signed = total / steps
-    return Attribution(signed, signed.abs(), objective.patched.means.frequency > 0)
+    return Attribution(signed, signed.abs(), objective.patched.frequency > 0)
 
 
 def _mean_gradient(objective: Objective, metric: str, point: float) -> Tensor:

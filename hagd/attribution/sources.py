@@ -1,6 +1,7 @@
 """What is written to the residual stream, as leaves of the autograd graph of one frozen forward pass.
 
-Shape legend: L decomposed layers, B sequences, T positions, d = d_model, m dictionary size, S slots.
+Shape legend: L decomposed layers, B sequences, T positions, d = d_model, m dictionary size, S slots, H heads, e width
+of a head.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hagd.activations.capture import site_module
+from hagd.activations.heads import Rewrite, rewritten_heads
 from hagd.models.freezing import frozen_linear
 from hagd.patching.patched_model import PatchedModel
+
+Leaf = tuple[Literal["embedding", "site", "heads"], int]
+"""What wrote a leaf: the embedding (layer −1), the site of a layer, or its heads."""
 
 
 @dataclass
@@ -26,18 +31,24 @@ class ForwardPass:
         embedding: `[B, T, d]`, leaf.
         written: model layer → `[B, T, d]`, leaf: what the site of that layer wrote, a linear skip apart.
         read: model layer → `[B, T, d]`, what the site of that layer read, as a function of the leaves.
+        heads: model layer → `[B, T, H, e]`, leaf: outputs of its heads, of layers whose heads are nodes.
+        heads_read: model layer → `[B, T, H, e]`, these outputs as a function of the leaves.
         logits: `[B, A, V]`, as a function of the leaves.
     """
 
     embedding: Tensor | None = None
     written: dict[int, Tensor] = field(default_factory=dict)
     read: dict[int, Tensor] = field(default_factory=dict)
+    heads: dict[int, Tensor] = field(default_factory=dict)
+    heads_read: dict[int, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
 
-    def leaves(self, below: int) -> list[Tensor]:
-        """The embedding and what layers below `below` wrote."""
+    def leaves(self, below: int, heads_below: int) -> dict[Leaf, Tensor]:
+        """The embedding, what sites of layers below `below` wrote, and heads of layers below `heads_below`."""
         assert self.embedding is not None
-        return [self.embedding, *(self.written[layer] for layer in sorted(self.written) if layer < below)]
+        found: dict[Leaf, Tensor] = {("embedding", -1): self.embedding}
+        found |= {("site", layer): self.written[layer] for layer in sorted(self.written) if layer < below}
+        return found | {("heads", layer): self.heads[layer] for layer in sorted(self.heads) if layer < heads_below}
 
 
 def direct_pass(patched: PatchedModel, tokens: Tensor, positions: Tensor) -> ForwardPass:
@@ -45,7 +56,8 @@ def direct_pass(patched: PatchedModel, tokens: Tensor, positions: Tensor) -> For
 
     Attention patterns and norm scales are constants (`frozen_linear`). At site mlp every MLP output is a leaf, so
     nothing flows through an MLP but through the linear skip of its transcoder; at site resid every decomposed
-    layer's output is one, so effects reach the next decomposed layer and no further.
+    layer's output is one, so effects reach the next decomposed layer and no further. Outputs of heads that are nodes
+    are leaves too: what goes through such a head is an edge into it and one out of it.
     """
     lm, site = patched.lm, patched.transcoders.site
     found = ForwardPass()
@@ -56,6 +68,7 @@ def direct_pass(patched: PatchedModel, tokens: Tensor, positions: Tensor) -> For
         for layer in layers:
             hook = _leaf_hook(layer, patched, found)
             stack.callback(site_module(lm, site, layer).register_forward_hook(hook).remove)
+        stack.enter_context(rewritten_heads(lm, patched.layout.head_layers, _head_leaf(patched, found)))
         with torch.enable_grad():
             found.logits = lm.logits_at(tokens, positions)
     return found
@@ -75,6 +88,16 @@ def _leaf_hook(layer: int, patched: PatchedModel, found: ForwardPass) -> Any:
         return written if isinstance(output, Tensor) else (written, *output[1:])
 
     return hook
+
+
+def _head_leaf(patched: PatchedModel, found: ForwardPass) -> Rewrite:
+    def rewrite(index: int, z: Tensor) -> Tensor:
+        layer = patched.layout.head_layers[index]
+        found.heads_read[layer] = z
+        found.heads[layer] = z.detach().requires_grad_()
+        return found.heads[layer]
+
+    return rewrite
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Total edges: as direct ones, but nothing is frozen, so effects also pass through other nodes.
 
 Each decomposed site writes the reconstruction from `f + δ`, plus ε, with δ = 0 a leaf and ε the clean error, so
-gradients with respect to δ at one layer are total effects on every later layer's pre-activations.
+gradients with respect to δ at one layer are total effects on every later layer's pre-activations. Heads that are nodes
+write `z + δ` likewise; as targets they are read as in `hagd.attribution.heads`.
 
-Shape legend: B sequences, T positions, m dictionary size, s sources.
+Shape legend: B sequences, T positions, m dictionary size, s sources, H heads, e width of a head.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from hagd.activations.capture import site_module
-from hagd.attribution.records import FEATURE, LOGIT, Nodes
+from hagd.activations.heads import rewritten_heads
+from hagd.attribution.heads import head_deviations, head_directions
+from hagd.attribution.records import FEATURE, HEAD, LOGIT, Nodes
 from hagd.config.stages import Ablation
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
@@ -24,7 +27,7 @@ from hagd.transcoders.records import Transcoder
 
 
 class TotalEdges:
-    """Columns of the total attribution matrix for one batch of prompts; features and the logit only."""
+    """Columns of the total attribution matrix for one batch of prompts; features, heads and the logit only."""
 
     def __init__(
         self, patched: PatchedModel, task: TaskData, prompts: Prompts, nodes: Nodes, ablation: Ablation
@@ -41,9 +44,13 @@ class TotalEdges:
             else:
                 means = patched.means.features[:, self.slots.clamp(min=0)]
                 ablated = torch.zeros_like(means) if ablation == "zero" else means
-            self._deviations = features - ablated
+            moved = dict(zip(patched.transcoders.layers, features - ablated, strict=True))
             self._active = features > 0
-        self._leaves = [torch.zeros_like(f, requires_grad=True) for f in features]
+        self._deviations = {(FEATURE, layer): deviation for layer, deviation in moved.items()}
+        self._deviations |= {(HEAD, layer): z for layer, z in head_deviations(patched, prompts, ablation).items()}
+        self._leaves = {key: torch.zeros_like(x, requires_grad=True) for key, x in self._deviations.items()}
+        self._directions = head_directions(patched, task, prompts)
+        self._heads: dict[int, Tensor] = {}
         self._pre: dict[int, Tensor] = {}
         self._features: list[Tensor] = []
         logits = self._forward(tokens, prompts.scored.flatten(0, 1)).unflatten(0, prompts.tokens.shape[:2])
@@ -52,28 +59,38 @@ class TotalEdges:
     def column(self, target: int) -> tuple[Tensor, Tensor]:
         """Sources and edges into node `target`: indices `[s]`, effects `[s]` averaged over the prompts."""
         kind, layer = int(self.nodes.kind[target]), int(self.nodes.layer[target])
-        layers = self.patched.transcoders.layers
+        layers, n_layers = self.patched.transcoders.layers, self.patched.lm.n_layers
+        nothing = torch.empty(0, dtype=torch.long), torch.empty(0)
         if kind == LOGIT:
-            return self._from_gradients(self._metric, len(layers))
+            return self._from_gradients(self._metric, n_layers, n_layers)
+        here, feature = self.slots == int(self.nodes.slot[target]), int(self.nodes.feature[target])
+        if kind == HEAD:
+            output, direction = (x[layer][here][:, feature] for x in (self._heads, self._directions))
+            return self._from_gradients((output * direction).sum(), layer, layer)
         if kind != FEATURE:
-            return torch.empty(0, dtype=torch.long), torch.empty(0)
-        index, feature = layers.index(layer), int(self.nodes.feature[target])
-        where = (self.slots == int(self.nodes.slot[target])) & self._active[index][..., feature]
-        if index == 0 or not where.any():
-            return torch.empty(0, dtype=torch.long), torch.empty(0)
-        return self._from_gradients(self._pre[index][where][:, feature].sum(), index)
+            return nothing
+        index = layers.index(layer)
+        where = here & self._active[index][..., feature]
+        if not where.any():
+            return nothing
+        return self._from_gradients(self._pre[index][where][:, feature].sum(), layer, layer + 1)
 
-    def _from_gradients(self, output: Tensor, below: int) -> tuple[Tensor, Tensor]:
-        gradients = torch.autograd.grad(output, self._leaves[:below], retain_graph=True, allow_unused=True)
-        layers = self.patched.transcoders.layers
+    def _from_gradients(self, output: Tensor, below: int, heads_below: int) -> tuple[Tensor, Tensor]:
+        """Effects of features of layers below `below` and heads of layers below `heads_below`."""
+        sources = [key for key in self._leaves if key[1] < (heads_below if key[0] == HEAD else below)]
+        if not sources or not output.requires_grad:
+            return torch.empty(0, dtype=torch.long), torch.empty(0)
+        leaves = [self._leaves[key] for key in sources]
+        gradients = torch.autograd.grad(output, leaves, retain_graph=True, allow_unused=True)
         index, effect = [], []
         kind, layer, slot = (torch.as_tensor(x) for x in (self.nodes.kind, self.nodes.layer, self.nodes.slot))
-        for i, gradient in enumerate(gradients):
+        for key, gradient in zip(sources, gradients, strict=True):
             if gradient is None:
                 continue
-            products = gradient * self._deviations[i]
-            for s in range(self.patched.gate_shape[1]):
-                members = ((kind == FEATURE) & (layer == layers[i]) & (slot == s)).nonzero()[:, 0]
+            products = gradient * self._deviations[key]
+            products = products.sum(-1) if key[0] == HEAD else products  # [B, T, m] or [B, T, H]
+            for s in range(self.patched.layout.n_slots):
+                members = ((kind == key[0]) & (layer == key[1]) & (slot == s)).nonzero()[:, 0]
                 by_feature = products[self.slots == s].sum(0)
                 index.append(members)
                 effect.append(by_feature[torch.as_tensor(self.nodes.feature)[members]] / self.n_prompts)
@@ -87,14 +104,20 @@ class TotalEdges:
             for i, transcoder in enumerate(self.patched.transcoders.transcoders):
                 hook = self._hook(i, transcoder)
                 stack.callback(site_module(lm, site, transcoder.layer).register_forward_hook(hook).remove)
+            stack.enter_context(rewritten_heads(lm, self.patched.layout.head_layers, self._nudge_heads))
             return lm.logits_at(tokens, positions)
+
+    def _nudge_heads(self, index: int, z: Tensor) -> Tensor:
+        layer = self.patched.layout.head_layers[index]
+        self._heads[layer] = z + self._leaves[HEAD, layer]
+        return self._heads[layer]
 
     def _hook(self, index: int, transcoder: Transcoder) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             y = output if isinstance(output, Tensor) else output[0]
             x = inputs[0] if self.patched.transcoders.site == "mlp" else y
             self._pre[index] = transcoder.preactivations(x)
-            self._features.append(transcoder.encode(x) + self._leaves[index])
+            self._features.append(transcoder.encode(x) + self._leaves[FEATURE, transcoder.layer])
             recon = self.patched.transcoders.reconstruct(index, self._features, x)
             written = (recon + self._errors[index]).to(y.dtype)
             return written if isinstance(output, Tensor) else (written, *output[1:])

@@ -103,6 +103,11 @@ class StagesConfig(Section):
                 problems.append(
                     f"transcoder.layers must be below model.n_layers={model.n_layers}, found {list(transcoder.layers)}"
                 )
+            if self.graph.head_layers and self.graph.head_layers[-1] >= model.n_layers:
+                problems.append(
+                    f"graph.head_layers must be below model.n_layers={model.n_layers}, found "
+                    f"{list(self.graph.head_layers)}"
+                )
         elif isinstance(task, SymbolicTask):
             problems.append(
                 f"task={task.name} has a vocabulary of its own that only mini models are trained on, "

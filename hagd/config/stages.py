@@ -188,6 +188,14 @@ class GraphConfig(Section):
     edges: Literal["direct", "total"] = Field(
         "direct", description="direct: attention patterns and norm scales frozen; total: nothing frozen"
     )
+    heads: bool = Field(
+        False,
+        description="attention heads of head_layers are nodes beside features: candidates, members of circuits, "
+        "ablated outside them (scope=task); false = attention is never ablated",
+    )
+    head_layers: tuple[int, ...] | None = Field(
+        None, description="layers whose heads are nodes (null = those that are decomposed)"
+    )
     edge_prompts: int = Field(64, ge=1, description="discovery prompts over which edges are averaged")
     edges_per_node: int = Field(32, ge=1, description="strongest incoming edges kept a node")
     batch_size: int = Field(512, ge=1, description="prompts a forward pass")
@@ -211,6 +219,25 @@ class GraphConfig(Section):
     memory_limit_mb: int | None = Field(
         None, ge=1, description="a graph whose plan needs more memory or scratch disk is refused (null = no limit)"
     )
+
+    @model_validator(mode="after")
+    def _head_layers_fit(self) -> GraphConfig:
+        layers = self.head_layers
+        if layers is None:
+            return self
+        if not self.heads:
+            raise ValueError(f"head_layers needs graph.heads=true, found head_layers={list(layers)}, heads=false")
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
+            raise ValueError(
+                f"head_layers must be null or layers from 0 up, ascending and distinct, found {list(layers)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_are_of_a_task(self) -> GraphConfig:
+        if self.heads and self.scope == "prompt":
+            raise ValueError("heads=true needs graph.scope=task, found scope=prompt; set graph.heads=false")
+        return self
 
     @model_validator(mode="after")
     def _prompt_is_there(self) -> GraphConfig:

@@ -1,6 +1,6 @@
 """Which nodes belong together: the symmetric affinities that the hierarchy can be built on, `[n, n]`, sparse.
 
-Shape legend: n nodes of the graph, n_features those of them that are features, N prompts.
+Shape legend: n nodes of the graph, n_candidates those of them that are features or heads, N prompts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array, diags_array, vstack
 
-from hagd.attribution.records import ERROR, FEATURE, AttributionGraph
+from hagd.attribution.records import ERROR, FEATURE, HEAD, AttributionGraph
 
 _PRODUCTS_AT_ONCE = 1 << 24
 _DIGITS = 9
@@ -18,7 +18,7 @@ _DIGITS = 9
 
 
 def edge_affinity(graph: AttributionGraph) -> csr_array:
-    """Strength of the edges between features and errors.
+    """Strength of the edges between features, heads and errors.
 
     Tokens and the logit are joined to nearly everything: with them in, the first division is the hubs against the rest.
     """
@@ -27,7 +27,7 @@ def edge_affinity(graph: AttributionGraph) -> csr_array:
 
 
 def attribution_affinity(graph: AttributionGraph) -> csr_array:
-    """The attribution that flows over each edge between features and errors.
+    """The attribution that flows over each edge between features, heads and errors.
 
     A target's importance is divided over its incoming edges, tokens included, in proportion to their strength.
     """
@@ -38,7 +38,7 @@ def attribution_affinity(graph: AttributionGraph) -> csr_array:
 
 
 def target_affinity(graph: AttributionGraph, neighbours: int) -> csr_array:
-    """Cosine of the outgoing edges of features and errors, each target's incoming edges scaled to one in sum.
+    """Cosine of the outgoing edges of features, heads and errors, each target's incoming edges scaled to one in sum.
 
     The logit is no target here: nearly every node has an edge to it. A node without other targets has no neighbours.
     """
@@ -50,7 +50,7 @@ def target_affinity(graph: AttributionGraph, neighbours: int) -> csr_array:
 
 
 def profile_affinity(profile: np.ndarray, n: int, neighbours: int) -> csr_array:
-    """Cosine of what features do on each prompt, `[n_features, N]`; other nodes have no neighbours.
+    """Cosine of what candidates do on each prompt, `[n_candidates, N]`; other nodes have no neighbours.
 
     Raises:
         ValueError: `profile` has more rows than there are nodes.
@@ -101,7 +101,7 @@ def nearest(x: csr_array, k: int) -> csr_array:
 
 
 def _inner(graph: AttributionGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Edges between features and errors."""
-    inner = np.isin(graph.nodes.kind, (FEATURE, ERROR))
+    """Edges between features, heads and errors."""
+    inner = np.isin(graph.nodes.kind, (FEATURE, ERROR, HEAD))
     kept = inner[graph.edge_index].all(0)
     return graph.edge_index[:, kept], graph.edge_attr[kept]

@@ -36,7 +36,7 @@ def build_hierarchy(
         config: affinity, branching and sizes.
         seed: of starting vectors and k-means.
         progress: called with the nodes that need no further division and all of them.
-        profile: `[n_features, N]`, what each feature node does on each prompt (`hagd.hierarchy.activity`), which the
+        profile: `[n_candidates, N]`, what each candidate does on each prompt (`hagd.hierarchy.activity`), which the
             affinities `effects` and `coactivation` compare.
     """
     levels = partition(_affinity(graph, config, profile), config, seed, progress)

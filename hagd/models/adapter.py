@@ -22,7 +22,8 @@ class Adapter:
         fused: how the three lie in the output of a fused projection: `thirds` (all queries, all keys, all values) or
             `heads` (query, key, value of one head after the other); None for projections of their own.
         rotary: path from the model to what gives angles by position, None for models without.
-        attention_output: path from the attention to the projection of the heads' outputs.
+        attention_output: path from the attention to the projection of the heads' outputs; what enters it are these
+            outputs, side by side.
         positions: path from the model to learnt position embeddings, None where there are none.
         renamed: (path, name in weight files) of modules that files call otherwise.
     """

@@ -81,6 +81,10 @@ class LanguageModel:
         """The MLP of a layer."""
         return self.layers[layer].get_submodule(self.adapter.mlp)
 
+    def attention_output(self, layer: int) -> nn.Module:
+        """What projects the outputs of a layer's heads, side by side, to the residual stream."""
+        return self.layers[layer].get_submodule(self.adapter.attention).get_submodule(self.adapter.attention_output)
+
     def norms(self) -> list[nn.Module]:
         """Every normalisation of the residual stream."""
         per_layer = (self.adapter.attention_norm, self.adapter.mlp_norm)

@@ -84,8 +84,7 @@ def linear_attention_shape(lm: LanguageModel) -> tuple[int, int, int]:
 
 def linear_attention(lm: LanguageModel, layer: int, dtype: torch.dtype) -> LinearAttention:
     """The value and output projections of a layer."""
-    attention = lm.layers[layer].get_submodule(lm.adapter.attention)
-    output, output_bias = _matrix(attention.get_submodule(lm.adapter.attention_output), dtype)
+    output, output_bias = _matrix(lm.attention_output(layer), dtype)
     heads, _, e = linear_attention_shape(lm)
     value, value_bias = _projection(lm, layer, 2, dtype)
     return LinearAttention(W_V=value, b_V=value_bias, W_O=output.unflatten(0, (heads, e)).contiguous(), b_O=output_bias)

@@ -5,14 +5,18 @@ patched run and `g_i` is 1 inside the circuit, 0 outside, in between for gates a
 attention, norms, embeddings and, where dictionaries have them, linear skips run. Features of a cross-layer
 transcoder are patched once and written to every layer that they write to.
 
+Where heads are nodes, each of their layers' heads gives `z̃_h = v_h + g_h (z_h − v_h)` to the output projection, with
+`z_h` recomputed on the patched run like features; all other attention runs free.
+
 Shape legend: N prompts, C options, B = N·C sequences, T positions, A scored positions, V vocabulary, G gate
-settings, L decomposed layers, S slots, m dictionary size, d = d_model.
+settings, L decomposed layers, S slots, m dictionary size, d = d_model; K layers whose heads are nodes, H heads, e
+width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from hagd.activations.capture import capture, site_module
+from hagd.activations.heads import head_outputs, rewritten_heads
 from hagd.config.stages import Ablation, ErrorMode
 from hagd.models.language_model import LanguageModel
+from hagd.models.linear_parts import linear_attention
 from hagd.patching.prefix import Prefix
-from hagd.patching.records import SlotMeans
+from hagd.patching.records import GateLayout, HeadMeans, SlotMeans
 from hagd.tasks.records import Prompts
 from hagd.transcoders.records import Transcoder, TranscoderSet
 
@@ -37,6 +43,8 @@ class _Run:
     owner: Tensor  # [B], which gate setting applies
     ablated: Tensor | None  # [L, B, T, m] values of this batch; None = means, or zero
     errors: Tensor | None  # [L, B, T, d] errors of this batch; None = means
+    head_gates: Tensor | None  # [G, K, S, H]; None = no heads
+    heads: Tensor | None  # [K, B, T, H, e] ablation values of this batch
 
 
 class PatchedModel:
@@ -48,18 +56,44 @@ class PatchedModel:
             prompts of a split.
     """
 
-    def __init__(self, lm: LanguageModel, transcoders: TranscoderSet, means: SlotMeans) -> None:
+    def __init__(
+        self, lm: LanguageModel, transcoders: TranscoderSet, means: SlotMeans, head_means: HeadMeans | None = None
+    ) -> None:
         self.lm = lm
         self.transcoders = transcoders
         self.means = means
+        self.head_means = head_means
         self.evaluations = 0
-        self._prefix = Prefix(lm, transcoders.layers[0])
+        _, n_slots, m = means.features.shape
+        layers, heads = transcoders.layers, (head_means.layers, head_means.outputs.shape[2]) if head_means else ((), 0)
+        self.layout = GateLayout(layers, n_slots, m, *heads)
+        self._prefix = Prefix(lm, min(layers + self.layout.head_layers))
 
     @property
-    def gate_shape(self) -> tuple[int, int, int]:
-        """(L, S, m)."""
-        layers, slots, m = self.means.features.shape
-        return layers, slots, m
+    def gate_shape(self) -> tuple[int, ...]:
+        """(L, S, m), or a single axis where heads are nodes (`GateLayout`)."""
+        return self.layout.shape
+
+    @property
+    def frequency(self) -> Tensor:
+        """Share of the discovery prompts on which each node is active, in the shape of the gates; 1 for heads."""
+        heads = torch.ones(len(self.layout.head_layers), self.layout.n_slots, self.layout.n_heads)
+        return self.layout.join(self.means.frequency, heads.to(self.means.frequency.device))
+
+    @property
+    def mean_activation(self) -> Tensor:
+        """Mean of each node over the discovery split, in the shape of the gates; of a head, its mean write's length."""
+        return self.layout.join(self.means.features, self.mean_head_writes().norm(dim=-1))
+
+    def mean_head_writes(self) -> Tensor:
+        """What heads add to the residual stream on average, `[K, S, H, d]`."""
+        found = self.means.errors.new_zeros(0, self.layout.n_slots, self.layout.n_heads, self.lm.d_model)
+        if self.head_means is None:
+            return found
+        outputs = self.head_means.outputs
+        parts = [linear_attention(self.lm, layer, outputs.dtype) for layer in self.head_means.layers]
+        written = [torch.einsum("she,hed->shd", z, part.W_O) for z, part in zip(outputs, parts, strict=True)]
+        return torch.stack(written)
 
     def logits(
         self,
@@ -74,21 +108,23 @@ class PatchedModel:
 
         Args:
             prompts: N prompts.
-            gates: `[L, S, m]`, or `[G, L, S, m]` with `owner`.
+            gates: `[*gate_shape]`, or `[G, *gate_shape]` with `owner`.
             ablation: value of a node whose gate is 0.
             error: error term at its mean, or kept from the clean run.
             owner: int64 `[N]`, the gate setting of each prompt.
         """
         n, c = prompts.tokens.shape[:2]
         flat = _flatten(prompts)
-        gates = (gates if gates.dim() == 4 else gates[None]).to(flat.tokens.device)
+        gates = (gates if gates.dim() > len(self.gate_shape) else gates[None]).to(flat.tokens.device)
         owners = torch.zeros(n, dtype=torch.long) if owner is None else owner
         run = _Run(
             slots=flat.slots,
-            gates=gates,
+            gates=self.layout.features(gates),
             owner=owners.to(gates.device).repeat_interleave(c),
             ablated=self._ablation_values(flat, ablation),
             errors=self._clean_errors(flat) if error == "keep" else None,
+            head_gates=self.layout.heads(gates) if self.head_means is not None else None,
+            heads=self.ablated_heads(flat.counterfactual, flat.slots, ablation),
         )
         self.evaluations += n * (3 if gates.requires_grad else 1)
         with self._prefix.resumed(flat.tokens), self._patched(run, zero=ablation == "zero"):
@@ -112,6 +148,20 @@ class PatchedModel:
         ]
         return f, torch.stack(errors)
 
+    def heads(self, tokens: Tensor) -> Tensor:
+        """Clean outputs `[K, B, T, H, e]` of the heads that are nodes, for sequences `[B, T]`."""
+        with self._prefix.resumed(tokens):
+            return head_outputs(self.lm, tokens, self.layout.head_layers)
+
+    def ablated_heads(self, counterfactual: Tensor, slots: Tensor, ablation: Ablation) -> Tensor | None:
+        """Ablation values `[K, B, T, H, e]` of heads, for counterfactuals and slots `[B, T]`; None without heads."""
+        if self.head_means is None:
+            return None
+        if ablation == "resample":
+            return self.heads(counterfactual)
+        means = self.head_means.outputs[:, slots.clamp(min=0)]
+        return torch.zeros_like(means) if ablation == "zero" else means
+
     def _ablation_values(self, flat: Prompts, ablation: Ablation) -> Tensor | None:
         return self.features(flat.counterfactual)[0] if ablation == "resample" else None
 
@@ -120,17 +170,14 @@ class PatchedModel:
 
     @contextmanager
     def _patched(self, run: _Run, zero: bool) -> Iterator[None]:
-        handles = []
         features: list[Tensor] = []
-        for index, transcoder in enumerate(self.transcoders.transcoders):
-            module = site_module(self.lm, self.transcoders.site, transcoder.layer)
-            hook = self._hook(index, transcoder, run, zero, features)
-            handles.append(module.register_forward_hook(hook))
-        try:
+        with ExitStack() as stack:
+            for index, transcoder in enumerate(self.transcoders.transcoders):
+                module = site_module(self.lm, self.transcoders.site, transcoder.layer)
+                hook = self._hook(index, transcoder, run, zero, features)
+                stack.callback(module.register_forward_hook(hook).remove)
+            stack.enter_context(rewritten_heads(self.lm, self.layout.head_layers, _head_patch(run)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _hook(
         self, index: int, transcoder: Transcoder, run: _Run, zero: bool, features: list[Tensor]
@@ -153,6 +200,19 @@ class PatchedModel:
         return patch
 
 
+def _head_patch(run: _Run) -> Callable[[int, Tensor], Tensor]:
+    """What replaces the outputs `[B, T, H, e]` of the heads of a layer."""
+
+    def patch(index: int, z: Tensor) -> Tensor:
+        assert run.head_gates is not None and run.heads is not None
+        gate = run.head_gates[:, index][run.owner[:, None], run.slots.clamp(min=0)]  # [B, T, H]
+        wide = torch.promote_types(z.dtype, torch.float32)
+        # lerp is exact at both ends: an open gate gives z itself.
+        return torch.lerp(run.heads[index].to(wide), z.to(wide), gate[..., None].to(wide))
+
+    return patch
+
+
 def slot_means(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, n_slots: int, batch: int) -> SlotMeans:
     """Means over `prompts` of features and errors, and firing frequencies, by slot."""
     n_layers, m, d = len(transcoders.layers), transcoders.m, lm.d_model
@@ -172,6 +232,23 @@ def slot_means(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, 
         fired.index_add_(1, slots, (f[:, keep] > 0).float())
     per = count.clamp(min=1)[None, :, None]
     return SlotMeans(features / per, errors / per, fired / per)
+
+
+def head_means(lm: LanguageModel, layers: tuple[int, ...], prompts: Prompts, n_slots: int, batch: int) -> HeadMeans:
+    """Means over `prompts` of the outputs of all heads of `layers`, by slot."""
+    total: Tensor | None = None
+    count = torch.zeros(n_slots, device=lm.device)
+    for start in range(0, len(prompts), batch):
+        flat = _flatten(prompts[start : start + batch])
+        z = head_outputs(lm, flat.tokens, layers)
+        if total is None:
+            total = z.new_zeros(len(layers), n_slots, *z.shape[3:])
+        keep = flat.slots >= 0
+        slots = flat.slots[keep]
+        count.index_add_(0, slots, torch.ones_like(slots, dtype=count.dtype))
+        total.index_add_(1, slots, z[:, keep])
+    assert total is not None
+    return HeadMeans(layers, total / count.clamp(min=1)[None, :, None, None])
 
 
 def _flatten(prompts: Prompts) -> Prompts:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PARTS = ("task", "lm", "prompts", "transcoders", "means", "graph", "hierarchy", "search", "validation", "report")
-
 
 def run_extraction(config: ExtractConfig, folder: Path, group: str | None, console: Console) -> dict[str, float]:
     """Extract one circuit into `folder`; returns the flat metrics.
@@ -55,9 +53,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
         stored_report: ReportData = pipeline.get("report")
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored_report, settings=flat_settings(config))
-        for part in PARTS[:-1]:
-            if part in pipeline.parents("report") or part == "task":
-                pipeline.get(part)
+        for part in ("task", *pipeline.parents("report")):
+            pipeline.get(part)
         stored = pipeline.used.values()
         dictionaries: TranscoderSet = pipeline.get("transcoders")
         metrics = {

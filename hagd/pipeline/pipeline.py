@@ -26,7 +26,7 @@ from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.patched_model import PatchedModel
-from hagd.patching.records import SlotMeans
+from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline import prompt_stages, stages
 from hagd.pipeline.progress import StageProgress
 from hagd.report.assemble import Extraction, assemble
@@ -114,9 +114,9 @@ class Pipeline:
         return stage_key(name, stage.version, stage.config(self), parents, self.config.seed)
 
     def parents(self, name: str) -> tuple[str, ...]:
-        """Stages that a stage reads; only mini models have a stage of their own."""
-        mini = isinstance(self.config.model, MiniModel)
-        return tuple(parent for parent in STAGES[name].parents if parent != "lm" or mini)
+        """Stages that a stage reads: `lm` for mini models only, `head_means` where heads are nodes."""
+        there = {"lm": isinstance(self.config.model, MiniModel), "head_means": self.config.graph.heads}
+        return tuple(parent for parent in STAGES[name].parents if there.get(parent, True))
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -136,7 +136,8 @@ class Pipeline:
     def patched(self) -> PatchedModel:
         """The model with its dictionaries and ablation values."""
         device = self.lm.device
-        return PatchedModel(self.lm, self.get("transcoders").to(device), self.get("means").to(device))
+        heads = self.get("head_means").to(device) if self.config.graph.heads else None
+        return PatchedModel(self.lm, self.get("transcoders").to(device), self.get("means").to(device), heads)
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:
@@ -269,26 +270,33 @@ STAGES: dict[str, Stage] = {
         lambda _: {},
         lambda p, _, __: stages.measure_means(p.config, p.lm, p.get("prompts"), p.get("transcoders")),
     ),
+    "head_means": Stage(
+        HeadMeans,
+        1,
+        ("prompts", "lm", "transcoders"),
+        lambda p: p.config.graph.model_dump(mode="json", include={"head_layers"}),
+        lambda p, _, __: stages.measure_head_means(p.config, p.lm, p.get("prompts"), p.get("transcoders")),
+    ),
     "graph": Stage(
         AttributionGraph,
         1,
-        ("prompts", "lm", "transcoders", "means"),
+        ("prompts", "lm", "transcoders", "means", "head_means"),
         lambda p: p.config.graph.model_dump(
-            mode="json", exclude={"batch_size", "scope", *_OF_A_PROMPT, "memory_limit_mb"}
+            mode="json", exclude={"batch_size", "scope", *_OF_A_PROMPT, "memory_limit_mb", "heads", "head_layers"}
         ),
         lambda p, _, progress: stages.attribute(p.config, p.patched, p.get("prompts"), progress),
     ),
     "hierarchy": Stage(
         Hierarchy,
         3,
-        ("prompts", "lm", "transcoders", "means", "graph"),
+        ("prompts", "lm", "transcoders", "means", "head_means", "graph"),
         lambda p: p.config.hierarchy.model_dump(mode="json"),
         lambda p, _, progress: stages.partition(p.config, p.patched, p.get("prompts"), p.get("graph"), progress),
     ),
     "search": Stage(
         SearchResult,
         1,
-        ("prompts", "lm", "transcoders", "means", "graph", "hierarchy"),
+        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy"),
         lambda p: {**p.config.search.model_dump(mode="json", exclude={"scorer"}), "scorer": _scorer_identity(p)},
         lambda p, _, progress: stages.search(
             p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("hierarchy"), _search_scores(p), progress
@@ -297,7 +305,7 @@ STAGES: dict[str, Stage] = {
     "validation": Stage(
         Validation,
         2,
-        ("prompts", "lm", "transcoders", "means", "graph", "search"),
+        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
         lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size"}),
         lambda p, _, progress: stages.validate_circuit(
             p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("search"), progress
@@ -306,7 +314,7 @@ STAGES: dict[str, Stage] = {
     "report": Stage(
         ReportData,
         2,
-        ("prompts", "lm", "transcoders", "means", "graph", "hierarchy", "search", "validation"),
+        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),
     ),

@@ -30,8 +30,8 @@ from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.objective import Objective
-from hagd.patching.patched_model import PatchedModel, slot_means
-from hagd.patching.records import SlotMeans
+from hagd.patching.patched_model import PatchedModel, head_means, slot_means
+from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline.progress import StageProgress
 from hagd.search.baselines import by_method
 from hagd.search.find_circuit import Searched, find_circuit
@@ -192,6 +192,22 @@ def measure_means(config: StagesConfig, lm: LanguageModel, task: TaskData, trans
     return slot_means(lm, transcoders.to(lm.device), discovery, len(task.slot_names), config.graph.batch_size)
 
 
+def measure_head_means(
+    config: StagesConfig, lm: LanguageModel, task: TaskData, transcoders: TranscoderSet
+) -> HeadMeans:
+    """Stage `head_means`: ablation values of the heads that are nodes, over the discovery split.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
+    layers = config.graph.head_layers or transcoders.layers
+    if layers[-1] >= lm.n_layers:
+        raise ConfigError(
+            f"graph.head_layers: expected layers below {lm.n_layers}, which {lm.name} has, found {list(layers)}"
+        )
+    return head_means(lm, layers, task.discovery.to(lm.device), len(task.slot_names), config.graph.batch_size)
+
+
 def attribute(config: StagesConfig, patched: PatchedModel, task: TaskData, progress: StageProgress) -> AttributionGraph:
     """Stage `graph`: node attribution, candidates, edges."""
     objective = discovery_objective(config, patched, task)
@@ -216,10 +232,10 @@ def partition(
     )
     rng = np.random.default_rng(config.seed)
     n_prompts = min(options.coherence_prompts, len(task.selection))
-    n_nodes = min(options.coherence_budget * len(task.discovery) // n_prompts, graph.n_features)
+    n_nodes = min(options.coherence_budget * len(task.discovery) // n_prompts, graph.n_candidates)
     if n_nodes < 2:
         return hierarchy
-    rows = np.sort(rng.permutation(graph.n_features)[:n_nodes])
+    rows = np.sort(rng.permutation(graph.n_candidates)[:n_nodes])
     effects = intervention_effects(
         objective_on(config, patched, task, task.selection[:n_prompts]),
         graph,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SectionReader = Callable[[str, str], dict[str, Any]]
-_SCORER_VERSION = 1
+_SCORER_VERSION = 2
 _UNTRACKED = TrackingConfig(mode="disabled")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hagd.attribution.records import FEATURE, KIND_NAMES, LOGIT, TOKEN, AttributionGraph
+from hagd.attribution.records import FEATURE, HEAD, KIND_NAMES, LOGIT, TOKEN, AttributionGraph
 from hagd.config.run import StagesConfig
 from hagd.config.task import SymbolicTask
 from hagd.hierarchy.records import Hierarchy
@@ -60,7 +60,7 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
     """Everything that is shown of one extraction; examples and effects come from the discovery split."""
     config, task, graph, result = run.config, run.task, run.graph, run.result
     members = _members(graph, result)
-    rows = np.concatenate([members, np.flatnonzero(graph.nodes.kind != FEATURE)])
+    rows = np.concatenate([members, np.arange(graph.n_candidates, len(graph.nodes))])
     edges = _edges(graph, rows)
     touched = np.union1d(edges.source, edges.target)
     rows = np.concatenate([members, [row for row in rows[len(members) :] if row in touched]]).astype(np.int64)
@@ -102,13 +102,25 @@ def _metrics(run: Extraction, n_edges: int) -> dict[str, float]:
         "transcoder.l0": float(np.mean([q.l0 for q in quality])),
         "transcoder.dead": float(np.mean([q.dead for q in quality])),
         "graph.nodes": float(len(graph.nodes)),
-        "graph.features": float(graph.n_features),
+        "graph.features": float((graph.nodes.kind == FEATURE).sum()),
         "graph.edges": float(graph.edge_index.shape[1]),
         "hierarchy.levels": float(len(hierarchy.levels)),
         **_hierarchy_metrics(hierarchy),
         "circuit.nodes": float(result.size),
         "circuit.edges": float(n_edges),
         "search.evaluations": result.evaluations,
+        **(_head_metrics(graph, result) if run.config.graph.heads else {}),
+    }
+
+
+def _head_metrics(graph: AttributionGraph, result: SearchResult) -> dict[str, float]:
+    """How many of the graph's and the circuit's nodes are heads."""
+    is_head = graph.nodes.kind == HEAD
+    inside = int(is_head[_members(graph, result)].sum())
+    return {
+        "graph.heads": float(is_head.sum()),
+        "circuit.heads": float(inside),
+        "circuit.features": float(result.size - inside),
     }
 
 
@@ -123,13 +135,13 @@ def _hierarchy_metrics(hierarchy: Hierarchy) -> dict[str, float]:
 
 
 def _members(graph: AttributionGraph, result: SearchResult) -> np.ndarray:
-    """Rows of the circuit's features in the graph, best first."""
+    """Rows of the circuit's nodes in the graph, best first."""
     inside = np.flatnonzero(np.isin(graph.flat, result.circuit.nodes))
     return inside[np.argsort(-result.score[inside], kind="stable")]
 
 
 def _edges(graph: AttributionGraph, rows: np.ndarray) -> Edges:
-    """Edges of the graph between the circuit's features, and from errors and tokens to them and to the logit."""
+    """Edges of the graph between the circuit's nodes, and from errors and tokens to them and to the logit."""
     inside = np.zeros(len(graph.nodes), dtype=bool)
     inside[rows] = True
     kept = inside[graph.edge_index].all(0)
@@ -142,7 +154,8 @@ def _observe(run: Extraction) -> Observed:
     prompts = run.discovery.prompts[: run.config.report.effect_prompts]
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
     f = run.patched.features(tokens)[0]
-    return Observed(f, tokens, slots, run.task.slot_names, _token_text(run.patched, run.task))
+    heads = run.patched.heads(tokens).norm(dim=-1) if run.config.graph.heads else None
+    return Observed(f, tokens, slots, run.task.slot_names, _token_text(run.patched, run.task), heads)
 
 
 @torch.no_grad()
@@ -150,8 +163,9 @@ def _node_views(
     run: Extraction, observed: Observed, rows: np.ndarray, progress: Callable[[int, int], None]
 ) -> tuple[NodeView, ...]:
     patched, task, graph, result = run.patched, run.task, run.graph, run.result
-    features, tokens, slots, text = observed.f, observed.tokens, observed.slots, observed.text
-    effects = _ablation_effects(run, rows)
+    tokens, slots, text = observed.tokens, observed.slots, observed.text
+    effects = _ablation_effects(run, rows[rows < graph.n_candidates])
+    mean_writes = patched.mean_head_writes()
     nodes, views = graph.nodes, []
     for done, row in enumerate(rows.tolist()):
         kind, layer, slot, feature = (int(x[row]) for x in (nodes.kind, nodes.layer, nodes.slot, nodes.feature))
@@ -161,21 +175,24 @@ def _node_views(
             "layer": layer,
             "slot": slot,
             "feature": feature,
-            "score": float(result.score[row]) if kind == FEATURE else 0.0,
+            "score": float(result.score[row]) if row < graph.n_candidates else 0.0,
             "mean_activation": float(nodes.mean[row]),
             "supernodes": tuple(int(level.supernode[row]) for level in run.hierarchy.levels),
         }
-        if kind == FEATURE:
-            index = patched.transcoders.layers.index(layer)
-            activation = features[index][..., feature].masked_fill(slots != slot, 0)
+        if kind in (FEATURE, HEAD):
+            activation = observed.activation(patched, kind, layer, feature).masked_fill(slots != slot, 0)
+            if kind == FEATURE:
+                direction = written(patched.transcoders, patched.transcoders.layers.index(layer), feature)
+            else:
+                direction = mean_writes[patched.layout.head_layers.index(layer), slot, feature]
             common |= {
                 "ablation_effect": effects[row],
                 "prompts": _top_prompts(activation, tokens, slots, text),
-                "promoted": promoted(written(patched.transcoders, index, feature), patched.lm, text),
+                "promoted": promoted(direction, patched.lm, text),
                 "inputs": _inputs(activation, tokens, text),
             }
-        else:
-            common["label"] = _label(kind, layer, task.slot_names[slot])
+        if kind != FEATURE:
+            common["label"] = _label(kind, layer, feature, task.slot_names[slot])
         views.append(NodeView(**common))
         progress(done + 1, len(rows))
     return tuple(views)
@@ -184,14 +201,13 @@ def _node_views(
 def _ablation_effects(run: Extraction, rows: np.ndarray) -> dict[int, float]:
     """Rise of KL(full ‖ circuit) when one node of the circuit is ablated, by row."""
     patched, discovery, graph, result = run.patched, run.discovery, run.graph, run.result
-    features = [row for row in rows.tolist() if graph.nodes.kind[row] == FEATURE]
     gates = result.circuit.gates(patched.gate_shape).to(patched.lm.device)
     index = torch.arange(min(len(discovery), run.config.report.effect_prompts))
     base = float(discovery.divergences(gates[None], index)[0])
     effects: dict[int, float] = {}
-    for start in range(0, len(features), 64):
-        part = features[start : start + 64]
-        ablated = gates.repeat(len(part), 1, 1, 1)
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64].tolist()
+        ablated = gates.expand(len(part), *gates.shape).clone()
         ablated.flatten(1)[torch.arange(len(part)), torch.as_tensor(graph.flat[part])] = 0.0
         rises = discovery.divergences(ablated, index) - base
         effects |= dict(zip(part, rises.tolist(), strict=True))
@@ -245,9 +261,11 @@ def _token_text(patched: PatchedModel, task: TaskData) -> Callable[[int], str]:
     return patched.lm.token_text
 
 
-def _label(kind: int, layer: int, slot: str) -> str:
+def _label(kind: int, layer: int, index: int, slot: str) -> str:
     if kind == TOKEN:
         return f"token {slot}"
+    if kind == HEAD:
+        return f"head L{layer}.{index} {slot}"
     return "answer − distractor" if kind == LOGIT else f"error L{layer} {slot}"
 
 

@@ -22,7 +22,7 @@ MAX_EDGES = 300
 MAX_COLUMN, MAX_WIDTH, MAX_HEIGHT, LEFT, ROW_GAP = 3.0, 14.0, 24.0, 0.9, 0.26  # inches
 SUPERNODE_COLOURS = ("#44AA99", "#CC6677", "#DDCC77", "#AA4499", "#88CCEE", "#999933", "#117733", "#882255")
 PLAIN = "#cbd2d9"
-MARKERS = {"feature": "o", "error": "D", "token": "s", "logit": "s"}
+MARKERS = {"feature": "o", "head": "^", "error": "D", "token": "s", "logit": "s"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def grid_layout(data: ReportData) -> Grid:
 
     A row is as high as its fullest cell needs.
     """
-    layers = sorted({node.layer for node in data.nodes if node.kind in ("feature", "error")})
+    layers = sorted({node.layer for node in data.nodes if node.kind not in ("token", "logit")})
     keys = [("token", 0), *(("layer", layer) for layer in layers), ("logit", 0)]
     row_of = {key: row for row, key in enumerate(keys)}
     cells: dict[tuple[int, int], list[int]] = defaultdict(list)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hagd.errors import ArtifactError
 
-NodeKind = Literal["feature", "error", "token", "logit"]
+NodeKind = Literal["feature", "head", "error", "token", "logit"]
 
 REQUIRED_METRICS = (
     "model.accuracy",
@@ -109,7 +109,7 @@ class NodeView:
         kind: decides the row for `token` (bottom) and `logit` (top).
         layer: of the model; not read for tokens and logits.
         slot: index into `ReportData.slot_names`.
-        feature: dictionary index, vocabulary index for tokens and logits, 0 for errors.
+        feature: dictionary index, number of a head, vocabulary index for tokens and logits, 0 for errors.
         score: importance by which the circuit was ranked; larger is kept longer.
         mean_activation: over the discovery split.
         ablation_effect: drop of the task metric when this node alone is ablated; None where not measured.

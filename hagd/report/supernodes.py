@@ -1,7 +1,7 @@
-"""What each supernode reads and writes, drawn from all of its features, in the circuit or not.
+"""What each supernode reads and writes, drawn from all of its features and heads, in the circuit or not.
 
-Shape legend: B sequences, T positions, V tokens, S supernodes of a level, n_features feature nodes of the graph,
-L, m as in `hagd.patching.patched_model`.
+Shape legend: B sequences, T positions, V tokens, S supernodes of a level, n_candidates features and heads of the graph,
+L, m, K, H as in `hagd.patching.patched_model`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from hagd.attribution.records import AttributionGraph
+from hagd.attribution.records import FEATURE, HEAD, AttributionGraph
 from hagd.hierarchy.records import Level
 from hagd.patching.patched_model import PatchedModel
 from hagd.report.records import HierarchyLevel, SupernodeView, TopPrompt
@@ -28,13 +28,14 @@ _LOGITS_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class Observed:
-    """Features on some prompts.
+    """Features and heads on some prompts.
 
     Attributes:
         f: `[L, B, T, m]`.
         tokens, slots: int64 `[B, T]`.
         slot_names: position roles.
         text: of a token.
+        heads: `[K, B, T, H]`, lengths of the outputs of heads that are nodes; None without them.
     """
 
     f: Tensor
@@ -42,6 +43,14 @@ class Observed:
     slots: Tensor
     slot_names: tuple[str, ...]
     text: Callable[[int], str]
+    heads: Tensor | None = None
+
+    def activation(self, patched: PatchedModel, kind: int, layer: int, index: Any) -> Tensor:
+        """`[B, T]` of one feature or head of a layer, `[B, T, n]` of several."""
+        if kind == FEATURE:
+            return self.f[patched.layout.layers.index(layer)][..., index]
+        assert kind == HEAD and self.heads is not None
+        return self.heads[patched.layout.head_layers.index(layer)][..., index]
 
 
 class Supernodes:
@@ -56,10 +65,10 @@ class Supernodes:
 
     def level(self, level: Level) -> HierarchyLevel:
         """The level, every supernode named and described."""
-        n, n_features = len(self._graph.nodes), self._graph.n_features
-        ones = np.ones(n_features)
+        n, n_candidates = len(self._graph.nodes), self._graph.n_candidates
+        ones = np.ones(n_candidates)
         members = csr_array(
-            (ones, (level.supernode[:n_features], np.arange(n_features))), shape=(level.n_supernodes, n_features)
+            (ones, (level.supernode[:n_candidates], np.arange(n_candidates))), shape=(level.n_supernodes, n_candidates)
         )
         size = np.maximum(np.asarray(members.sum(axis=1)), 1)[:, None]
         read, prompts = members @ self._by_token / size, members @ self._by_prompt / size
@@ -70,8 +79,10 @@ class Supernodes:
         for i, rows in enumerate(np.split(order, cuts)):
             slot, span = self._place(rows)
             inputs = _strongest(read[i], lambda j: self._observed.text(int(self._vocabulary[j])))
-            written = promoted[i] if (rows < n_features).any() else ()
-            label = f"{slot} {span}{_named(inputs, written, slot)} ({len(rows)})"
+            written = promoted[i] if (rows < n_candidates).any() else ()
+            n_heads = int((self._graph.nodes.kind[rows] == HEAD).sum())
+            count = f"{len(rows)}, heads: {n_heads}" if n_heads else f"{len(rows)}"
+            label = f"{slot} {span}{_named(inputs, written, slot)} ({count})"
             views.append(SupernodeView(label, len(rows), slot, span, inputs, written, self._prompts(prompts[i], slot)))
         assert sum(view.n_nodes for view in views) == n
         return HierarchyLevel(
@@ -112,40 +123,45 @@ class Supernodes:
 
 
 def _written(patched: PatchedModel, graph: AttributionGraph) -> np.ndarray:
-    """What each feature node adds to the residual stream on average, `[n_features, d]`."""
-    nodes, n = graph.nodes, graph.n_features
+    """What each candidate adds to the residual stream on average, `[n_candidates, d]`."""
+    nodes, n = graph.nodes, graph.n_candidates
+    is_head = nodes.kind[:n] == HEAD
     written = np.zeros((n, patched.lm.d_model))
     for transcoder in patched.transcoders.transcoders:
-        rows = np.flatnonzero(nodes.layer[:n] == transcoder.layer)
+        rows = np.flatnonzero(~is_head & (nodes.layer[:n] == transcoder.layer))
         decoder = transcoder.W_dec + sum(transcoder.W_later) if transcoder.W_later else transcoder.W_dec
         written[rows] = decoder[torch.as_tensor(nodes.feature[rows])].float().cpu().numpy()
-    return written * nodes.mean[:n, None]
+    written *= nodes.mean[:n, None]
+    for layer, writes in zip(patched.layout.head_layers, patched.mean_head_writes().float().cpu(), strict=True):
+        rows = np.flatnonzero(is_head & (nodes.layer[:n] == layer))
+        written[rows] = writes[torch.as_tensor(nodes.slot[rows]), torch.as_tensor(nodes.feature[rows])].numpy()
+    return written
 
 
 def _relative_activity(
     patched: PatchedModel, graph: AttributionGraph, observed: Observed, token: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Activation of each feature node in its slot over its largest one: mean by token, and largest by prompt.
+    """Activation of each candidate in its slot over its largest one: mean by token, and largest by prompt.
 
     Returns:
-        `[n_features, V]` over the tokens numbered by `token` `[B, T]`, and `[n_features, B]`.
+        `[n_candidates, V]` over the tokens numbered by `token` `[B, T]`, and `[n_candidates, B]`.
     """
-    nodes, n = graph.nodes, graph.n_features
+    nodes, n = graph.nodes, graph.n_candidates
     n_tokens, n_prompts = int(token.max()) + 1, len(token)
     by_token, by_prompt = np.zeros((n, n_tokens), dtype=np.float32), np.zeros((n, n_prompts), dtype=np.float32)
-    for index, layer in enumerate(patched.transcoders.layers):
-        for slot in range(len(observed.slot_names)):
-            rows = np.flatnonzero((nodes.layer[:n] == layer) & (nodes.slot[:n] == slot))
-            where = observed.slots == slot
-            if not len(rows) or not where.any():
-                continue
-            f = observed.f[index][..., torch.as_tensor(nodes.feature[rows])].float() * where[..., None]
-            f = (f / f.amax((0, 1)).clamp(min=1e-12)).cpu()  # [B, T, rows]
-            by_prompt[rows] = f.amax(1).T.numpy()
-            ids = token[where].cpu()
-            count = torch.bincount(ids, minlength=n_tokens).clamp(min=1)
-            total = torch.zeros(n_tokens, len(rows)).index_add_(0, ids, f[where.cpu()])
-            by_token[rows] = (total / count[:, None]).T.numpy()
+    cells = np.stack([nodes.kind[:n], nodes.layer[:n], nodes.slot[:n]])
+    for kind, layer, slot in np.unique(cells, axis=1).T.tolist():
+        rows = np.flatnonzero((cells == np.array([[kind], [layer], [slot]])).all(0))
+        where = observed.slots == slot
+        if not where.any():
+            continue
+        f = observed.activation(patched, kind, layer, torch.as_tensor(nodes.feature[rows])).float() * where[..., None]
+        f = (f / f.amax((0, 1)).clamp(min=1e-12)).cpu()  # [B, T, rows]
+        by_prompt[rows] = f.amax(1).T.numpy()
+        ids = token[where].cpu()
+        count = torch.bincount(ids, minlength=n_tokens).clamp(min=1)
+        total = torch.zeros(n_tokens, len(rows)).index_add_(0, ids, f[where.cpu()])
+        by_token[rows] = (total / count[:, None]).T.numpy()
     return by_token, by_prompt
 
 

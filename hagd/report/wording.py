@@ -30,6 +30,7 @@ METRIC_NAMES = {
     "graph.active_features": "Active features",
     "graph.edges_computed": "Edges before pruning",
     "graph.features": "Attribution graph, features",
+    "graph.heads": "Attribution graph, attention heads",
     "graph.errors": "Attribution graph, error nodes",
     "graph.logits": "Attribution graph, logits",
     "graph.replacement": "Replacement score",
@@ -41,6 +42,8 @@ METRIC_NAMES = {
     "hierarchy.coherence": "Hierarchy, coherence of supernodes under interventions",
     "hierarchy.coherence_null": "Hierarchy, coherence of random groups",
     "circuit.nodes": "Circuit, nodes",
+    "circuit.features": "Circuit, features",
+    "circuit.heads": "Circuit, attention heads",
     "circuit.edges": "Circuit, edges",
     "validation.preservation": "Preservation (error terms at their mean)",
     "validation.preservation_lenient": "Preservation (error terms kept)",
@@ -124,7 +127,12 @@ def headline(data: ReportData) -> str:
     nodes, prompts = number(data.metrics["circuit.nodes"]), number(data.metrics["validation.n_prompts"])
     preserved, interval = data.metrics["validation.preservation"], data.interval("validation.preservation")
     share = f"{percent(preserved)} {bounds(interval)}".strip()
-    return f"A circuit of {nodes} nodes preserves {share} of the model’s accuracy on {prompts} held-out prompts"
+    if "circuit.heads" in data.metrics:
+        kinds = (number(data.metrics[key]) for key in ("circuit.features", "circuit.heads"))
+        nodes += " nodes ({} features, {} heads)".format(*kinds)
+    else:
+        nodes += " nodes"
+    return f"A circuit of {nodes} preserves {share} of the model’s accuracy on {prompts} held-out prompts"
 
 
 def control_line(data: ReportData) -> str:

@@ -17,14 +17,14 @@ _TEST_PROMPTS = 64
 
 
 def by_attribution(graph: AttributionGraph) -> np.ndarray:
-    """The attribution that built the graph, `[n_features]`."""
-    return graph.nodes.importance[: graph.n_features].astype(np.float64)
+    """The attribution that built the graph, `[n_candidates]`."""
+    return graph.nodes.importance[: graph.n_candidates].astype(np.float64)
 
 
 def by_method(
     objective: Objective, graph: AttributionGraph, config: GraphConfig, method: AttributionMethod
 ) -> np.ndarray:
-    """Another attribution method than the one that built the graph, `[n_features]`."""
+    """Another attribution method than the one that built the graph, `[n_candidates]`."""
     if method == config.attribution:
         return by_attribution(graph)
     other = attribute_nodes(objective, config.model_copy(update={"attribution": method}))
@@ -32,8 +32,8 @@ def by_method(
 
 
 def by_chance(graph: AttributionGraph, seed: int) -> np.ndarray:
-    """A random ranking, `[n_features]`."""
-    return np.random.default_rng(seed).permutation(graph.n_features).astype(np.float64)
+    """A random ranking, `[n_candidates]`."""
+    return np.random.default_rng(seed).permutation(graph.n_candidates).astype(np.float64)
 
 
 def by_greedy_pruning(
@@ -46,7 +46,7 @@ def by_greedy_pruning(
     divergence rises by less than a threshold.
 
     A single threshold gives a single size; here the rise is recorded instead and every node but those that raise it
-    by more than the mean stays ablated, so the rises rank all nodes. `[n_features]`; one evaluation a node.
+    by more than the mean stays ablated, so the rises rank all nodes. `[n_candidates]`; one evaluation a node.
     """
     flat = torch.as_tensor(graph.flat)
     shape = objective.patched.gate_shape

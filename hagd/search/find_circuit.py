@@ -78,7 +78,7 @@ def find_circuit(searched: Searched, config: SearchConfig, seed: int) -> SearchR
     Raises:
         ConfigError: more nodes are asked for than there are candidates.
     """
-    available = searched.graph.n_features
+    available = searched.graph.n_candidates
     if config.n_nodes is not None and config.n_nodes > available:
         cut = available == searched.graph_config.n_max
         raise ConfigError(
@@ -92,7 +92,7 @@ def find_circuit(searched: Searched, config: SearchConfig, seed: int) -> SearchR
 
 def _search_at(searched: Searched, config: SearchConfig, size: int, seed: int) -> SearchResult:
     generator = torch.Generator().manual_seed(seed)
-    sizes = sorted({*(s for s in config.sizes if s < searched.graph.n_features), size})
+    sizes = sorted({*(s for s in config.sizes if s < searched.graph.n_candidates), size})
     ledger = _Ledger(searched, size)
     if config.method in ("hagd", "gates"):
         members, score = _gated(searched, config, sizes, size, ledger, generator)
@@ -134,7 +134,7 @@ def _gated(
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """HAGD, or flat gates: the same refinement without scorer, traversal, choice and pruning."""
     guided = config.method == "hagd"
-    start = _start(searched, config, size, ledger, generator) if guided else np.full(searched.graph.n_features, _EVEN)
+    start = _start(searched, config, size, ledger, generator) if guided else np.full(searched.graph.n_candidates, _EVEN)
     rankings = {each: [start] for each in sizes}
     if config.gates:
         trained = descend(
@@ -248,7 +248,7 @@ def _smallest(searched: Searched, config: SearchConfig, seed: int) -> SearchResu
         tried.append(_search_at(searched, config, size, seed))
         return tried[-1]
 
-    best = probe(searched.graph.n_features)
+    best = probe(searched.graph.n_candidates)
     if not keeps(best.circuit):
         log.warning(
             "search.n_nodes=null: not even all %d candidates keep search.target_preservation=%g on the selection "

@@ -88,7 +88,7 @@ def expected_open(logits: Tensor) -> Tensor:
     return torch.sigmoid(logits - _OPEN_SHIFT).sum()
 
 
-def scatter(values: Tensor, flat: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """`values` `[n]` at positions `flat` of otherwise closed gates `[L, S, m]`."""
+def scatter(values: Tensor, flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`values` `[n]` at positions `flat` of otherwise closed gates of `shape`."""
     closed = torch.zeros(math.prod(shape), device=values.device, dtype=values.dtype)
     return closed.index_put((flat,), values).view(shape)

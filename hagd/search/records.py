@@ -14,15 +14,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Circuit:
-    """A set of feature nodes: `nodes` int64 `[n]`, ascending positions in the flattened `[L, S, m]` gates."""
+    """A set of features and heads: `nodes` int64 `[n]`, ascending positions in the flattened gates."""
 
     nodes: np.ndarray
 
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def gates(self, shape: tuple[int, int, int]) -> Tensor:
-        """1 inside, 0 outside, `[L, S, m]`."""
+    def gates(self, shape: tuple[int, ...]) -> Tensor:
+        """1 inside, 0 outside, in the shape of the gates."""
         flat = torch.zeros(shape).flatten()
         flat[torch.as_tensor(self.nodes)] = 1.0
         return flat.view(shape)
@@ -58,7 +58,7 @@ class SearchResult:
         method: as in the configuration.
         size: the reported size.
         circuits: ascending by size; the reported one is among them.
-        score: `[n_features]` of the graph, the ranking behind the reported circuit, larger is kept longer.
+        score: `[n_candidates]` of the graph, the ranking behind the reported circuit, larger is kept longer.
         evaluations: model evaluations in all.
         steps: parts in the order in which they ran.
     """

@@ -27,7 +27,7 @@ class Traversal:
     """What group tests found.
 
     Attributes:
-        idle: bool `[n_features]`, nodes that can all be ablated together within the tolerance.
+        idle: bool `[n_candidates]`, nodes that can all be ablated together within the tolerance.
         tested: supernodes tested, over all levels.
         levels: levels that the budget reached.
     """
@@ -50,7 +50,7 @@ def find_idle(
 
     Args:
         objective: the discovery split; tests use a sample of it.
-        graph: its features are the nodes.
+        graph: its candidates are the nodes.
         hierarchy: levels of supernodes.
         tolerance: share of what ablating all candidates adds to the divergence that ablating all idle ones may add.
         budget: model evaluations, in units of the whole discovery split.
@@ -64,7 +64,7 @@ def find_idle(
     shape = objective.patched.gate_shape
     index = objective.sample(_PROMPTS, generator)
     share = len(index) / len(objective)
-    idle = np.zeros(graph.n_features, dtype=bool)
+    idle = np.zeros(graph.n_candidates, dtype=bool)
     spent, tested, reached = 2 * share, 0, 0
     if spent > budget:
         return Traversal(idle, tested, reached)
@@ -74,7 +74,7 @@ def find_idle(
     ).tolist()
     allowed = everything + tolerance * max(nothing - everything, 0.0)
     for level in hierarchy.levels:
-        groups = _open_groups(level.supernode[: graph.n_features], idle)
+        groups = _open_groups(level.supernode[: graph.n_candidates], idle)
         cost = share * (len(groups) + np.ceil(np.log2(len(groups) + 1)))
         if not groups or spent + cost > budget:
             break
@@ -103,8 +103,8 @@ def _without(idle: np.ndarray, group: np.ndarray) -> Tensor:
     return torch.as_tensor(kept, dtype=torch.float32)
 
 
-def _test(objective: Objective, kept: Tensor, flat: Tensor, shape: tuple[int, int, int], index: Tensor) -> Tensor:
-    """Divergence `[G]` of keeping `kept` `[G, n_features]`."""
+def _test(objective: Objective, kept: Tensor, flat: Tensor, shape: tuple[int, ...], index: Tensor) -> Tensor:
+    """Divergence `[G]` of keeping `kept` `[G, n_candidates]`."""
     device = objective.patched.lm.device
     gates = torch.stack([scatter(row.to(device), flat.to(device), shape) for row in kept])
     return objective.divergences(gates, index).cpu()
@@ -116,7 +116,7 @@ def _largest_prefix(
     idle: np.ndarray,
     allowed: float,
     flat: Tensor,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     index: Tensor,
 ) -> tuple[int, int]:
     """How many of the first groups can be ablated together within `allowed`, and the tests that took."""

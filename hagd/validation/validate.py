@@ -70,7 +70,7 @@ def validate(
         task: its validation split is read here and nowhere else.
         graph: candidates, for the random controls and the complement.
         result: the circuits.
-        controls: method → ranking `[n_features]` of the candidates, made on the discovery split.
+        controls: method → ranking `[n_candidates]` of the candidates, made on the discovery split.
         ablation: value of ablated nodes, `mean` or `zero`; `resample` is always measured besides.
         config: numbers of draws.
         seed: of random circuits and the bootstrap.
@@ -100,7 +100,7 @@ def validate(
     curves = _curves(strict, graph, result, controls, config, seed, progress)
     metrics |= _control_metrics(curves, result.size)
     points = curves[0]
-    n = graph.n_features
+    n = graph.n_candidates
     sizes, values = _with_all(points, strict, everything, n)
     metrics["curve.cpr_log"] = area_log(sizes, values)
     metrics["curve.cpr"] = area_linear(sizes, values, n)
@@ -180,10 +180,11 @@ def _curve(method: str, sizes: Sequence[int], draws: Sequence[Sequence[Outcome]]
 
 
 def random_matched(graph: AttributionGraph, circuit: Circuit, n: int, seed: int) -> list[Circuit]:
-    """`n` random circuits with as many nodes in each (layer, slot) as `circuit`, drawn among the candidates."""
+    """`n` random circuits with as many nodes of each kind in each (layer, slot) as `circuit`, among the candidates."""
     rng = np.random.default_rng(seed)
-    features = graph.n_features
-    cell = graph.nodes.layer[:features] * (graph.nodes.slot.max() + 1) + graph.nodes.slot[:features]
+    nodes, n_candidates = graph.nodes, graph.n_candidates
+    row = nodes.kind * (nodes.layer.max() + 1) + nodes.layer
+    cell = (row * (nodes.slot.max() + 1) + nodes.slot)[:n_candidates]
     inside = np.isin(graph.flat, circuit.nodes)
     pools = [(np.flatnonzero(cell == c), int(inside[cell == c].sum())) for c in np.unique(cell)]
     return [

@@ -45,9 +45,9 @@ def test_the_most_important_live_features_come_first(n_max: int) -> None:
     patched, _, attribution = attributed()
     found = graph(n_max=n_max)
     live = torch.where(attribution.live, attribution.importance, -1).flatten()
-    assert found.n_features == min(n_max, int(attribution.live.sum())) == int((found.nodes.kind == FEATURE).sum())
-    assert len(set(found.flat.tolist())) == found.n_features
-    assert live[found.flat].tolist() == live.sort(descending=True).values[: found.n_features].tolist()
+    assert found.n_candidates == min(n_max, int(attribution.live.sum())) == int((found.nodes.kind == FEATURE).sum())
+    assert len(set(found.flat.tolist())) == found.n_candidates
+    assert live[found.flat].tolist() == live.sort(descending=True).values[: found.n_candidates].tolist()
     for i, position in enumerate(found.flat.tolist()):
         layer, slot, feature = np.unravel_index(position, patched.gate_shape)
         assert identity(found)[i] == (FEATURE, LAYERS[layer], slot, feature)
@@ -71,7 +71,7 @@ def test_every_node_is_there_once_and_other_kinds_follow() -> None:
     found = graph(n_max=10)
     ids = identity(found)
     assert len(set(ids)) == len(ids) == len(found.nodes)
-    rest = ids[found.n_features :]
+    rest = ids[found.n_candidates :]
     # the MLP of layer 1 has no dictionary: all that it writes is an error term
     assert rest == [
         *((ERROR, layer, slot, 0) for layer in (0, 1, 2) for slot in range(3)),
@@ -134,4 +134,4 @@ def test_a_model_without_live_features_has_a_graph() -> None:
     patched, task, old = attributed()
     dead = Attribution(old.signed, old.importance, torch.zeros_like(old.live))
     found = build_graph(patched, task, task.discovery, dead, GraphConfig())
-    assert found.n_features == 0 and set(found.edge_index[1]) == {len(found.nodes) - 1}
+    assert found.n_candidates == 0 and set(found.edge_index[1]) == {len(found.nodes) - 1}

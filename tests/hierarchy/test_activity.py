@@ -31,10 +31,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_activations_are_summed_over_the_slot(case: Case) -> None:
     objective, graph = case
     patched, prompts, nodes = objective.patched, objective.prompts, graph.nodes
-    expected = np.zeros((graph.n_features, len(prompts)))
+    expected = np.zeros((graph.n_candidates, len(prompts)))
     for i in range(len(prompts)):
         f, _ = patched.features(prompts.tokens[i])  # options as sequences
-        for row in range(graph.n_features):
+        for row in range(graph.n_candidates):
             index = patched.transcoders.layers.index(nodes.layer[row])
             expected[row, i] = f[index, ..., nodes.feature[row]][prompts.slots[i] == nodes.slot[row]].sum()
     np.testing.assert_allclose(activations(objective, graph), expected, rtol=1e-4, atol=1e-6)
@@ -46,9 +46,9 @@ def test_linear_effects_are_derivatives_of_single_gates(case: Case) -> None:
     objective, graph = case
     step, everything = 1e-2, torch.arange(len(objective))
     found = linear_effects(objective, graph, "logit_difference")
-    assert found.shape == (graph.n_features, len(objective))
+    assert found.shape == (graph.n_candidates, len(objective))
     agreeing = 0
-    for row in range(graph.n_features):
+    for row in range(graph.n_candidates):
         ends = []
         for sign in (1, -1):
             gates = torch.ones(objective.patched.gate_shape)
@@ -56,7 +56,7 @@ def test_linear_effects_are_derivatives_of_single_gates(case: Case) -> None:
             ends.append(objective.metric("logit_difference", gates, everything))
         difference = ((ends[0] - ends[1]) / (2 * step)).numpy()
         agreeing += np.isclose(found[row], difference, rtol=0.05, atol=2e-3).all()
-    assert agreeing > 0.9 * graph.n_features, "TopK switches some other features within the step"
+    assert agreeing > 0.9 * graph.n_candidates, "TopK switches some other features within the step"
 
 
 def test_linear_effects_add_up_to_gradient_times_activation(case: Case) -> None:
@@ -70,7 +70,7 @@ def test_linear_effects_add_up_to_gradient_times_activation(case: Case) -> None:
 
 def test_interventions_close_one_gate_at_a_time(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, graph = case
-    rows = np.array([0, 3, graph.n_features - 1])
+    rows = np.array([0, 3, graph.n_candidates - 1])
     everything = torch.arange(len(objective))
     with torch.no_grad():
         base = objective.metric("logit_difference", torch.ones(objective.patched.gate_shape), everything)

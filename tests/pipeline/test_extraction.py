@@ -19,13 +19,15 @@ from hagd.artifacts.codec import load_record
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError, TaskError
-from hagd.pipeline.extraction import PARTS, find_scorer, run_extraction
+from hagd.pipeline.extraction import find_scorer, run_extraction
 from hagd.pipeline.pipeline import STAGES, Pipeline
 from hagd.pipeline.stages import discovery_objective
 from hagd.search.records import Circuit, SearchResult
 from tests.builders import tiny_extract
 
 QUIET = Console(quiet=True)
+
+PARTS = ("task", "lm", "prompts", "transcoders", "means", "graph", "hierarchy", "search", "validation", "report")
 
 FIGURES = (
     "model.accuracy",
@@ -264,7 +266,7 @@ def test_the_smallest_size_keeps_the_target(tiny_runs: Path, tmp_path: Path) -> 
     wanted = 0.9 * selection.full().accuracy
     assert selection.outcome(torch.zeros(shape)).accuracy < wanted  # else any size would do
     assert selection.outcome(result.circuit.gates(shape)).accuracy >= wanted
-    assert result.size < pipeline.get("graph").n_features
+    assert result.size < pipeline.get("graph").n_candidates
     assert len(result.circuit) == result.size
     first = result.steps[0]
     assert first.name == "size" and first.evaluations > 0 and "sizes tried" in first.note

@@ -50,7 +50,7 @@ def test_members_places_and_qualities_are_those_of_the_level(described) -> None:
 
 def test_inputs_are_tokens_on_which_members_are_most_active(described) -> None:  # type: ignore[no-untyped-def]
     patched, graph, observed, level, shown = described
-    nodes, n = graph.nodes, graph.n_features
+    nodes, n = graph.nodes, graph.n_candidates
     for i, view in enumerate(shown.supernodes[:5]):
         total: dict[int, float] = {}
         members = [row for row in range(n) if level.supernode[row] == i]
@@ -71,7 +71,7 @@ def test_inputs_are_tokens_on_which_members_are_most_active(described) -> None: 
 
 def test_promoted_tokens_are_those_of_what_members_write(described) -> None:  # type: ignore[no-untyped-def]
     patched, graph, _, level, shown = described
-    nodes, n = graph.nodes, graph.n_features
+    nodes, n = graph.nodes, graph.n_candidates
     for i, view in enumerate(shown.supernodes[:5]):
         written = torch.zeros(patched.lm.d_model)
         for row in range(n):
@@ -89,7 +89,7 @@ def test_promoted_tokens_are_those_of_what_members_write(described) -> None:  # 
 
 def test_prompts_are_those_on_which_members_are_active_together(described) -> None:  # type: ignore[no-untyped-def]
     patched, graph, observed, level, shown = described
-    nodes, n = graph.nodes, graph.n_features
+    nodes, n = graph.nodes, graph.n_candidates
     for i, view in enumerate(shown.supernodes[:5]):
         members = [row for row in range(n) if level.supernode[row] == i]
         total = np.zeros(len(observed.tokens))

@@ -26,7 +26,7 @@ def test_another_attribution_is_the_one_it_says(trained: Trained) -> None:
 
 def test_chance_ranks_every_candidate_once(trained: Trained) -> None:
     first, again, other = (by_chance(trained.graph, seed) for seed in (0, 0, 1))
-    assert sorted(first) == list(range(trained.graph.n_features))
+    assert sorted(first) == list(range(trained.graph.n_candidates))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -39,7 +39,7 @@ def test_greedy_pruning_ranks_by_measured_rises(trained: Trained) -> None:
         torch.Generator().manual_seed(0),
         lambda done, total: seen.append((done, total)),
     )
-    n = trained.graph.n_features
+    n = trained.graph.n_candidates
     assert seen[-1] == (n, n)
     assert trained.objective.patched.evaluations - before == (n + 2) * len(trained.objective)
     # The first visited node is ablated with everything else kept: its rise can be checked by hand.
@@ -50,7 +50,7 @@ def test_greedy_pruning_ranks_by_measured_rises(trained: Trained) -> None:
 
 
 def test_greedy_pruning_beats_chance(trained: Trained) -> None:
-    size = trained.graph.n_features // 4
+    size = trained.graph.n_candidates // 4
     greedy = by_greedy_pruning(trained.objective, trained.graph, torch.Generator().manual_seed(0))
     ours = trained.divergence(torch.as_tensor(np.argsort(-greedy)[:size].copy()))
     chance = [

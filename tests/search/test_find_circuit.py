@@ -49,7 +49,7 @@ def test_circuits_of_every_size_among_the_candidates(searched: Searched, method:
     for circuit in result.circuits:
         assert set(circuit.nodes) <= set(searched.graph.flat)
         assert np.array_equal(circuit.nodes, np.unique(circuit.nodes))
-    assert result.score.shape == (searched.graph.n_features,) and np.isfinite(result.score).all()
+    assert result.score.shape == (searched.graph.n_candidates,) and np.isfinite(result.score).all()
     assert result.evaluations == pytest.approx(sum(step.evaluations for step in result.steps))
 
 
@@ -85,7 +85,7 @@ def test_the_search_beats_what_it_starts_from(searched: Searched) -> None:
 
 
 def test_scores_of_a_scorer_are_the_start(searched: Searched) -> None:
-    scores = np.random.default_rng(3).normal(size=searched.graph.n_features)
+    scores = np.random.default_rng(3).normal(size=searched.graph.n_candidates)
     off = {"traversal": False, "gates": False, "pruning": False}
     result = find(replace(searched, scores=scores), **off)
     assert result.steps[0].note == "meta-learned scorer"
@@ -107,13 +107,13 @@ def test_fewer_prompts_a_test_let_the_same_budget_exchange_more(searched: Search
 
 
 def test_a_circuit_of_every_candidate(searched: Searched) -> None:
-    n = searched.graph.n_features
+    n = searched.graph.n_candidates
     result = find(searched, n_nodes=n)
     assert np.array_equal(result.circuit.nodes, np.sort(searched.graph.flat))
 
 
 def test_too_many_nodes(searched: Searched) -> None:
-    n = searched.graph.n_features
+    n = searched.graph.n_candidates
     with pytest.raises(ConfigError, match=rf"search\.n_nodes: expected at most {n} .* found {n + 1}; lower it$"):
         find(searched, n_nodes=n + 1)
     cut = replace(searched, graph_config=searched.graph_config.model_copy(update={"n_max": n}))
@@ -130,7 +130,7 @@ def test_the_smallest_circuit_keeps_its_target(searched: Searched, target: float
     def kept(circuit: Circuit) -> bool:
         return searched.selection.outcome(circuit.gates(shape)).accuracy >= wanted
 
-    assert kept(result.circuit) and result.size < searched.graph.n_features
+    assert kept(result.circuit) and result.size < searched.graph.n_candidates
     assert result.steps[0].name == "size"
     # Just below it, within the resolution of the bisection, the target is missed.
     below = range(result.size - max(1, result.size // 20), result.size)
@@ -140,7 +140,7 @@ def test_the_smallest_circuit_keeps_its_target(searched: Searched, target: float
 
 def test_a_target_that_nothing_keeps_is_a_warning(searched: Searched, caplog: pytest.LogCaptureFixture) -> None:
     # A tenth of the candidates cannot do the whole task.
-    flat = searched.graph.flat[: searched.graph.n_features // 10]
+    flat = searched.graph.flat[: searched.graph.n_candidates // 10]
     graph = _first_features(searched.graph, len(flat))
     few = replace(searched, graph=graph)
     result = find(few, n_nodes=None, method="attribution", sizes=(), target_preservation=1.0)

@@ -50,7 +50,7 @@ def run(trained: Trained, sizes: list[int], steps: int, seed: int = 0) -> dict[i
     return descend(
         trained.objective,
         trained.flat,
-        torch.full((trained.graph.n_features,), 1.0),
+        torch.full((trained.graph.n_candidates,), 1.0),
         sizes,
         steps=steps,
         learning_rate=0.1,
@@ -65,13 +65,13 @@ def found(trained: Trained) -> dict[int, torch.Tensor]:
 
 
 def test_the_schedule_reaches_the_wanted_sizes(trained: Trained, found: dict[int, torch.Tensor]) -> None:
-    assert set(found) == {20, 60} and trained.graph.n_features > 150
+    assert set(found) == {20, 60} and trained.graph.n_candidates > 150
     for size, logits in found.items():
         assert size / 1.8 < expected_open(logits).item() < size * 1.8
 
 
 def test_learned_gates_beat_chance(trained: Trained, found: dict[int, torch.Tensor]) -> None:
-    n = trained.graph.n_features
+    n = trained.graph.n_candidates
     for size, logits in found.items():
         learned = trained.divergence(logits.topk(size).indices)
         g = torch.Generator().manual_seed(1)
@@ -88,7 +88,7 @@ def test_the_same_generator_gives_the_same_gates(trained: Trained) -> None:
 
 def test_steps_are_shared_by_the_sizes_and_counted(trained: Trained) -> None:
     seen: list[tuple[int, int]] = []
-    start = torch.full((trained.graph.n_features,), 1.0)
+    start = torch.full((trained.graph.n_candidates,), 1.0)
     before = trained.objective.patched.evaluations
     logits = descend(
         trained.objective,

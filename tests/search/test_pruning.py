@@ -15,7 +15,7 @@ def exchange(
     trained: Trained, members: np.ndarray, *, budget: float, prompts: int = ALL, ranking: np.ndarray | None = None
 ) -> Exchange:
     if ranking is None:
-        ranking = np.argsort(-trained.graph.nodes.importance[: trained.graph.n_features])
+        ranking = np.argsort(-trained.graph.nodes.importance[: trained.graph.n_candidates])
     return exchange_idle(
         trained.objective,
         trained.flat,
@@ -28,7 +28,7 @@ def exchange(
 
 
 def random_members(trained: Trained, size: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(trained.graph.n_features)[:size]
+    return np.random.default_rng(seed).permutation(trained.graph.n_candidates)[:size]
 
 
 @pytest.mark.parametrize("size", [8, 30])
@@ -39,7 +39,7 @@ def test_a_bad_circuit_becomes_better_at_its_size(trained: Trained, size: int, s
     found = exchange(trained, members, budget=500)
     assert np.array_equal(members, kept), "the argument is not changed"
     assert len(found.members) == len(set(found.members.tolist())) == size
-    assert found.members.min() >= 0 and found.members.max() < trained.graph.n_features
+    assert found.members.min() >= 0 and found.members.max() < trained.graph.n_candidates
     before, after = (trained.divergence(torch.as_tensor(each)) for each in (members, found.members))
     assert after < 0.9 * before
     assert found.exchanged >= len(set(found.members.tolist()) - set(members.tolist())) > 0
@@ -50,7 +50,7 @@ def test_a_bad_circuit_becomes_better_at_its_size(trained: Trained, size: int, s
 def test_the_divergence_never_rises(trained: Trained, seed: int, budget: float) -> None:
     """On the prompts of the tests, also when the ranking is useless."""
     members = random_members(trained, 20, seed)
-    ranking = random_members(trained, trained.graph.n_features, seed + 100)
+    ranking = random_members(trained, trained.graph.n_candidates, seed + 100)
     found = exchange(trained, members, budget=budget, ranking=ranking)
     before, after = (trained.divergence(torch.as_tensor(each)) for each in (members, found.members))
     assert after <= before + 1e-6
@@ -69,7 +69,7 @@ def test_the_budget_is_kept(trained: Trained, budget: float, prompts: int) -> No
 
 def test_members_that_do_nothing_leave_first(trained: Trained) -> None:
     """A good circuit of which some members were replaced by features that write nothing gets good ones back."""
-    n = trained.graph.n_features
+    n = trained.graph.n_candidates
     importance = trained.graph.nodes.importance[:n]
     ranking = np.argsort(-importance, kind="stable")
     useless = ranking[-4:]
@@ -81,5 +81,5 @@ def test_members_that_do_nothing_leave_first(trained: Trained) -> None:
 
 
 def test_when_every_candidate_is_inside_nothing_happens(trained: Trained) -> None:
-    everything = np.arange(trained.graph.n_features)
+    everything = np.arange(trained.graph.n_candidates)
     assert exchange(trained, everything, budget=1000).exchanged == 0

@@ -27,7 +27,7 @@ def planted(trained: Trained, seed: int = 0) -> tuple[Trained, np.ndarray]:
     patched = PatchedModel(old.patched.lm, transcoders, old.patched.means)
     objective = Objective(patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=256)
     nodes = trained.graph.nodes
-    n = trained.graph.n_features
+    n = trained.graph.n_candidates
     idle = (nodes.layer[:n] == 0) & np.isin(nodes.feature[:n], chosen.numpy())
     return Trained(objective, trained.graph), idle
 
@@ -99,7 +99,7 @@ def test_what_is_idle_is_not_tested_again(trained: Trained) -> None:
 def test_all_idle_nodes_together_stay_within_the_tolerance(trained: Trained, tolerance: float) -> None:
     hierarchy = build_hierarchy(trained.graph, HierarchyConfig(), seed=0)
     found = traverse(trained, hierarchy, tolerance=tolerance)
-    n = trained.graph.n_features
+    n = trained.graph.n_candidates
     empty = trained.divergence(torch.empty(0, dtype=torch.long))
     full = trained.divergence(torch.arange(n))
     kept = trained.divergence(torch.as_tensor(np.flatnonzero(~found.idle)))

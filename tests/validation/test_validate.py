@@ -45,7 +45,7 @@ def poisoned(prompts: Prompts) -> Prompts:
 
 
 def run(pipeline: Pipeline, task: TaskData, **changes: Any) -> Validation:
-    controls = {"attribution": pipeline.get("graph").nodes.importance[: pipeline.get("graph").n_features]}
+    controls = {"attribution": pipeline.get("graph").nodes.importance[: pipeline.get("graph").n_candidates]}
     config = pipeline.config.validation
     return validate(
         pipeline.patched, task, pipeline.get("graph"), pipeline.get("search"), controls, "mean", config, 0, **changes

@@ -189,11 +189,12 @@ Report.Canvas = class {
   paintItem(c, item) {
     const { x, y, r } = this.screen(item), node = item.nodes[0], kind = this.circuit.nodes.kind[node];
     const group = this.circuit.colourOf(node), { colours } = Report.Canvas;
-    const end = kind === "token" || kind === "logit", hollow = item.level < 0 && kind !== "feature";
+    const end = kind === "token" || kind === "logit", hollow = item.level < 0 && (end || kind === "error");
     if (end && item.room * this.zoom > 30 && this.layout.heights[item.row] * this.zoom > 22) return this.paintEnd(c, item, x, y);
     c.beginPath();
     if (item.level >= 0) c.roundRect(x - r, y - r, 2 * r, 2 * r, r * 0.45);
     else if (kind === "error") this.diamond(c, x, y, r);
+    else if (kind === "head") this.triangle(c, x, y, r);
     else if (end) c.rect(x - r, y - r, 2 * r, 2 * r);
     else c.arc(x, y, r, 0, 2 * Math.PI);
     c.fillStyle = hollow ? this.theme.surface : group < 0 ? this.theme.plain : colours[group % colours.length];
@@ -228,6 +229,13 @@ Report.Canvas = class {
     c.lineTo(x + r, y);
     c.lineTo(x, y + r);
     c.lineTo(x - r, y);
+    c.closePath();
+  }
+
+  triangle(c, x, y, r) {
+    c.moveTo(x, y - r);
+    c.lineTo(x + r, y + 0.8 * r);
+    c.lineTo(x - r, y + 0.8 * r);
     c.closePath();
   }
 

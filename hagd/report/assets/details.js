@@ -34,7 +34,7 @@ Report.Details = class {
 
   node(item) {
     const n = this.circuit.nodes, i = item.nodes[0], kind = n.kind[i], E = Report.element;
-    const index = kind === "feature" ? ` ${n.feature[i].toLocaleString("en")}` : "";
+    const index = kind === "feature" || kind === "head" ? ` ${n.feature[i].toLocaleString("en")}` : "";
     return [
       E("h3", {}, n.label[i]),
       E("p", { class: "quiet" }, `${kind}${index} · ${this.circuit.place(i)}`),

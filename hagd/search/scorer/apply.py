@@ -1,4 +1,4 @@
-"""Scores of a graph's features by a trained scorer."""
+"""Scores of a graph's candidates by a trained scorer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def score(trained: TrainedScorer, graph: AttributionGraph, hierarchy: Hierarchy, n_layers: int) -> np.ndarray:
-    """Logits of circuit membership, float32 `[n_features]`; larger belongs more likely to the circuit.
+    """Logits of circuit membership, float32 `[n_candidates]`; larger belongs more likely to the circuit.
 
     Args:
         trained: as from `train_scorer`.
-        graph: its feature nodes are scored.
+        graph: its candidates are scored.
         hierarchy: of the same graph.
         n_layers: layers of the language model.
 
@@ -62,9 +62,9 @@ def build_network(config: dict[str, Any]) -> CircuitScorer:
 
 
 def logits(network: CircuitScorer, graph: ScoredGraph) -> Tensor:
-    """Logits `[n_features]` without gradients."""
+    """Logits `[n_candidates]` without gradients."""
     with torch.no_grad():
-        result: Tensor = network(graph.inputs, graph.edge_index, graph.edge_type, graph.edge_attr, graph.n_features)
+        result: Tensor = network(graph.inputs, graph.edge_index, graph.edge_type, graph.edge_attr, graph.n_candidates)
     return result
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, AttributionGraph
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN, AttributionGraph
 from hagd.hierarchy.quality import supernode_edges
 from hagd.hierarchy.records import Hierarchy
 from hagd.search.records import Circuit
@@ -34,6 +34,7 @@ INPUTS = (
     "size",
     "level",
     "feature",
+    "head",
     "error",
     "token",
     "logit",
@@ -47,7 +48,7 @@ _MESSAGES = 8
 
 
 class _Quantities(NamedTuple):
-    """Raw quantities of nodes or of the supernodes of one level, each `[n]` but `kind` `[n, 5]`."""
+    """Raw quantities of nodes or of the supernodes of one level, each `[n]` but `kind` `[n, 6]`."""
 
     importance: np.ndarray
     attribution: np.ndarray
@@ -75,9 +76,9 @@ def scored_graph(
     """The scorer's view of `graph` and `hierarchy`.
 
     Args:
-        graph: its feature nodes are scored.
+        graph: its candidates are scored.
         hierarchy: of the same graph.
-        target: `[n_features]` in [0, 1], as from `membership_target`; None when unknown.
+        target: `[n_candidates]` in [0, 1], as from `membership_target`; None when unknown.
         name: for messages.
         n_layers: layers of the language model, against which a node's layer is measured.
 
@@ -102,20 +103,20 @@ def scored_graph(
                 _parents(level.supernode, hierarchy.levels[i - 1].supernode), offsets[i], offsets[i - 1]
             )
     parts += _containment(hierarchy.levels[-1].supernode, 0, offsets[len(hierarchy.levels) - 1])
-    known = np.zeros(graph.n_features) if target is None else target
+    known = np.zeros(graph.n_candidates) if target is None else target
     return ScoredGraph(
         name=name,
         inputs=torch.from_numpy(np.concatenate(blocks).astype(np.float32)),
         edge_index=torch.from_numpy(np.concatenate([part.ends for part in parts], axis=1).astype(np.int64)),
         edge_type=torch.from_numpy(np.concatenate([part.kind for part in parts])),
         edge_attr=torch.from_numpy(np.concatenate([part.attr for part in parts])),
-        n_features=graph.n_features,
+        n_candidates=graph.n_candidates,
         target=torch.from_numpy(known.astype(np.float32)),
     )
 
 
 def membership_target(circuits: Sequence[Circuit], flat: np.ndarray) -> np.ndarray:
-    """Share of `circuits` (one a size) that each candidate belongs to, float32 `[n_features]`.
+    """Share of `circuits` (one a size) that each candidate belongs to, float32 `[n_candidates]`.
 
     Args:
         circuits: at least one.
@@ -141,7 +142,9 @@ def _node_quantities(graph: AttributionGraph, n_layers: int) -> _Quantities:
         out_degree=out_degree,
         size=np.ones(n),
         level=np.ones(n),
-        kind=np.stack([nodes.kind == kind for kind in (FEATURE, ERROR, TOKEN, LOGIT)] + [np.zeros(n, bool)], axis=1),
+        kind=np.stack(
+            [nodes.kind == kind for kind in (FEATURE, HEAD, ERROR, TOKEN, LOGIT)] + [np.zeros(n, bool)], axis=1
+        ),
     )
 
 

@@ -20,7 +20,7 @@ FINAL_RATE = 0.02
 
 
 class GraphBatch(NamedTuple):
-    """One graph: the tensors of a `ScoredGraph`, and the standardised ranks of its target `[n_features]`."""
+    """One graph: the tensors of a `ScoredGraph`, and the standardised ranks of its target `[n_candidates]`."""
 
     inputs: Tensor
     edge_index: Tensor

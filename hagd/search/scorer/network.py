@@ -52,17 +52,17 @@ class CircuitScorer(nn.Module):
         self.gain = nn.Parameter(torch.ones(2))
 
     def forward(
-        self, inputs: Tensor, edge_index: Tensor, edge_type: Tensor, edge_attr: Tensor, n_features: int
+        self, inputs: Tensor, edge_index: Tensor, edge_type: Tensor, edge_attr: Tensor, n_candidates: int
     ) -> Tensor:
-        """Logits `[n_features]`; arguments as in `ScoredGraph`."""
+        """Logits `[n_candidates]`; arguments as in `ScoredGraph`."""
         if not self.edges:
-            inputs = inputs[:n_features]  # without messages nothing else can matter
+            inputs = inputs[:n_candidates]  # without messages nothing else can matter
         h = self.encoder(inputs)
         if self.edges:
             edge = torch.cat([one_hot(edge_type, N_EDGE_TYPES).to(edge_attr.dtype), edge_attr], dim=1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             message = layer(h, edge_index, edge) if self.edges else layer(h)
             h = norm(h + elu(message))
-        importance = inputs[:n_features, IMPORTANCE : IMPORTANCE + 2]
-        logits: Tensor = self.head(h[:n_features])[:, 0] + importance @ self.gain
+        importance = inputs[:n_candidates, IMPORTANCE : IMPORTANCE + 2]
+        logits: Tensor = self.head(h[:n_candidates])[:, 0] + importance @ self.gain
         return logits

@@ -21,15 +21,15 @@ class ScoredGraph:
 
     Attributes:
         name: what it was made from, for messages and for the record of what a scorer was trained on.
-        inputs: float32 `[n, F]`; the graph's nodes in their order (features first), then the supernodes of every
+        inputs: float32 `[n, F]`; the graph's nodes in their order (candidates first), then the supernodes of every
             level, coarse to fine. Columns are `hagd.search.scorer.inputs.INPUTS`.
         edge_index: int64 `[2, E]`, source and target: the strongest edges into each node and supernode, both ways,
             and containment.
         edge_type: int64 `[E]`, one of the six types above.
         edge_attr: float32 `[E, 2]`, size relative to the strongest edge into the same target (1 = the strongest,
             logarithmic), and sign. 1 and 0 between a supernode and its children.
-        n_features: the first rows of `inputs`, which are scored.
-        target: float32 `[n_features]` in [0, 1], what a score should rank; zeros when unknown.
+        n_candidates: the first rows of `inputs`, which are scored.
+        target: float32 `[n_candidates]` in [0, 1], what a score should rank; zeros when unknown.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ScoredGraph:
     edge_index: Tensor
     edge_type: Tensor
     edge_attr: Tensor
-    n_features: int
+    n_candidates: int
     target: Tensor
 
 

@@ -97,7 +97,7 @@ def _validate(network: CircuitScorer, graph: ScoredGraph, loggers: Sequence[Logg
     """Correlations with the target of the network's logits and of importance alone."""
     target = graph.target.numpy()
     ours = spearman(logits(network, graph).numpy(), target)
-    alone = spearman(graph.inputs[: graph.n_features, IMPORTANCE].numpy(), target)
+    alone = spearman(graph.inputs[: graph.n_candidates, IMPORTANCE].numpy(), target)
     log.info("%s: held-out %s: Spearman %.3f, importance alone %.3f", STAGE, graph.name, ours, alone)
     for logger in loggers:
         metrics = {"validation_correlation": ours, "importance_correlation": alone}

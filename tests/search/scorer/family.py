@@ -23,7 +23,7 @@ N_FEATURES = N_HUBS + N_NODES
 
 
 class Member(NamedTuple):
-    """One graph of the family, its hierarchy and its target `[n_features]`."""
+    """One graph of the family, its hierarchy and its target `[n_candidates]`."""
 
     graph: AttributionGraph
     hierarchy: Hierarchy
@@ -54,25 +54,25 @@ def member(seed: int) -> Member:
 
 
 def _graph(rng: np.random.Generator, target: np.ndarray, edge_index: np.ndarray) -> AttributionGraph:
-    n_features = len(target)
+    n_candidates = len(target)
     n_other = 2 * N_SLOTS + 1
-    importance = 0.4 * target + rng.random(n_features)
-    signed = importance * rng.choice([-1, 1], n_features)
+    importance = 0.4 * target + rng.random(n_candidates)
+    signed = importance * rng.choice([-1, 1], n_candidates)
     slots = np.arange(N_SLOTS)
     nodes = Nodes(
-        kind=np.repeat([FEATURE, ERROR, TOKEN, LOGIT], [n_features, N_SLOTS, N_SLOTS, 1]),
-        layer=np.concatenate([np.arange(n_features) < N_HUBS, np.zeros(N_SLOTS), [-1] * N_SLOTS, [N_LAYERS]]).astype(
+        kind=np.repeat([FEATURE, ERROR, TOKEN, LOGIT], [n_candidates, N_SLOTS, N_SLOTS, 1]),
+        layer=np.concatenate([np.arange(n_candidates) < N_HUBS, np.zeros(N_SLOTS), [-1] * N_SLOTS, [N_LAYERS]]).astype(
             int
         ),
-        slot=np.concatenate([rng.integers(0, N_SLOTS, n_features), slots, slots, [N_SLOTS - 1]]),
-        feature=np.concatenate([np.arange(n_features), np.zeros(n_other, dtype=int)]),
+        slot=np.concatenate([rng.integers(0, N_SLOTS, n_candidates), slots, slots, [N_SLOTS - 1]]),
+        feature=np.concatenate([np.arange(n_candidates), np.zeros(n_other, dtype=int)]),
         attribution=np.pad(signed, (0, n_other)),
         importance=np.pad(importance, (0, n_other)),
-        mean=np.pad(rng.random(n_features), (0, n_other)),
-        frequency=np.pad(rng.random(n_features), (0, n_other), constant_values=1),
+        mean=np.pad(rng.random(n_candidates), (0, n_other)),
+        frequency=np.pad(rng.random(n_candidates), (0, n_other), constant_values=1),
     )
     weights = (rng.normal(1, 0.1, edge_index.shape[1]) * rng.choice([-1, 1], edge_index.shape[1])).astype(np.float32)
-    flat = np.sort(rng.choice(N_LAYERS * N_SLOTS * 64, n_features, replace=False))
+    flat = np.sort(rng.choice(N_LAYERS * N_SLOTS * 64, n_candidates, replace=False))
     nothing = torch.zeros(N_LAYERS, N_SLOTS, 64)
     return AttributionGraph(nodes, edge_index, weights, flat, Attribution(nothing, nothing, nothing.bool()))
 
@@ -87,7 +87,7 @@ def relabelled(graph: AttributionGraph, order: np.ndarray) -> AttributionGraph:
         nodes=nodes,
         edge_index=edge_index,
         edge_attr=graph.edge_attr[::-1],
-        flat=graph.flat[order[: graph.n_features]],
+        flat=graph.flat[order[: graph.n_candidates]],
     )
 
 
@@ -96,12 +96,12 @@ def renumbered(
 ) -> tuple[AttributionGraph, Hierarchy, np.ndarray]:
     """Features, other nodes and supernodes under other numbers, and the old number of every feature."""
     rng = np.random.default_rng(seed)
-    n, n_features = len(graph.nodes), graph.n_features
-    order = np.concatenate([rng.permutation(n_features), n_features + rng.permutation(n - n_features)])
+    n, n_candidates = len(graph.nodes), graph.n_candidates
+    order = np.concatenate([rng.permutation(n_candidates), n_candidates + rng.permutation(n - n_candidates)])
     levels = tuple(
         dataclasses.replace(level, supernode=rng.permutation(level.n_supernodes)[level.supernode][order])
         for level in hierarchy.levels
     )
     graph = relabelled(graph, order)
     hierarchy = dataclasses.replace(hierarchy, levels=levels, nodes_key=nodes_key(graph))
-    return graph, hierarchy, order[:n_features]
+    return graph, hierarchy, order[:n_candidates]

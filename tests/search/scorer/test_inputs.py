@@ -56,7 +56,7 @@ def test_messages_pass_both_ways_along_the_strongest_edges_into_each_node(one: M
 
 def test_every_edge_into_the_logit_is_kept(one: Member) -> None:
     graph = one.graph
-    features, logit = np.arange(graph.n_features), len(graph.nodes) - 1
+    features, logit = np.arange(graph.n_candidates), len(graph.nodes) - 1
     into_logit = dataclasses.replace(
         graph,
         edge_index=np.stack([features, np.full_like(features, logit)]),
@@ -115,7 +115,7 @@ def test_the_most_important_node_ranks_first(one: Member) -> None:
     scored = one.scored()
     best = int(one.graph.nodes.importance.argmax())
     assert column(scored, "importance_rank")[best] == 1
-    importance = one.graph.nodes.importance[: one.graph.n_features]
+    importance = one.graph.nodes.importance[: one.graph.n_candidates]
     for name in ("importance_rank", "importance_position"):
         assert np.array_equal(np.argsort(column(scored, name)[: len(importance)]), np.argsort(importance))
 
@@ -132,7 +132,7 @@ def test_a_graph_without_edges_or_effects_has_finite_inputs(one: Member) -> None
     scored = scored_graph(empty, one.hierarchy, None, "empty", N_LAYERS)
     assert scored.inputs.isfinite().all()
     assert set(scored.edge_type.tolist()) == {UP, DOWN}
-    assert scored.target.tolist() == [0] * one.graph.n_features
+    assert scored.target.tolist() == [0] * one.graph.n_candidates
 
 
 def test_membership_is_the_share_of_circuits() -> None:

@@ -50,7 +50,7 @@ def test_edges_change_the_scores_but_not_those_of_the_control(one: Member) -> No
 
 def test_the_control_sees_no_supernodes_and_no_other_nodes(one: Member) -> None:
     scored = one.scored()
-    n = scored.n_features
+    n = scored.n_candidates
     noise = torch.cat([scored.inputs[:n], torch.randn_like(scored.inputs[n:])])
     assert torch.equal(
         logits(network(False), scored), logits(network(False), dataclasses.replace(scored, inputs=noise))
@@ -60,5 +60,5 @@ def test_the_control_sees_no_supernodes_and_no_other_nodes(one: Member) -> None:
 @pytest.mark.parametrize("edges", [True, False])
 def test_an_untrained_scorer_ranks_as_importance_does(one: Member, edges: bool) -> None:
     untrained = build_network({"n_inputs": len(INPUTS), "hidden": 16, "heads": 2, "n_layers": 2, "edges": edges})
-    importance = one.graph.nodes.importance[: one.graph.n_features]
+    importance = one.graph.nodes.importance[: one.graph.n_candidates]
     assert np.array_equal(logits(untrained, one.scored()).argsort().numpy(), np.argsort(importance))

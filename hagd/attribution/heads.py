@@ -1,0 +1,50 @@
+"""What edges from and into heads need beside the linear model: how far a head is from its ablation value, and the
+direction in which its output is read.
+
+A head is a vector. As a source it moves by `z − v`. As a target it is read along the metric's gradient at its output,
+`u = ∂metric/∂z` in the clean run of the full model, nothing frozen, in each prompt and position: the edge i → head is
+what i adds to `u · z`, with u a constant. So incoming edges divide the head's gradient × activation among its sources.
+
+Shape legend: B sequences, T positions, H heads, e width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hagd.activations.heads import rewritten_heads
+from hagd.config.stages import Ablation
+from hagd.patching.patched_model import PatchedModel
+from hagd.tasks.records import Prompts, TaskData
+from hagd.tasks.scoring import logit_difference
+
+
+def head_deviations(patched: PatchedModel, prompts: Prompts, ablation: Ablation) -> dict[int, Tensor]:
+    """Layer → `z − v` `[B, T, H, e]` of the heads that are nodes; empty without them."""
+    ablated = patched.ablated_heads(prompts.counterfactual.flatten(0, 1), prompts.slots.flatten(0, 1), ablation)
+    if ablated is None:
+        return {}
+    clean = patched.heads(prompts.tokens.flatten(0, 1))
+    return dict(zip(patched.layout.head_layers, clean - ablated, strict=True))
+
+
+def head_directions(patched: PatchedModel, task: TaskData, prompts: Prompts) -> dict[int, Tensor]:
+    """Layer → `u` `[B, T, H, e]`, gradient of the logit difference at the heads that are nodes; empty without them."""
+    layers = patched.layout.head_layers
+    if not layers:
+        return {}
+    leaves: list[Tensor] = []
+
+    def add_leaf(_: int, z: Tensor) -> Tensor:
+        leaves.append(torch.zeros_like(z, requires_grad=True))
+        return z + leaves[-1]
+
+    with rewritten_heads(patched.lm, layers, add_leaf), torch.enable_grad():
+        logits = patched.lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
+        logits = logits.unflatten(0, prompts.tokens.shape[:2])
+        metric = logit_difference(logits, prompts, task.length_normalised).sum()
+    gradients = torch.autograd.grad(metric, leaves)
+    return {
+        layer: u.to(torch.promote_types(u.dtype, torch.float32)) for layer, u in zip(layers, gradients, strict=True)
+    }
