@@ -16,12 +16,12 @@ from hagd.config.run import ExtractConfig, TrainConfig
 from hagd.config.task import ModularArithmetic
 from hagd.models.language_model import LanguageModel
 from hagd.models.mini import build_mini
-from hagd.patching.patched_model import PatchedModel, slot_means
-from hagd.patching.records import SlotMeans
+from hagd.patching.patched_model import PatchedModel, head_means, slot_means
+from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.tasks.build import build_task
 from hagd.tasks.records import PADDING, Prompts, TaskData
 from hagd.transcoders.records import Transcoder, TranscoderSet
-from tests.reference import features_of, mean_by_slot
+from tests.reference import features_of, heads_of, mean_by_slot
 
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "gpt_neox", "llama")
 
@@ -140,17 +140,34 @@ def prompts_task(prompts: Prompts, n_slots: int = 3) -> TaskData:
     return TaskData("random", names, rule, False, 0.0, (), None, prompts, prompts, prompts)
 
 
-def patched_model(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, n_slots: int = 3) -> PatchedModel:
+def patched_model(
+    lm: LanguageModel,
+    transcoders: TranscoderSet,
+    prompts: Prompts,
+    n_slots: int = 3,
+    head_layers: tuple[int, ...] = (),
+) -> PatchedModel:
     """With means over `prompts`."""
-    return PatchedModel(lm, transcoders, slot_means(lm, transcoders, prompts, n_slots, batch=4))
+    heads = head_means(lm, head_layers, prompts, n_slots, batch=4) if head_layers else None
+    return PatchedModel(lm, transcoders, slot_means(lm, transcoders, prompts, n_slots, batch=4), heads)
 
 
-def patched_double(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, n_slots: int = 3) -> PatchedModel:
+def patched_double(
+    lm: LanguageModel,
+    transcoders: TranscoderSet,
+    prompts: Prompts,
+    n_slots: int = 3,
+    head_layers: tuple[int, ...] = (),
+) -> PatchedModel:
     """The same for double precision, its means taken from the reference implementation."""
     f, errors = features_of(lm, transcoders, prompts.tokens.flatten(0, 1))
     slots = prompts.slots.flatten(0, 1)
     means = SlotMeans(*(mean_by_slot(x, slots, n_slots) for x in (f, errors, (f > 0).to(f.dtype))))
-    return PatchedModel(lm, transcoders, means)
+    if not head_layers:
+        return PatchedModel(lm, transcoders, means)
+    z = heads_of(lm, prompts.tokens.flatten(0, 1), head_layers)
+    outputs = mean_by_slot(z.flatten(-2), slots, n_slots).unflatten(-1, z.shape[-2:])
+    return PatchedModel(lm, transcoders, means, HeadMeans(head_layers, outputs))
 
 
 def tiny_settings(runs: Path) -> dict[str, Any]:

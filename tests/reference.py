@@ -7,7 +7,7 @@ Shape legend: B sequences, T positions, H heads, d = d_model, L decomposed layer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +19,16 @@ from hagd.transcoders.records import Transcoder, TranscoderSet
 Write = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, what is read, what would be written) → what is written."""
 
+WriteHeads = Callable[[int, Tensor], Tensor]
+"""(layer, outputs of its heads `[B, T, H, e]`) → what is written instead."""
+
 
 @dataclass
 class Pass:
     """One forward pass: MLP inputs and outputs, residual stream after each layer (before it is patched), and the end.
 
-    All by layer `[B, T, d]`, but `hidden` `[B, T, d]` and `logits` `[B, T, V]`.
+    All by layer `[B, T, d]`, but `hidden` `[B, T, d]` and `logits` `[B, T, V]`. `heads`, by layer, are the outputs
+    `[B, T, H, e]` that attention computed, where it is one of those below that tell.
     """
 
     mlp_in: list[Tensor]
@@ -32,6 +36,7 @@ class Pass:
     resid: list[Tensor]
     hidden: Tensor
     logits: Tensor
+    heads: dict[int, Tensor] = field(default_factory=dict)
 
 
 def keep(layer: int, read: Tensor, written: Tensor) -> Tensor:
@@ -64,6 +69,7 @@ def run(
         x = write_resid(i, found.resid[-1], found.resid[-1])
     found.hidden = norm(lm.model.get_submodule(lm.adapter.final_norm), x)
     found.logits = found.hidden @ lm.unembedding.weight.T
+    found.heads = dict(getattr(attention, "heads", {}))
     return found
 
 
@@ -92,27 +98,77 @@ class Attention:
         return module(hidden_states=x, attention_mask=mask, **options)[0]
 
 
+class HeadAttention(Attention):
+    """The same with other outputs of heads."""
+
+    def __init__(self, lm: LanguageModel, write: WriteHeads = lambda layer, z: z) -> None:
+        super().__init__(lm)
+        self.write = write
+        self.heads: dict[int, Tensor] = {}
+
+    def __call__(self, layer: int, x: Tensor) -> Tensor:
+        def rewrite(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            self.heads[layer] = inputs[0].unflatten(-1, (self.lm.model.config.num_attention_heads, -1))
+            return (self.write(layer, self.heads[layer]).flatten(-2),)
+
+        handle = output_projection(self.lm, layer).register_forward_pre_hook(rewrite)
+        try:
+            return super().__call__(layer, x)
+        finally:
+            handle.remove()
+
+
+def output_projection(lm: LanguageModel, layer: int) -> nn.Module:
+    block: Any = lm.layers[layer]
+    if lm.adapter.name == "gpt2":
+        return block.attn.c_proj
+    return block.attention.dense if lm.adapter.name == "gpt_neox" else block.self_attn.o_proj
+
+
+def heads_of(lm: LanguageModel, tokens: Tensor, layers: Sequence[int]) -> Tensor:
+    """Outputs `[K, B, T, H, e]` of the heads of some layers of the unpatched model."""
+    found = run(lm, tokens, attention=HeadAttention(lm)).heads
+    return torch.stack([found[layer] for layer in layers])
+
+
 class Frozen:
     """The linear model around one clean run: patterns, norm scales and MLP outputs are its constants.
 
-    But for linear skips: what an MLP with one writes follows what it reads.
+    But for linear skips: what an MLP with one writes follows what it reads. The outputs of heads of `head_layers` are
+    constants too.
     """
 
-    def __init__(self, lm: LanguageModel, tokens: Tensor, transcoders: Sequence[Transcoder] = ()) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        tokens: Tensor,
+        transcoders: Sequence[Transcoder] = (),
+        head_layers: Sequence[int] = (),
+    ) -> None:
         self.lm, self.tokens = lm, tokens
         self.transcoders = {transcoder.layer: transcoder for transcoder in transcoders}
         with torch.no_grad():
             self.patterns = lm.model(input_ids=tokens, output_attentions=True, use_cache=False).attentions
         self.inputs: dict[nn.Module, Tensor] = {}
-        self.clean = run(lm, tokens, norm=self._measure)
+        self.clean = run(lm, tokens, norm=self._measure, attention=HeadAttention(lm))
+        self.head_layers = head_layers
+        self.moved_heads: dict[int, Tensor] = {}
+        self.heads: dict[int, Tensor] = {}
 
     def _measure(self, module: nn.Module, x: Tensor) -> Tensor:
         self.inputs[module] = x
         return module(x)
 
-    def __call__(self, moved: dict[int, Tensor] | None = None, nudge: Tensor | float = 0.0) -> Pass:
-        """The frozen pass when `moved[layer]` is added to what that MLP wrote and `nudge` to the embedding."""
+    def __call__(
+        self,
+        moved: dict[int, Tensor] | None = None,
+        nudge: Tensor | float = 0.0,
+        moved_heads: dict[int, Tensor] | None = None,
+    ) -> Pass:
+        """The frozen pass when `moved[layer]` is added to what that MLP wrote, `nudge` to the embedding and
+        `moved_heads[layer]` to what heads of `head_layers` wrote."""
         moved = moved or {}
+        self.moved_heads = moved_heads or {}
 
         def write(layer: int, read: Tensor, written: Tensor) -> Tensor:
             out = self.clean.mlp_out[layer] + moved.get(layer, 0.0)
@@ -120,7 +176,9 @@ class Frozen:
                 out = out + skipped(self.transcoders[layer], read - self.clean.mlp_in[layer])
             return out
 
-        return run(self.lm, self.tokens, write, attention=self._attend, norm=self._normalise, nudge=nudge)
+        found = run(self.lm, self.tokens, write, attention=self._attend, norm=self._normalise, nudge=nudge)
+        found.heads = dict(self.heads)
+        return found
 
     def _attend(self, layer: int, x: Tensor) -> Tensor:
         pattern = self.patterns[layer]
@@ -138,6 +196,9 @@ class Frozen:
             value = torch.stack([own[:, :, h * own.shape[2] // heads] for h in range(heads)], dim=2)
             project = module.o_proj
         mixed = torch.einsum("bhqk,bkhe->bqhe", pattern, value)
+        self.heads[layer] = mixed
+        if layer in self.head_layers:
+            mixed = self.clean.heads[layer] + self.moved_heads.get(layer, 0.0)
         return project(mixed.reshape(b, t, -1))
 
     def _normalise(self, module: nn.Module, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hagd.activations.capture import Site
 from hagd.attribution.direct_edges import DirectEdges, strongest_incoming
 from hagd.attribution.graph import candidate_nodes
-from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, Attribution, Nodes
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Attribution, Nodes
 from hagd.attribution.total_edges import TotalEdges
 from hagd.config.model import Architecture
 from hagd.config.stages import Ablation
@@ -33,11 +33,14 @@ from tests.builders import (
 )
 from tests.reference import (
     Frozen,
+    HeadAttention,
     Pass,
     decoder,
     encode,
     features_of,
+    heads_of,
     mean_by_slot,
+    output_projection,
     run,
     skipped,
     written_features,
@@ -62,6 +65,8 @@ class Case:
     f: Tensor  # [L, B, T, m]
     errors: Tensor  # [L, B, T, d]
     ablated: Tensor  # [L, B, T, m]
+    directions: dict[int, Tensor]  # layer → [B, T, H, e], gradient of the prompts' leads at heads
+    moved_heads: dict[int, Tensor]  # layer → [B, T, H, e], ablation value minus clean output
 
     @property
     def tokens(self) -> Tensor:
@@ -73,15 +78,20 @@ class Case:
 
     @property
     def targets(self) -> list[int]:
-        return np.flatnonzero((self.nodes.kind == FEATURE) | (self.nodes.kind == LOGIT)).tolist()
+        return np.flatnonzero(np.isin(self.nodes.kind, (FEATURE, HEAD, LOGIT))).tolist()
 
     def values(self, found: Pass) -> Tensor:
-        """Every target, `[len(targets)]`: pre-activation where it is active in the clean run, mean over prompts."""
+        """Every target, `[len(targets)]`: pre-activation where it is active in the clean run, or what a head's output is
+        along its direction; mean over prompts."""
         out = []
         for target in self.targets:
             layer, slot, feature = (int(x[target]) for x in (self.nodes.layer, self.nodes.slot, self.nodes.feature))
             if self.nodes.kind[target] == LOGIT:
                 out.append(self.lead(found.logits))
+                continue
+            if self.nodes.kind[target] == HEAD:
+                here, u = found.heads[layer][self.slots == slot], self.directions[layer][self.slots == slot]
+                out.append((here[:, feature] * u[:, feature]).sum() / len(self.prompts))
                 continue
             i = self.patched.transcoders.layers.index(layer)
             transcoder = self.patched.transcoders.transcoders[i]
@@ -113,30 +123,58 @@ def random_case(
     layers: tuple[int, ...] | None = None,
     k: int = 4,
     variant: str = "topk",
+    head_layers: tuple[int, ...] = (),
 ) -> Case:
     """`varied`: unequal lengths, slots of several positions; otherwise modular arithmetic."""
     task = prompts_task(one_answer(random_prompts(n=6))) if varied else tiny_task()
     prompts = task.discovery
     lm = random_model(architecture, n_layers=n_layers, length=6, dtype=torch.float64)
     transcoders = random_transcoders(lm, layers=layers, k=k, dtype=torch.float64, **VARIANTS[variant])
-    patched = patched_double(lm, transcoders, prompts)
+    patched = patched_double(lm, transcoders, prompts, head_layers=head_layers)
     f, errors = features_of(lm, transcoders, prompts.tokens.flatten(0, 1))
     counterfactual, _ = features_of(lm, transcoders, prompts.counterfactual.flatten(0, 1))
     means = patched.means.features[:, prompts.slots.flatten(0, 1).clamp(min=0)]
     ablated = {"mean": means, "zero": torch.zeros_like(means), "resample": counterfactual}[ablation]
-    return Case(patched, task, prompts, all_nodes(patched, prompts, ablation), f, errors, ablated)
+    case = Case(patched, task, prompts, all_nodes(patched, prompts, ablation), f, errors, ablated, {}, {})
+    if head_layers:
+        case.directions, case.moved_heads = directions(case, head_layers), moved_heads(case, head_layers, ablation)
+    return case
+
+
+def directions(case: Case, layers: tuple[int, ...]) -> dict[int, Tensor]:
+    """Gradients of the sum of the prompts' leads in the unpatched model, by plain hooks."""
+    lm, leaves = case.patched.lm, []
+
+    def hook(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        leaves.append(torch.zeros_like(inputs[0], requires_grad=True))
+        return (inputs[0] + leaves[-1],)
+
+    handles = [output_projection(lm, layer).register_forward_pre_hook(hook) for layer in layers]
+    total = case.lead(lm.model(input_ids=case.tokens, use_cache=False).logits) * len(case.prompts)
+    for handle in handles:
+        handle.remove()
+    found = torch.autograd.grad(total, leaves)
+    return {layer: u.unflatten(-1, (4, -1)) for layer, u in zip(layers, found, strict=True)}
+
+
+def moved_heads(case: Case, layers: tuple[int, ...], ablation: Ablation) -> dict[int, Tensor]:
+    clean = heads_of(case.patched.lm, case.tokens, layers)
+    means = mean_by_slot(clean.flatten(-2), case.slots, 3)[:, case.slots.clamp(min=0)].unflatten(-1, clean.shape[-2:])
+    other = heads_of(case.patched.lm, case.prompts.counterfactual.flatten(0, 1), layers)
+    ablated = {"mean": means, "zero": torch.zeros_like(clean), "resample": other}[ablation]
+    return dict(zip(layers, ablated - clean, strict=True))
 
 
 def all_nodes(patched: PatchedModel, prompts: Prompts, ablation: Ablation) -> Nodes:
     """Every feature, except that only `resample` needs those that are never active."""
-    live = patched.means.frequency > (-1 if ablation == "resample" else 0)
+    live = patched.frequency > (-1 if ablation == "resample" else 0)
     g = torch.Generator().manual_seed(0)
     importance = torch.rand(patched.gate_shape, generator=g)
     return candidate_nodes(Attribution(importance, importance, live), patched, prompts, 10_000)[0]
 
 
-def removal(case: Case, node: int) -> tuple[dict[int, Tensor], Tensor]:
-    """What is added to each MLP's output, and to the embedding, when one source goes to its ablation value."""
+def removal(case: Case, node: int) -> tuple[dict[int, Tensor], Tensor, dict[int, Tensor]]:
+    """What is added to each MLP's output, the embedding, and heads, when one source goes to its ablation value."""
     kind, layer, slot, feature = (
         int(x[node]) for x in (case.nodes.kind, case.nodes.layer, case.nodes.slot, case.nodes.feature)
     )
@@ -145,23 +183,27 @@ def removal(case: Case, node: int) -> tuple[dict[int, Tensor], Tensor]:
     if kind == TOKEN:
         embedding = lm.embedding.weight[case.tokens]
         mean = mean_by_slot(embedding[None], case.slots, 3)[0][case.slots.clamp(min=0)]
-        return {}, -(embedding - mean) * where
+        return {}, -(embedding - mean) * where, {}
     nothing = torch.zeros(*case.tokens.shape, lm.d_model, dtype=torch.float64)
+    if kind == HEAD:
+        only = torch.zeros(4, 1, dtype=torch.float64)
+        only[feature] = 1
+        return {}, nothing, {layer: case.moved_heads[layer] * where[..., None] * only}
     if kind == ERROR and layer not in transcoders.layers:
         written = run(lm, case.tokens).mlp_out[layer]
         mean = mean_by_slot(written[None], case.slots, 3)[0][case.slots.clamp(min=0)]
-        return {layer: -(written - mean) * where}, nothing
+        return {layer: -(written - mean) * where}, nothing, {}
     i = transcoders.layers.index(layer)
     if kind == ERROR:
         mean = mean_by_slot(case.errors, case.slots, 3)[i][case.slots.clamp(min=0)]
-        return {layer: -(case.errors[i] - mean) * where}, nothing
+        return {layer: -(case.errors[i] - mean) * where}, nothing, {}
     deviation = (case.f[i] - case.ablated[i])[..., feature, None]
     moved = {}
     for target, written_to in enumerate(transcoders.layers):
         rows = decoder(transcoders, i, target)
         if rows is not None:
             moved[written_to] = -deviation * rows[feature] * where
-    return moved, nothing
+    return moved, nothing, {}
 
 
 def matrix(edges: DirectEdges | TotalEdges, case: Case) -> Tensor:
@@ -209,6 +251,68 @@ def test_direct_edges_are_interventions_in_the_frozen_model(
     for kind in (FEATURE, ERROR, TOKEN):
         assert found[:, case.nodes.kind == kind].abs().max() > 1e-3, "each kind of source has edges"
     assert found[-1].abs().max() > 1e-3 and case.nodes.kind[case.targets[-1]] == LOGIT
+
+
+@pytest.mark.parametrize(
+    ("architecture", "ablation", "varied", "variant", "n_layers", "head_layers"),
+    [
+        *product(ARCHITECTURES, ["mean"], [False, True], ["topk"], [2], [(0, 1)]),
+        ("gpt2", "resample", True, "topk", 3, (1, 2)),
+        ("gpt_neox", "zero", False, "everything", 3, (2,)),
+        ("llama", "resample", False, "everything", 3, (0, 2)),
+    ],
+)
+def test_edges_from_and_into_heads_are_interventions_in_the_frozen_model(
+    architecture: Architecture,
+    ablation: Ablation,
+    varied: bool,
+    variant: str,
+    n_layers: int,
+    head_layers: tuple[int, ...],
+) -> None:
+    case = random_case(
+        architecture, ablation, varied=varied, variant=variant, n_layers=n_layers, head_layers=head_layers
+    )
+    frozen = Frozen(case.patched.lm, case.tokens, case.patched.transcoders.transcoders, head_layers)
+    clean = case.values(frozen())
+    expected = torch.zeros(len(case.targets), len(case.nodes), dtype=torch.float64)
+    for node in range(len(case.nodes)):
+        if case.nodes.kind[node] != LOGIT:
+            expected[:, node] = clean - case.values(frozen(*removal(case, node)))
+    found = matrix(DirectEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
+    is_head = torch.as_tensor(case.nodes.kind == HEAD)
+    into = is_head[case.targets]
+    assert_same(found[~into], expected[~into])
+    assert_same(found[into], expected[into])
+    assert int(is_head.sum()) == 4 * 3 * len(head_layers)
+    for kind in (FEATURE, ERROR, TOKEN, HEAD):
+        sources = torch.as_tensor(case.nodes.kind == kind)
+        assert found[~into][:, sources].abs().max() > 1e-3, "each kind of source has edges"
+        if case.nodes.layer[case.nodes.kind == kind].min() < max(head_layers):
+            assert found[into][:, sources].abs().max() > 1e-3, "into heads, too"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "head_layers"),
+    [
+        *product(ARCHITECTURES, [None, (0, 2)], [(0, 1, 2)]),
+        ("gpt2", (1,), (2,)),
+        ("llama", (2,), (0, 1)),
+    ],
+)
+def test_incoming_edges_are_complete_with_heads(
+    architecture: Architecture, layers: tuple[int, ...] | None, head_layers: tuple[int, ...]
+) -> None:
+    """Every source ablated at once, in the frozen model whose heads are constants."""
+    case = random_case(architecture, "mean", n_layers=3, layers=layers, head_layers=head_layers)
+    frozen = Frozen(case.patched.lm, case.tokens, case.patched.transcoders.transcoders, head_layers)
+    outputs = torch.stack(frozen.clean.mlp_out)
+    mean_output = mean_by_slot(outputs, case.slots, 3)[:, case.slots.clamp(min=0)]
+    embedding = case.patched.lm.embedding.weight[case.tokens]
+    mean_embedding = mean_by_slot(embedding[None], case.slots, 3)[0][case.slots.clamp(min=0)]
+    ablated = frozen(dict(enumerate(mean_output - outputs)), mean_embedding - embedding, case.moved_heads)
+    found = matrix(DirectEdges(case.patched, case.task, case.prompts, case.nodes, "mean"), case)
+    assert_same(found.sum(1), case.values(frozen()) - case.values(ablated))
 
 
 @pytest.mark.parametrize(
@@ -263,8 +367,9 @@ def test_direct_edges_at_the_residual_stream_stop_at_the_next_decomposed_layer()
     assert set(nodes.layer[sources[effects != 0]].tolist()) == {2}
 
 
-def with_features_moved(case: Case, moved: dict[int, Tensor]) -> Pass:
-    """The model that is not frozen, whose decomposed sites write what `f + moved` and the clean error give."""
+def with_features_moved(case: Case, moved: dict[int, Tensor], heads: dict[int, Tensor] | None = None) -> Pass:
+    """The model that is not frozen, whose decomposed sites write what `f + moved` and the clean error give, and whose
+    heads give what they do plus `heads`."""
     transcoders = case.patched.transcoders
     features: list[Tensor] = []
 
@@ -277,7 +382,37 @@ def with_features_moved(case: Case, moved: dict[int, Tensor]) -> Pass:
         beside = skipped(transcoder, read) + transcoder.b_dec + case.errors[i]
         return written_features(transcoders, i, features) + beside
 
-    return run(case.patched.lm, case.tokens, write=rewrite)
+    attention = HeadAttention(case.patched.lm, lambda layer, z: z + (heads or {}).get(layer, 0.0))
+    return run(case.patched.lm, case.tokens, write=rewrite, attention=attention)
+
+
+@pytest.mark.parametrize(("architecture", "ablation"), [("gpt2", "mean"), ("gpt_neox", "resample"), ("llama", "zero")])
+def test_total_edges_of_heads_are_finite_differences_of_the_real_model(
+    architecture: Architecture, ablation: Ablation
+) -> None:
+    case = random_case(architecture, ablation, n_layers=3, layers=(0, 2), head_layers=(1, 2))
+    found = matrix(TotalEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
+    step, sources = 1e-4, np.flatnonzero(np.isin(case.nodes.kind, (FEATURE, HEAD)))[::3]
+    expected = torch.zeros_like(found)
+    for node in sources:
+        kind, layer, slot, number = (
+            int(x[node]) for x in (case.nodes.kind, case.nodes.layer, case.nodes.slot, case.nodes.feature)
+        )
+        here, ends = (case.slots == slot).double()[..., None], []
+        for sign in (step, -step):
+            if kind == HEAD:
+                _, _, moved = removal(case, node)
+                ends.append(case.values(with_features_moved(case, {}, {layer: -sign * moved[layer]})))
+            else:
+                i, only = (0, 2).index(layer), torch.eye(12, dtype=torch.float64)[number]
+                moved = {i: sign * (case.f[i] - case.ablated[i]) * here * only}
+                ends.append(case.values(with_features_moved(case, moved)))
+        expected[:, node] = (ends[0] - ends[1]) / (2 * step)
+    tolerance = 1e-5 if architecture == "gpt2" else 5e-3
+    is_head, into = case.nodes.kind[sources] == HEAD, case.nodes.kind[case.targets] == HEAD
+    for rows in (into, ~into):
+        assert_same(found[rows][:, sources], expected[rows][:, sources], tolerance)
+    assert found[:, sources][:, is_head].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(

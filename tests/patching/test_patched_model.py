@@ -23,7 +23,8 @@ from tests.builders import (
     random_prompts,
     random_transcoders,
 )
-from tests.reference import encode, features_of, mean_by_slot, run, skipped, written_features
+from tests.patching.slow import at_scored, slow_logits, used
+from tests.reference import features_of, mean_by_slot, run
 
 SITES: tuple[Site, ...] = ("mlp", "resid")
 EVERYWHERE = pytest.mark.parametrize(("architecture", "site"), list(product(ARCHITECTURES, SITES)))
@@ -38,50 +39,6 @@ def tiny(
 ) -> PatchedModel:
     lm = random_model(architecture, n_layers=3, length=6)
     return patched_model(lm, random_transcoders(lm, site=site, layers=layers, **VARIANTS[variant]), prompts)
-
-
-def at_scored(logits: Tensor, prompts: Prompts) -> Tensor:
-    """Of `[N·C, T, V]`, those at the scored positions, `[N, C, A, V]`, zero where nothing is scored."""
-    n, c, a = prompts.scored.shape
-    out = torch.zeros(n, c, a, logits.shape[-1])
-    for row, option, i in product(range(n), range(c), range(a)):
-        if prompts.scored[row, option, i] != PADDING:
-            out[row, option, i] = logits[row * c + option, prompts.scored[row, option, i]]
-    return out
-
-
-def used(logits: Tensor, prompts: Prompts) -> Tensor:
-    return logits.masked_fill((prompts.scored == PADDING)[..., None], 0)
-
-
-def slow_logits(patched: PatchedModel, prompts: Prompts, gates: Tensor, ablation: Ablation, error: ErrorMode) -> Tensor:
-    """Feature by feature, position by position; gates `[L, S, m]`."""
-    lm, transcoders, means = patched.lm, patched.transcoders, patched.means
-    tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
-    clean_errors = features_of(lm, transcoders, tokens)[1]
-    counterfactual = features_of(lm, transcoders, prompts.counterfactual.flatten(0, 1))[0]
-    features: list[Tensor] = []
-
-    def rewrite(layer: int, read: Tensor, written: Tensor) -> Tensor:
-        if layer not in transcoders.layers:
-            return written
-        i = transcoders.layers.index(layer)
-        transcoder = transcoders.transcoders[i]
-        features.append(encode(transcoder, read))
-        error_term = torch.zeros_like(written)
-        for b, t in product(range(tokens.shape[0]), range(tokens.shape[1])):
-            slot = int(slots[b, t])
-            if slot == PADDING:
-                continue  # nothing later reads it: models are causal and padding is on the right
-            error_term[b, t] = clean_errors[i, b, t] if error == "keep" else means.errors[i, slot]
-            for j in range(transcoders.m):
-                v = {"mean": means.features[i, slot, j], "zero": 0.0, "resample": counterfactual[i, b, t, j]}[ablation]
-                features[i][b, t, j] = gates[i, slot, j] * features[i][b, t, j] + (1 - gates[i, slot, j]) * v
-        return written_features(transcoders, i, features) + skipped(transcoder, read) + transcoder.b_dec + error_term
-
-    if transcoders.site == "mlp":
-        return at_scored(run(lm, tokens, write=rewrite).logits, prompts)
-    return at_scored(run(lm, tokens, write_resid=rewrite).logits, prompts)
 
 
 def random_gates(patched: PatchedModel, *leading: int) -> Tensor:
