@@ -10,13 +10,15 @@ import torch
 from hagd.attribution.direct_edges import DirectEdges
 from hagd.attribution.graph import build_graph, candidate_nodes
 from hagd.attribution.node_attribution import attribute_nodes
-from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, Attribution, AttributionGraph
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Attribution, AttributionGraph
 from hagd.attribution.total_edges import TotalEdges
 from hagd.config.stages import GraphConfig
+from hagd.models.linear_parts import linear_attention
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import TaskData
 from tests.builders import patched_model, random_model, random_transcoders, tiny_task
+from tests.reference import heads_of
 
 TASK = tiny_task()
 LAYERS = (0, 2)
@@ -55,6 +57,35 @@ def test_the_most_important_live_features_come_first(n_max: int) -> None:
         assert found.nodes.importance[i] == attribution.importance[layer, slot, feature].item()
         assert found.nodes.mean[i] == patched.means.features[layer, slot, feature].item()
         assert found.nodes.frequency[i] == patched.means.frequency[layer, slot, feature].item()
+
+
+def test_heads_compete_with_features() -> None:
+    lm = random_model("gpt2", n_layers=3)
+    patched = patched_model(lm, random_transcoders(lm, layers=LAYERS), TASK.discovery, head_layers=(1, 2))
+    target = Objective(patched, TASK, TASK.discovery, ablation="mean", error="mean", batch_size=64)
+    attribution = attribute_nodes(target, GraphConfig())
+    live = torch.where(attribution.live, attribution.importance, -1)
+    assert live.shape == patched.gate_shape == (2 * 3 * 12 + 2 * 3 * 4,)
+    found = build_graph(patched, TASK, TASK.discovery, attribution, GraphConfig(n_max=30, edges_per_node=5))
+    nodes = found.nodes
+    assert live[found.flat].tolist() == live.sort(descending=True).values[:30].tolist()
+    assert nodes.importance[:30].tolist() == live[found.flat].tolist()
+    heads = np.flatnonzero(nodes.kind == HEAD)
+    assert 0 < len(heads) < 30 and heads.max() < 30 and len(set(identity(found))) == len(nodes)
+    part = torch.stack([linear_attention(lm, layer, torch.float32).W_O for layer in (1, 2)])
+    for row in heads.tolist():
+        layer, slot, head = (int(x[row]) for x in (nodes.layer, nodes.slot, nodes.feature))
+        assert found.flat[row] == 72 + ((layer - 1) * 3 + slot) * 4 + head and nodes.frequency[row] == 1
+        z = heads_of(lm, TASK.discovery.tokens[:, 0], (layer,))[0, :, slot, head].mean(0)
+        assert nodes.mean[row] == pytest.approx((z @ part[layer - 1, head]).norm().item(), rel=1e-4)
+        into = found.edge_attr[found.edge_index[1] == row]
+        assert 0 < len(into) <= 5
+    source, target_of = found.edge_index
+    assert (nodes.kind[source] == HEAD).any() and len(found.flat) == found.n_candidates == 30
+    # a head of a layer comes before the MLP of that layer
+    assert (nodes.layer[source] <= nodes.layer[target_of]).all()
+    same = nodes.layer[source] == nodes.layer[target_of]
+    assert set(nodes.kind[source[same]]) == {HEAD} and set(nodes.kind[target_of[same]]) == {FEATURE}
 
 
 def test_a_dead_feature_is_no_candidate_however_important() -> None:

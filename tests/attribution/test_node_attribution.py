@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hagd.activations.capture import Site
+from hagd.attribution.heads import head_deviations, head_directions
 from hagd.attribution.node_attribution import attribute_nodes
 from hagd.config.model import Architecture
 from hagd.config.stages import Ablation, ErrorMode, GraphConfig
@@ -31,10 +32,12 @@ def objective(
     error: ErrorMode = "mean",
     batch_size: int = 3,
     variant: str = "topk",
+    head_layers: tuple[int, ...] = (),
 ) -> Objective:
     prompts = random_prompts(n=7, c=c)
     lm = random_model(architecture, length=6)
-    patched = patched_model(lm, random_transcoders(lm, site=site, k=k, **VARIANTS[variant]), prompts)
+    transcoders = random_transcoders(lm, site=site, k=k, **VARIANTS[variant])
+    patched = patched_model(lm, transcoders, prompts, head_layers=head_layers)
     return Objective(patched, prompts_task(prompts), prompts, ablation=ablation, error=error, batch_size=batch_size)
 
 
@@ -49,37 +52,50 @@ def slow_attribution(target: Objective, metric: str, points: list[float]) -> Ten
 
 
 @pytest.mark.parametrize("metric", ["logit_difference", "log_probability"])
-@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize(("c", "head_layers"), [(1, ()), (3, ()), (1, (0, 1))])
 @pytest.mark.parametrize(
     ("method", "points"), [("integrated_gradients", [0.125, 0.375, 0.625, 0.875]), ("gradient_activation", [1.0])]
 )
-def test_attributions_are_those_of_a_loop(metric: str, c: int, method: str, points: list[float]) -> None:
-    target = objective(c=c)
+def test_attributions_are_those_of_a_loop(
+    metric: str, c: int, head_layers: tuple[int, ...], method: str, points: list[float]
+) -> None:
+    target = objective(c=c, head_layers=head_layers)
     config = GraphConfig(attribution=method, ig_steps=4, metric=metric)  # type: ignore[arg-type]
     found = attribute_nodes(target, config)
     expected = slow_attribution(target, metric, points)
     assert expected.abs().max() > 1e-2
     torch.testing.assert_close(found.signed, expected, rtol=1e-3, atol=1e-5)
     assert torch.equal(found.importance, found.signed.abs())
-    assert torch.equal(found.live, target.patched.means.frequency > 0)
+    layout = target.patched.layout
+    assert torch.equal(layout.features(found.live), target.patched.means.frequency > 0)
+    assert not head_layers or layout.heads(found.live).all()
 
 
 @pytest.mark.parametrize(
-    ("architecture", "site", "ablation", "error", "variant"),
+    ("architecture", "site", "ablation", "error", "variant", "head_layers"),
     [
-        ("gpt2", "mlp", "mean", "mean", "topk"),
-        ("gpt_neox", "mlp", "zero", "keep", "topk"),
-        ("llama", "resid", "resample", "keep", "topk"),
-        ("llama", "mlp", "resample", "mean", "topk"),
-        ("gpt2", "mlp", "mean", "mean", "skip"),
-        ("gpt2", "mlp", "mean", "mean", "cross_layer"),
+        ("gpt2", "mlp", "mean", "mean", "topk", ()),
+        ("gpt_neox", "mlp", "zero", "keep", "topk", ()),
+        ("llama", "resid", "resample", "keep", "topk", ()),
+        ("llama", "mlp", "resample", "mean", "topk", ()),
+        ("gpt2", "mlp", "mean", "mean", "skip", ()),
+        ("gpt2", "mlp", "mean", "mean", "cross_layer", ()),
+        ("gpt2", "mlp", "mean", "mean", "topk", (0, 1)),
+        ("gpt_neox", "mlp", "resample", "keep", "topk", (1,)),
+        ("llama", "resid", "zero", "keep", "topk", (0, 1)),
     ],
 )
 def test_attributions_add_up(
-    architecture: Architecture, site: Site, ablation: Ablation, error: ErrorMode, variant: str
+    architecture: Architecture,
+    site: Site,
+    ablation: Ablation,
+    error: ErrorMode,
+    variant: str,
+    head_layers: tuple[int, ...],
 ) -> None:
     """To what closing every gate changes, when no feature is switched by TopK."""
-    target = objective(architecture, site=site, k=12, ablation=ablation, error=error, batch_size=7, variant=variant)
+    options = {"k": 12, "batch_size": 7, "variant": variant, "head_layers": head_layers}
+    target = objective(architecture, site=site, ablation=ablation, error=error, **options)  # type: ignore[arg-type]
     found = attribute_nodes(target, GraphConfig(ig_steps=100))
     ends = [target.outcome(torch.full(target.patched.gate_shape, g)).logit_difference.mean().item() for g in (1.0, 0.0)]
     everything = found.importance.sum().item()
@@ -99,6 +115,19 @@ def test_one_step_at_the_end_is_gradient_times_activation() -> None:
             gates.view(-1)[j] += sign * step
             ends.append(target.outcome(gates).logit_difference.mean().item())
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(found.flatten()[j].item(), rel=0.02)
+
+
+def test_of_a_head_it_is_the_gradient_at_its_output_times_the_deviation() -> None:
+    """Above the last heads of NeoX comes nothing that is patched: the gradient is the full model's."""
+    target = objective("gpt_neox", k=12, error="keep", head_layers=(1,))
+    found = target.patched.layout.heads(attribute_nodes(target, GraphConfig(attribution="gradient_activation")).signed)
+    prompts, task = target.prompts, target.task
+    u = head_directions(target.patched, task, prompts)[1]
+    moved = head_deviations(target.patched, prompts, "mean")[1]
+    slots = prompts.slots[:, 0]
+    for slot in range(3):
+        expected = (u * moved).sum(-1)[slots == slot].sum(0) / len(prompts)
+        torch.testing.assert_close(found[0, slot], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_cost_and_the_progress_are_what_they_say() -> None:

@@ -8,12 +8,13 @@ import torch
 
 from hagd.attribution.graph import build_graph
 from hagd.attribution.node_attribution import attribute_nodes
-from hagd.attribution.records import AttributionGraph
+from hagd.attribution.records import HEAD, AttributionGraph
 from hagd.config.stages import GraphConfig
 from hagd.hierarchy import activity
 from hagd.hierarchy.activity import activations, intervention_effects, linear_effects
 from hagd.patching.objective import Objective
 from tests.builders import patched_model, prompts_task, random_model, random_prompts, random_transcoders
+from tests.reference import heads_of
 
 Case = tuple[Objective, AttributionGraph]
 
@@ -39,6 +40,42 @@ def test_activations_are_summed_over_the_slot(case: Case) -> None:
             expected[row, i] = f[index, ..., nodes.feature[row]][prompts.slots[i] == nodes.slot[row]].sum()
     np.testing.assert_allclose(activations(objective, graph), expected, rtol=1e-4, atol=1e-6)
     assert (expected > 0).any(1).all(), "every candidate is active somewhere"
+
+
+@pytest.fixture(scope="module")
+def with_heads() -> Case:
+    lm, prompts = random_model("llama", length=6), random_prompts(n=7, c=2)
+    patched = patched_model(lm, random_transcoders(lm), prompts, head_layers=(0, 1))
+    task = prompts_task(prompts)
+    objective = Objective(patched, task, prompts, ablation="mean", error="mean", batch_size=4)
+    config = GraphConfig(edge_prompts=3)
+    return objective, build_graph(patched, task, prompts, attribute_nodes(objective, config), config)
+
+
+def test_heads_are_as_active_as_their_outputs_are_long(with_heads: Case) -> None:
+    objective, graph = with_heads
+    prompts, nodes, found = objective.prompts, graph.nodes, activations(*with_heads)
+    rows = np.flatnonzero(nodes.kind == HEAD).tolist()
+    assert len(rows) == 2 * 3 * 4 and (found > 0).any(1).all()
+    for row in rows:
+        for i in range(len(prompts)):
+            z = heads_of(objective.patched.lm, prompts.tokens[i], (int(nodes.layer[row]),))[0, :, :, nodes.feature[row]]
+            expected = z.norm(dim=-1)[prompts.slots[i] == nodes.slot[row]].sum().item()
+            assert found[row, i] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_heads_are_ablated_alone(with_heads: Case) -> None:
+    objective, graph = with_heads
+    rows, everything = np.flatnonzero(graph.nodes.kind == HEAD)[:5], torch.arange(len(objective))
+    base = objective.metric("logit_difference", torch.ones(objective.patched.gate_shape), everything)
+    found = intervention_effects(objective, graph, "logit_difference", rows)
+    linear = linear_effects(objective, graph, "logit_difference")
+    assert linear.shape == (graph.n_candidates, len(objective)) and np.abs(found).max() > 1e-3
+    for row, effect in zip(rows.tolist(), found, strict=True):
+        gates = torch.ones(objective.patched.gate_shape)
+        gates[graph.flat[row]] = 0
+        ablated = objective.metric("logit_difference", gates, everything)
+        np.testing.assert_allclose(effect, ablated - base, rtol=1e-3, atol=1e-5)
 
 
 def test_linear_effects_are_derivatives_of_single_gates(case: Case) -> None:

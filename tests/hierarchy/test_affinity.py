@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from hagd.attribution.records import ERROR, LOGIT, TOKEN, AttributionGraph
+from hagd.attribution.records import ERROR, HEAD, LOGIT, TOKEN, AttributionGraph
 from hagd.hierarchy import affinity as affinities
 from hagd.hierarchy.affinity import (
     affinity,
@@ -44,12 +44,12 @@ def slow_nearest(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def mixed_graph(seed: int) -> AttributionGraph:
-    """Features 0 to 7, an error, a token and the logit, with importances."""
+    """Features and heads 0 to 7, an error, a token and the logit, with importances."""
     rng = np.random.default_rng(seed)
     pairs = [(i, j) for i in range(11) for j in range(8) if i != j and i != 10 and rng.random() < 0.5]
     pairs += [(i, 10) for i in range(10)]
     graph = feature_graph(11, *zip(*pairs, strict=True), rng.standard_normal(len(pairs)))
-    graph.nodes.kind[8:] = (ERROR, TOKEN, LOGIT)
+    graph.nodes.kind[6:] = (HEAD, HEAD, ERROR, TOKEN, LOGIT)
     graph.nodes.importance[:8] = rng.random(8)
     return graph
 

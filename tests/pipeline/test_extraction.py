@@ -293,6 +293,40 @@ def test_every_option_reaches_the_end(tiny_runs: Path, tmp_path: Path, change: d
     assert math.isfinite(metrics["validation.preservation"]) and math.isfinite(metrics["curve.cpr_log"])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"graph__head_layers": [1], "graph__edges": "total", "hierarchy__affinity": "coactivation"},
+        {"graph__ablation": "resample", "transcoder__site": "resid"},
+    ],
+    ids=["direct", "total", "resid"],
+)
+def test_heads_are_nodes_to_the_end(tiny_runs: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    config = tiny_extract(tiny_runs, graph__heads=True, search__n_nodes=12, **change)
+    metrics = extract(config, tmp_path)
+    assert {"task", "lm", "prompts"} <= reused(tmp_path)
+    assert metrics["circuit.heads"] + metrics["circuit.features"] == metrics["circuit.nodes"] == 12
+    assert metrics["circuit.heads"] > 0 and metrics["graph.heads"] == 6 * len(change.get("graph__head_layers", [0, 1]))
+    circuit = json.loads((tmp_path / "circuit.json").read_text())
+    heads = [node for node in circuit["nodes"] if node["kind"] == "head"]
+    assert len(heads) == metrics["circuit.heads"]
+    assert all(node["layer"] in (0, 1) and node["feature"] in (0, 1) for node in heads)
+    assert all(math.isfinite(node["ablation_effect"]) and node["supernodes"] for node in heads)
+    ids = {node["id"] for node in heads}
+    assert any(edge["target"] in ids for edge in circuit["edges"]) and any(e["source"] in ids for e in circuit["edges"])
+    assert f"({12 - len(heads)} features, {len(heads)} heads)" in (tmp_path / "report.html").read_text()
+    assert math.isfinite(metrics["validation.preservation"]) and metrics["control.random.preservation"] >= 0
+    extract(config, tmp_path / "again")
+    assert reused(tmp_path / "again") == {*PARTS, "head_means"}
+
+
+def test_without_heads_no_key_changes(tiny_runs: Path) -> None:
+    plain, heads = (Pipeline(tiny_extract(tiny_runs, graph__heads=on), QUIET) for on in (False, True))
+    assert {name for name in PARTS if plain.key(name) == heads.key(name)} == BEFORE_SEARCH - {"graph", "hierarchy"}
+    assert "head_means" not in plain.parents("report") and "head_means" in heads.parents("report")
+
+
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
 def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str) -> None:
     metrics = extract(tiny_extract(tiny_runs, model__architecture=architecture), tmp_path)

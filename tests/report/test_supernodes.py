@@ -8,14 +8,16 @@ import torch
 
 from hagd.attribution.graph import build_graph
 from hagd.attribution.node_attribution import attribute_nodes
-from hagd.attribution.records import AttributionGraph
+from hagd.attribution.records import HEAD, AttributionGraph
 from hagd.config.stages import GraphConfig
 from hagd.hierarchy.records import Level
+from hagd.models.linear_parts import linear_attention
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
 from hagd.report.records import HierarchyLevel
 from hagd.report.supernodes import Observed, Supernodes
 from tests.builders import patched_model, prompts_task, random_model, random_prompts, random_transcoders
+from tests.reference import heads_of
 
 SLOTS = ("first", "second", "third")
 
@@ -46,6 +48,32 @@ def test_members_places_and_qualities_are_those_of_the_level(described) -> None:
         assert view.n_nodes == len(rows) and f"({len(rows)})" in view.label
         assert view.slot == SLOTS[np.bincount(graph.nodes.slot[rows]).argmax()]
         assert str(max(layers)) in view.layers and ("tokens" in view.layers) == (min(layers) == -1)
+
+
+def test_heads_are_members_like_features() -> None:
+    lm, prompts = random_model("llama", length=6), random_prompts(n=9)
+    patched = patched_model(lm, random_transcoders(lm), prompts, head_layers=(1,))
+    task = prompts_task(prompts)
+    objective = Objective(patched, task, prompts, ablation="mean", error="mean", batch_size=16)
+    graph = build_graph(patched, task, prompts, attribute_nodes(objective, GraphConfig()), GraphConfig(edge_prompts=4))
+    tokens, slots, nodes = prompts.tokens[:, 0], prompts.slots[:, 0], graph.nodes
+    lengths = patched.heads(tokens).norm(dim=-1)
+    observed = Observed(patched.features(tokens)[0], tokens, slots, SLOTS, lambda token: f"t{token}", lengths)
+    here = (nodes.kind == HEAD) & (nodes.slot == 1)
+    level = Level(here.astype(np.int64), 2, 0.1, 0.2, 0.3)
+    _, view = Supernodes(patched, graph, observed).level(level).supernodes
+    assert view.label.startswith("second L1: ") and view.label.endswith("(4, heads: 4)")
+    rows = np.flatnonzero(here)
+    assert len(rows) == 4 and (graph.n_candidates > rows).all()
+    z = heads_of(lm, tokens, (1,))[0][slots == 1]  # [positions, H, e]
+    written = torch.einsum("he,hed->d", z.mean(0), linear_attention(lm, 1, torch.float32).W_O)
+    logits = lm.unembedding.weight.detach() @ written
+    best = (logits - logits.mean()).topk(5)
+    assert [value for _, value in view.promoted] == pytest.approx(best.values.tolist(), rel=1e-3, abs=1e-5)
+    share = (z.norm(dim=-1) / z.norm(dim=-1).amax(0)).mean(1)
+    ids = tokens[slots == 1]
+    for text, value in view.inputs:
+        assert value == pytest.approx(share[ids == int(text[1:])].mean().item(), rel=1e-4)
 
 
 def test_inputs_are_tokens_on_which_members_are_most_active(described) -> None:  # type: ignore[no-untyped-def]

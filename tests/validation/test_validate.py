@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from hagd.attribution.records import HEAD
 from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
@@ -22,6 +23,7 @@ from hagd.tasks.records import Prompts, TaskData
 from hagd.validation.records import Validation
 from hagd.validation.validate import random_matched, validate
 from tests.builders import tiny_extract
+from tests.hierarchy.graphs import feature_graph
 
 QUIET = Console(quiet=True)
 
@@ -153,6 +155,18 @@ def test_random_circuits_have_as_many_nodes_in_each_layer_and_slot(pipeline: Pip
     assert len({tuple(draw.nodes) for draw in draws}) > 1
     again = random_matched(graph, circuit, 20, seed=0)
     assert all(np.array_equal(a.nodes, b.nodes) for a, b in zip(draws, again, strict=True))
+
+
+def test_random_circuits_have_as_many_heads() -> None:
+    graph = feature_graph(40, [], [], [])
+    graph.nodes.kind[::4] = HEAD
+    graph.nodes.layer[20:], graph.nodes.slot[:] = 1, np.arange(40) % 2
+    circuit = Circuit(np.array([0, 1, 3, 4, 12, 13, 22, 28]))
+    cells = list(zip(graph.nodes.kind.tolist(), graph.nodes.layer.tolist(), graph.nodes.slot.tolist(), strict=True))
+    wanted = sorted(cells[node] for node in circuit.nodes)
+    draws = random_matched(graph, circuit, 10, seed=0)
+    assert all(sorted(cells[node] for node in draw.nodes) == wanted for draw in draws)
+    assert len({tuple(draw.nodes) for draw in draws}) > 1
 
 
 def test_a_random_circuit_of_everything_is_everything(pipeline: Pipeline) -> None:

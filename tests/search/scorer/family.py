@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN, Attribution, AttributionGraph, Nodes
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Attribution, AttributionGraph, Nodes
 from hagd.config.stages import HierarchyConfig
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.records import Hierarchy, nodes_key
@@ -59,8 +59,10 @@ def _graph(rng: np.random.Generator, target: np.ndarray, edge_index: np.ndarray)
     importance = 0.4 * target + rng.random(n_candidates)
     signed = importance * rng.choice([-1, 1], n_candidates)
     slots = np.arange(N_SLOTS)
+    kind = np.repeat([FEATURE, ERROR, TOKEN, LOGIT], [n_candidates, N_SLOTS, N_SLOTS, 1])
+    kind[:n_candidates:5] = HEAD
     nodes = Nodes(
-        kind=np.repeat([FEATURE, ERROR, TOKEN, LOGIT], [n_candidates, N_SLOTS, N_SLOTS, 1]),
+        kind=kind,
         layer=np.concatenate([np.arange(n_candidates) < N_HUBS, np.zeros(N_SLOTS), [-1] * N_SLOTS, [N_LAYERS]]).astype(
             int
         ),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN
 from hagd.errors import ArtifactError
 from hagd.hierarchy.quality import supernode_edges
 from hagd.search.records import Circuit
@@ -33,7 +34,10 @@ def test_rows_are_nodes_and_the_supernodes_of_every_level(one: Member) -> None:
     assert len(one.hierarchy.levels) > 1
     assert scored.inputs.shape == (len(one.graph.nodes) + n_supernodes, len(INPUTS))
     assert column(scored, "supernode").sum() == n_supernodes
-    assert np.array_equal(scored.inputs[:, -5:].sum(1), np.ones(len(scored.inputs)))
+    assert np.array_equal(scored.inputs[:, -6:].sum(1), np.ones(len(scored.inputs)))
+    kind = one.graph.nodes.kind
+    for name, code in (("feature", FEATURE), ("head", HEAD), ("error", ERROR), ("token", TOKEN), ("logit", LOGIT)):
+        assert np.array_equal(column(scored, name)[: len(kind)], kind == code) and (kind == code).any()
     assert scored.target.tolist() == one.target.tolist()
     assert scored.inputs.isfinite().all() and scored.inputs.abs().max() <= 1
 

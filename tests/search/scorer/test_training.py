@@ -150,6 +150,7 @@ def test_a_graph_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"inputs": INPUTS[:-1]}, "expected the inputs importance_rank"),
+        ({"inputs": tuple(name for name in INPUTS if name != "head")}, "feature, head, error.*found .*feature, error"),
         (
             {"config": {"n_inputs": len(INPUTS), "hidden": 32, "heads": 2, "n_layers": 2, "edges": True}},
             "size mismatch",
