@@ -115,7 +115,7 @@ class PatchedModel:
         """
         n, c = prompts.tokens.shape[:2]
         flat = _flatten(prompts)
-        gates = (gates if gates.dim() > len(self.gate_shape) else gates[None]).to(flat.tokens.device)
+        gates = (gates if gates.dim() > len(self.layout.shape) else gates[None]).to(flat.tokens.device)
         owners = torch.zeros(n, dtype=torch.long) if owner is None else owner
         run = _Run(
             slots=flat.slots,
