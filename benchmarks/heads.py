@@ -11,6 +11,9 @@ Error terms are at their means everywhere. Nodes are ranked by integrated gradie
 circuit in its own patched model. With `--gates` rankings are refined by gates as in `search=hagd` without traversal and
 pruning, and at each size the best one on the discovery split is taken. Sizes are those of the experiment, so the
 validation split chooses nothing. Other settings replace the experiment. Ends with a table and one line of JSON.
+
+`--scan` only prints, for ranges of layers, what the model answers on discovery prompts when all heads there are at
+their means: what the experiment's layers were chosen by.
 """
 
 from __future__ import annotations
@@ -28,23 +31,27 @@ from affinities import pipeline
 from rich.console import Console
 from torch import Tensor
 
+from hagd.activations.heads import rewritten_heads
 from hagd.attribution.graph import candidate_nodes
 from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import HEAD, AttributionGraph
 from hagd.config.stages import Ablation, ErrorMode
 from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective, Outcome
-from hagd.patching.patched_model import PatchedModel
+from hagd.patching.patched_model import PatchedModel, head_means
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stages import discovery_objective, objective_on
 from hagd.search.find_circuit import Searched, find_circuit
 from hagd.search.records import Circuit
 from hagd.tasks.records import Prompts
+from hagd.tasks.scoring import is_correct, logit_difference
 from hagd.validation.measures import bootstrap, faithfulness, preservation
 from hagd.validation.validate import random_matched
 
 ARMS = ("free", "features", "both")
 _DRAWS = 10
+_SCANNED = ((25, 29), (20, 24), (20, 29), (15, 29), (10, 29))
+_SCAN_PROMPTS = 48
 
 
 class HeadsAblated(PatchedModel):
@@ -140,11 +147,28 @@ class Arm:
         }
 
 
+@torch.no_grad()
+def scan(p: Pipeline, console: Console) -> None:
+    """Accuracy and logit difference with all heads of some layers at their means, everything else untouched."""
+    task, lm = p.get("prompts"), p.lm
+    part = task.discovery[:_SCAN_PROMPTS]
+    slots = part.slots[:, 0].clamp(min=0)
+    for first, last in _SCANNED:
+        layers = tuple(range(first, last + 1))
+        means = head_means(lm, layers, part, len(task.slot_names), _SCAN_PROMPTS).outputs[:, slots]
+        with rewritten_heads(lm, layers, lambda index, z, means=means: means[index]):
+            logits = lm.logits_at(part.tokens[:, 0], part.scored[:, 0])[:, None]
+        accuracy = float(is_correct(logits, part, task.accuracy).double().mean())
+        lead = float(logit_difference(logits, part).mean())
+        console.print(f"layers {first}-{last}: accuracy {accuracy:.2f}, logit difference {lead:.2f}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--gates", action="store_true")
+    parser.add_argument("--scan", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "overrides", nargs="*", help="settings as of extract.py, instead of experiment=smollm2_ioi_heads"
@@ -153,6 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     p = pipeline(0, options.overrides or ["experiment=smollm2_ioi_heads"], console)
     torch.set_num_threads(p.config.trainer.threads or 1)
+    if options.scan:
+        scan(p, console)
+        return
     result: dict[str, Any] = {"head_layers": list(p.patched.layout.head_layers)}
     task = p.get("prompts")
     built = {name: Arm(p, patched, options.gates) for name, patched in arms(p).items() if name in options.arms}

@@ -65,7 +65,7 @@ class Objective:
         return self._outcome(self._full)
 
     def outcome(self, gates: Tensor) -> Outcome:
-        """The patched model with gates `[L, S, m]`."""
+        """The patched model with gates in the shape `patched.gate_shape`."""
         return self._outcome(lambda part: self._logits(part, gates))
 
     def divergence(self, gates: Tensor, index: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Objective:
 
     @torch.no_grad()
     def divergences(self, gates: Tensor, index: Tensor) -> Tensor:
-        """The same for G gate settings at once: `[G, L, S, m]` → `[G]`."""
+        """The same for G gate settings at once: `[G, *gate_shape]` → `[G]`."""
         part = self.prompts[index]
         at_once = max(1, self.batch_size // max(len(index), 1))
         values = []
