@@ -3,7 +3,8 @@ direction in which its output is read.
 
 A head is a vector. As a source it moves by `z − v`. As a target it is read along the metric's gradient at its output,
 `u = ∂metric/∂z` in the clean run of the full model, nothing frozen, in each prompt and position: the edge i → head is
-what i adds to `u · z`, with u a constant. So incoming edges divide the head's gradient × activation among its sources.
+what i adds to `u · z`, with u a constant. So incoming edges add up to `u · (z − z′)`, with z′ the output when every
+source is ablated and patterns stay as they are.
 
 Shape legend: B sequences, T positions, H heads, e width of a head.
 """
