@@ -60,7 +60,7 @@ def _graph(rng: np.random.Generator, target: np.ndarray, edge_index: np.ndarray)
     signed = importance * rng.choice([-1, 1], n_candidates)
     slots = np.arange(N_SLOTS)
     kind = np.repeat([FEATURE, ERROR, TOKEN, LOGIT], [n_candidates, N_SLOTS, N_SLOTS, 1])
-    kind[:n_candidates:5] = HEAD
+    kind[N_FEATURES] = HEAD  # the one beside the logit
     nodes = Nodes(
         kind=kind,
         layer=np.concatenate([np.arange(n_candidates) < N_HUBS, np.zeros(N_SLOTS), [-1] * N_SLOTS, [N_LAYERS]]).astype(
