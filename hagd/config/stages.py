@@ -275,7 +275,7 @@ class SearchConfig(Section):
     method: Literal["hagd", "attribution", "gradient_activation", "gates", "greedy", "random"] = Field(
         "hagd", description="search method"
     )
-    n_nodes: int | None = Field(110, ge=1, description="circuit size; null = smallest that keeps target_preservation")
+    n_nodes: int | None = Field(80, ge=1, description="circuit size; null = smallest that keeps target_preservation")
     target_preservation: float = Field(0.9, gt=0, le=1, description="used when n_nodes is null, on the selection split")
     sizes: tuple[int, ...] = Field(
         (10, 20, 50, 100, 200, 500, 1000, 2000), description="sizes of the faithfulness curve"
