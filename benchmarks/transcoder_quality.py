@@ -45,6 +45,7 @@ class Contender:
         rate: its default learning rate, for m = 2¹⁴ where it depends on m.
         by_size: its default rate falls with √m.
         batch: tokens a step. For the peers what a pilot showed to be best (`--batch` repeats it), for us the recipe's.
+        small_batch: the same for dictionaries of fewer than a thousand features; None: no other.
     """
 
     name: str
@@ -54,23 +55,28 @@ class Contender:
     by_size: bool = False
     skip: bool = False
     batch: int = 512
+    small_batch: int | None = None
 
     @property
     def tuned(self) -> bool:
         """Whether rates and batches are searched."""
         return not self.name.startswith("ours")
 
+    def of_size(self, m: int) -> Contender:
+        """The contender with the batch that it takes for m features."""
+        return self if self.small_batch is None or m >= 1000 else replace(self, batch=self.small_batch)
+
     def default_rate(self, m: int) -> float:
         """Learning rate that the package takes by itself."""
         return self.rate / math.sqrt(m / 2**14) if self.by_size else self.rate
 
 
-_SIGNUM, _SCALING_LAW, _RECIPE = 5e-3, 2e-4, 5e-3
+_SIGNUM, _SCALING_LAW, _RECIPE = 5e-3, 2e-4, 3.5e-3
 
 CONTENDERS = (
-    Contender("ours transcoder", "ours", "mlp", _RECIPE),
-    Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True),
-    Contender("ours autoencoder", "ours", "resid", _RECIPE),
+    Contender("ours transcoder", "ours", "mlp", _RECIPE, batch=256, small_batch=128),
+    Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True, batch=256, small_batch=128),
+    Contender("ours autoencoder", "ours", "resid", _RECIPE, batch=256, small_batch=128),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
     Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
@@ -276,7 +282,7 @@ def main() -> None:
         subject = mini(arguments.cache, arguments.model, arguments.tokens)
     results = Results(arguments.results)
     benchmark = Benchmark(subject, results)
-    contenders = [each for each in CONTENDERS if re.search(arguments.only, each.name)]
+    contenders = [each.of_size(subject.m) for each in CONTENDERS if re.search(arguments.only, each.name)]
     if arguments.batch is not None:
         for contender in contenders:
             benchmark.tune(replace(contender, batch=arguments.batch))

@@ -99,10 +99,10 @@ class TranscoderConfig(Section):
         "adam", description="adam; adafactor: second moments factored; adam8bit: moments in 8 bits (extra [optim8bit])"
     )
     learning_rate: float = Field(
-        5e-3,
+        3.5e-3,
         gt=0,
-        description="peak rate of the optimiser; encoder and decoder: times the cube root of their rows' mean norm at "
-        "the start",
+        description="peak rate of the optimiser for m = 2¹⁴ features, falling with √m; encoder and decoder: times the "
+        "cube root of their rows' mean norm at the start",
     )
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
     decay_fraction: float = Field(0.95, ge=0, le=1, description="share of the steps with falling rate, at the end")

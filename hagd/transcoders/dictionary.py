@@ -34,8 +34,13 @@ class Codes(NamedTuple):
 
 
 class Dictionary(nn.Module):
-    """`f = activation(W_enc x + b_enc)`, written to T layers through `W_dec` `[m, T · d]`."""
+    """`f = activation(W_enc Rᵀ x + b_enc)`, written to T layers through `W_dec` `[m, T · d]`.
 
+    R `[d, d]` (`basis`) is a fixed rotation to the principal axes of the inputs. Adam scales every entry of a gradient
+    by itself; along these axes that also evens out how much the inputs vary (as SOAP does, Vyas et al. 2024).
+    """
+
+    basis: Tensor
     threshold_mean: Tensor
 
     def __init__(self, config: TranscoderConfig, d: int, n_targets: int, generator: torch.Generator) -> None:
@@ -50,6 +55,7 @@ class Dictionary(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d))
         self.W_skip = nn.Parameter(torch.zeros(d, d)) if config.skip else None
         self.log_threshold = nn.Parameter(torch.zeros(m)) if config.activation == "jumprelu" else None
+        self.register_buffer("basis", torch.eye(d))
         self.register_buffer("threshold_mean", torch.zeros(()))
 
     def forward(self, compute: Callable[..., R], *inputs: Any) -> R:
@@ -61,12 +67,13 @@ class Dictionary(nn.Module):
         """Dictionary size."""
         return len(self.W_enc)
 
-    def preactivations(self, x: Tensor, support: Support, known: Tensor | None = None) -> Tensor:
-        """`[n]` of inputs `[B, d]` at the pairs of `support`; differentiable."""
-        return gather_dot(x, support, self.W_enc, self.b_enc, known)
+    def turned(self, x: Tensor) -> Tensor:
+        """Rows `[..., d]` in the basis of the encoder's rows."""
+        return x @ self.basis
 
     def encode(self, x: Tensor) -> Codes:
         """Features of scaled inputs `[B, d]`."""
+        x = self.turned(x)
         match self.config.activation:
             case "topk":
                 dtype = torch.bfloat16 if self.config.selection == "bfloat16" else x.dtype
@@ -77,13 +84,13 @@ class Dictionary(nn.Module):
                 return self._jump(x)
             case "relu":
                 support, known = above(x, self.W_enc, self.b_enc, x.new_zeros(()))
-        values = self.preactivations(x, support, known).relu()
+        values = gather_dot(x, support, self.W_enc, self.b_enc, known).relu()
         return Codes(support, values, (values > 0).sum() / len(x))
 
     def _jump(self, x: Tensor) -> Codes:
         threshold, width = self.thresholds(), self.config.bandwidth
         support, known = above(x, self.W_enc, self.b_enc, threshold.detach() - width / 2)
-        z, chosen = self.preactivations(x, support, known), threshold[support.index]
+        z, chosen = gather_dot(x, support, self.W_enc, self.b_enc, known), threshold[support.index]
         values: Tensor = JumpReLU.apply(z, chosen, width)  # type: ignore[no-untyped-call]
         active: Tensor = Step.apply(z, chosen, width)  # type: ignore[no-untyped-call]
         return Codes(support, values, active.sum() / len(x))
@@ -112,7 +119,7 @@ class Dictionary(nn.Module):
         """Set thresholds or biases so that k features a token fire on `x`, where the activation function has no k."""
         if self.config.activation not in ("jumprelu", "relu"):
             return
-        bound = batch_threshold(x[:1024], self.W_enc, self.b_enc, self.config.k)
+        bound = batch_threshold(self.turned(x[:1024]), self.W_enc, self.b_enc, self.config.k)
         if self.log_threshold is not None:
             self.log_threshold.fill_(bound.clamp(min=1e-3).log())
         else:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from hagd.transcoders.dictionary import Dictionary
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse.products import sum_by_feature
 
 _RIDGE = 1e-2
-"""Of the mean squared input; what the skip is shrunk by."""
+"""Of the mean squared input; what regressions are shrunk by."""
+
+_FLATTEST = 1e-4
+"""Of the mean variance; what a direction counts for at least."""
 
 
 @torch.no_grad()
@@ -25,19 +29,29 @@ def initialise(stacked: StackedTranscoders, x: Tensor, y: Tensor) -> None:
 
 @torch.no_grad()
 def start(dictionary: Dictionary, x: Tensor, y: Tensor) -> Tensor:
-    """Set skip, thresholds and decoder from scaled tokens `x`, `y` `[B, d]`; returns the power of `y`.
+    """Set all weights from scaled tokens `x`, `y` `[B, d]`, the encoder's rows beginning with the random ones that are
+    there; returns the power of `y`.
 
-    The skip is the ridge regression of y on x. Where x and y are the same (an autoencoder), the decoder is the
-    encoder's transpose and the features are scaled by least squares. Else decoder row j points along the mean of what
-    the skip leaves over on the tokens on which j fires. Layers written to from afar start at nothing.
+    The skip is the ridge regression of y on x. Where x and y are the same (an autoencoder), rows lean towards directions
+    of large variance, the decoder is the encoder's transpose and the features are scaled by least squares. Else half of
+    an encoder row reads, through the ridge regression, a random direction of y, unless the skip does; decoder row j
+    points along the mean of what the skip leaves over on the tokens on which j fires. Layers written to from afar start
+    at nothing.
     """
-    if dictionary.W_skip is not None:
-        dictionary.W_skip.copy_(_ridge(x, y))
+    variances, axes = torch.linalg.eigh(x.T @ x / len(x))
+    dictionary.basis.copy_(axes)
+    linear = None if torch.equal(x, y) else _ridge(x, y)
+    if dictionary.W_skip is not None and linear is not None:
+        dictionary.W_skip.copy_(linear)
     target = y - dictionary.constant(x)
     dictionary.W_dec[:, dictionary.d :] = 0
-    if torch.equal(x, y):
+    if linear is None:
+        dictionary.W_enc.copy_(normalize(dictionary.W_enc * _spread(variances)))
         _tie(dictionary, x)
     else:
+        if dictionary.W_skip is None:
+            read = normalize(dictionary.W_enc @ linear.T)
+            dictionary.W_enc.copy_(normalize(dictionary.turned(read) + dictionary.W_enc))
         dictionary.start_at(x)
         _correlate(dictionary, x, target)
     return (y.square().sum() / len(y)).clamp(min=1e-12)
@@ -50,9 +64,14 @@ def _ridge(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.solve(gram, x.T @ y)
 
 
+def _spread(variances: Tensor) -> Tensor:
+    """Fourth roots of relative variances `[d]`: halfway, in powers, from rows that know nothing to drawn data."""
+    return (variances / variances.mean().clamp(min=1e-12)).clamp(min=_FLATTEST) ** 0.25
+
+
 def _tie(dictionary: Dictionary, x: Tensor) -> None:
     own = dictionary.W_dec[:, : dictionary.d]
-    own.copy_(dictionary.W_enc)
+    own.copy_(dictionary.W_enc @ dictionary.basis.T)
     dictionary.start_at(x)
     recon = dictionary.write(dictionary.encode(x))[0]
     scale = ((recon * x).sum() / recon.square().sum().clamp(min=1e-12)).clamp(min=1e-6)

@@ -15,8 +15,11 @@ from hagd.errors import ConfigError
 from hagd.training.loss_watch import BY_PART
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 
-_BETAS = (0.6, 0.999)
-"""A usual 0.9 averages ten steps, too many where a training has some hundred."""
+_BETAS = (0.6, 0.99)
+"""A usual 0.9 and 0.999 average ten and a thousand steps, too many where a training has some hundred."""
+
+_RATE_AT = 2**14
+"""Dictionary size whose peak rate is `learning_rate`; it falls with √m (Gao et al. 2024)."""
 
 _SHORTEST = 1e-3
 
@@ -81,7 +84,8 @@ class TranscoderTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, a function of the step alone."""
         config = self.stacked.config
-        optimiser = _optimiser(config, _groups(self.stacked, config.learning_rate))
+        peak = config.learning_rate * (_RATE_AT / self.stacked.dictionaries[0].m) ** 0.5
+        optimiser = _optimiser(config, _groups(self.stacked, peak))
 
         def rate(step: int) -> float:
             rising = (step + 1) / max(config.warmup_fraction * config.steps, 1)

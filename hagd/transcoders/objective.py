@@ -25,6 +25,10 @@ _OLD_SHARE = 8
 """AuxK looks at no more than m / 8 dead features a step, the longest silent first: a step stays cheap."""
 
 
+_RAISE = 0.03
+"""Force on the biases of dead features, beside a mean error of one."""
+
+
 @dataclass(frozen=True)
 class Scaling:
     """`x ↦ (x − mean) · scale`: mean `[L, 1, d]`, scale `[L, 1, 1]`."""
@@ -277,16 +281,18 @@ class StackedTranscoders(nn.Module):
         return self.silent > self.config.dead_fraction * budget
 
     def _auxiliary(self, i: int, dictionary: Dictionary, x: Tensor, missing: Tensor) -> Tensor:
-        """AuxK (Gao et al. 2024): dead features explain what the living leave over."""
+        """AuxK (Gao et al. 2024): dead features explain what the living leave over, and their biases rise: where that
+        is little, explaining it alone would not bring them among the top k again."""
         n_dead = min(int(self.dead()[i].sum()), max(1, dictionary.m // _OLD_SHARE))
         if not n_dead:
             return x.new_zeros(())
         chosen = self.silent[i].topk(n_dead).indices
-        pre = torch.addmm(dictionary.b_enc[chosen], x, dictionary.W_enc[chosen].T)
+        bias = dictionary.b_enc[chosen]
+        pre = torch.addmm(bias, dictionary.turned(x), dictionary.W_enc[chosen].T)
         values, index = pre.topk(min(2 * self.config.k, n_dead), dim=-1)
         f = torch.zeros_like(pre).scatter(-1, index, values.relu())
         miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], missing, reduction="sum")
-        return miss / (len(x) * self.power[i])
+        return miss / (len(x) * self.power[i]) - _RAISE * bias.sum()
 
 
 def _asking(x: Tensor) -> Tensor:

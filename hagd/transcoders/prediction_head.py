@@ -54,7 +54,7 @@ class PredictionHead(nn.Module):
         keys: list[Tensor] = []
         bias: Tensor | None = self.bias
         if self.map is not None and self.map_bias is not None:
-            queries.append(torch.addmm(self.map_bias, written, self.map))
+            queries.append(torch.addmm(following.turned(self.map_bias), written, following.turned(self.map)))
             keys.append(following.W_enc)
             bias = following.b_enc
         if self.down is not None and self.up is not None:

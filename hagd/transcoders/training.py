@@ -137,7 +137,7 @@ def export(
 def _export_layer(dictionary: Dictionary, x_scaling: Scaling, y_scaling: Scaling, i: int, layer: int) -> Transcoder:
     """One layer in raw units. Features keep their scale."""
     activation = dictionary.config.activation
-    W_enc = dictionary.W_enc * x_scaling.scale[i]
+    W_enc = dictionary.W_enc @ dictionary.basis.T * x_scaling.scale[i]
     decoders = dictionary.W_dec.unflatten(1, (-1, dictionary.d)).unbind(1)
     own, *later = (decoder / y_scaling.scale[i + j] for j, decoder in enumerate(decoders))
     b_dec = dictionary.b_dec / y_scaling.scale[i, 0] + y_scaling.mean[i, 0]

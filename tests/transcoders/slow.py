@@ -51,6 +51,7 @@ def random_stacked(
         for dictionary in stacked.dictionaries:
             if dictionary.log_threshold is not None:
                 dictionary.log_threshold.sub_(0.5)
+            dictionary.basis.copy_(torch.linalg.qr(torch.randn(D, D, generator=g, dtype=torch.float64)).Q)
         stacked.power.copy_(torch.rand(n_layers, generator=g) + 2)
     return stacked
 
@@ -143,7 +144,7 @@ def slow_losses(
     found, l0 = Slow(), []
     for i in range(n_layers):
         threshold = np.exp(w[f"layers.{i}.log_threshold"]) if config.activation == "jumprelu" else None
-        found.pre.append(x[i] @ w[f"layers.{i}.W_enc"].T + w[f"layers.{i}.b_enc"])
+        found.pre.append(x[i] @ encoder(w, i).T + w[f"layers.{i}.b_enc"])
         found.f.append(activate(found.pre[i], config, threshold))
         l0.append((found.f[i] > 0).sum() / n_tokens)
         if nudge is not None:
@@ -178,6 +179,7 @@ def slow_losses(
         for t in range(n_tokens):
             revived = top(found.pre[i][t, dead], 2 * config.k) @ w[f"layers.{i}.W_dec"][dead, :d]
             auxiliary += ((constants.miss[i][t] - revived) ** 2).sum() / (n_tokens * w["power"][i])
+        auxiliary -= 0.03 * w[f"layers.{i}.b_enc"][dead].sum()
     found.terms = {
         "total": sum(fvu)
         + config.lambda_prediction * prediction
@@ -192,6 +194,11 @@ def slow_losses(
     return found
 
 
+def encoder(w: dict[str, Array], i: int) -> Array:
+    """Layer i's encoder rows `[m, d]` in the basis of the tokens."""
+    return w[f"layers.{i}.W_enc"] @ w[f"layers.{i}.basis"].T
+
+
 def guess(w: dict[str, Array], config: TranscoderConfig, i: int, f: Array) -> Array:
     """Layer i + 1's features `[B, m]` as the head expects them from layer i's."""
     d, kind = w["layers.0.W_enc"].shape[1], config.prediction_head
@@ -201,7 +208,7 @@ def guess(w: dict[str, Array], config: TranscoderConfig, i: int, f: Array) -> Ar
     if kind == "low_rank":
         return np.maximum(low_rank + w[f"heads.{i}.bias"], 0)
     moved = f @ w[f"layers.{i}.W_dec"][:, :d] @ w[f"heads.{i}.map"] + w[f"heads.{i}.map_bias"]
-    return np.maximum(moved @ w[f"layers.{i + 1}.W_enc"].T + w[f"layers.{i + 1}.b_enc"] + low_rank, 0)
+    return np.maximum(moved @ encoder(w, i + 1).T + w[f"layers.{i + 1}.b_enc"] + low_rank, 0)
 
 
 def oldest(silent: Array, config: TranscoderConfig) -> NDArray[np.int64]:

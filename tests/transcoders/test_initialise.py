@@ -46,6 +46,36 @@ def test_the_skip_is_ridge_regression() -> None:
         assert np.abs(plain - expected).max() > 1e-3
 
 
+def test_encoders_read_principal_axes() -> None:
+    x, y = related()
+    for i, dictionary in enumerate(started(x, y).dictionaries):
+        turned = dictionary.turned(x[i])
+        covariance = turned.T @ turned / N
+        expected = np.linalg.eigvalsh(x[i].numpy().T @ x[i].numpy() / N)
+        np.testing.assert_allclose(covariance.numpy(), np.diag(expected), atol=1e-12)
+        assert covariance.diagonal().max() > 1.05 * covariance.diagonal().min()
+        torch.testing.assert_close(dictionary.basis @ dictionary.basis.T, torch.eye(D, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_half_of_an_encoder_row_reads_a_direction_of_the_output(skip: bool) -> None:
+    """`w = normalise(normalise(A r) + r)`, A the ridge regression, r the random row; with a skip the row is random."""
+    x, y = related()
+    fresh = StackedTranscoders(settings(), LAYERS, D, seed=0).double()
+    for i, dictionary in enumerate(started(x, y, skip=skip).dictionaries):
+        rows = fresh.dictionaries[i].W_enc.detach().numpy()
+        expected = rows
+        if not skip:
+            gram = x[i].numpy().T @ x[i].numpy()
+            ridge = 1e-2 * np.trace(gram) / D * np.eye(D)
+            a = np.linalg.inv(gram + ridge) @ x[i].numpy().T @ y[i].numpy()
+            read = rows @ a.T
+            read = read / np.linalg.norm(read, axis=1, keepdims=True) @ dictionary.basis.numpy()
+            expected = (read + rows) / np.linalg.norm(read + rows, axis=1, keepdims=True)
+            assert np.abs(expected - rows).max() > 0.1
+        np.testing.assert_allclose(dictionary.W_enc.numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("cross_layer", [False, True])
@@ -86,8 +116,10 @@ def test_an_autoencoder_starts_tied(activation: str) -> None:
     stacked = started(x, x.clone(), activation=activation)
     recon = stacked.decode(stacked.encode(x), x)[0]
     for i, dictionary in enumerate(stacked.dictionaries):
-        rows = fresh.dictionaries[i].W_enc
-        torch.testing.assert_close(dictionary.W_dec, rows)
+        variances = np.maximum(np.linalg.eigvalsh(x[i].numpy().T @ x[i].numpy()), 0)
+        rows = fresh.dictionaries[i].W_enc.detach().numpy() * (variances / variances.mean()) ** 0.25
+        rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        torch.testing.assert_close(dictionary.W_dec, rows @ dictionary.basis.T)
         scale = (dictionary.W_enc * rows).sum(1)
         assert scale[0] > 0
         torch.testing.assert_close(dictionary.W_enc, scale[0] * rows)

@@ -80,7 +80,7 @@ def with_dead_features(stacked: StackedTranscoders, x: Tensor) -> None:
 def idle_features(stacked: StackedTranscoders, layer: int, x: Tensor) -> Tensor:
     """Those that fire on none of `x`, the most nearly firing ones first."""
     dictionary = stacked.dictionaries[layer]
-    highest = (x[layer] @ dictionary.W_enc.T + dictionary.b_enc).amax(0).detach()
+    highest = (dictionary.turned(x[layer]) @ dictionary.W_enc.T + dictionary.b_enc).amax(0).detach()
     idle = (dense(dictionary.encode(x[layer])) == 0).all(0)
     return highest.where(idle, -torch.inf).sort(descending=True).indices[: int(idle.sum())]
 
