@@ -32,11 +32,11 @@ def start(dictionary: Dictionary, x: Tensor, y: Tensor) -> Tensor:
     """Set all weights from scaled tokens `x`, `y` `[B, d]`, the encoder's rows beginning with the random ones that are
     there; returns the power of `y`.
 
-    The skip is the ridge regression of y on x. Where x and y are the same (an autoencoder), rows lean towards directions
-    of large variance, the decoder is the encoder's transpose and the features are scaled by least squares. Else half of
-    an encoder row reads, through the ridge regression, a random direction of y, unless the skip does; decoder row j
-    points along the mean of what the skip leaves over on the tokens on which j fires. Layers written to from afar start
-    at nothing.
+    The skip is the ridge regression of y on x. Where x and y are the same (an autoencoder), rows lean towards
+    directions of large variance, the decoder is the encoder's transpose and the features are scaled by least squares.
+    Else half of an encoder row reads, through the ridge regression, a random direction of y, unless the skip does;
+    decoder row j points along the mean of what the skip leaves over on the tokens on which j fires. Layers written to
+    from afar start at nothing.
     """
     variances, axes = torch.linalg.eigh(x.T @ x / len(x))
     dictionary.basis.copy_(axes)

@@ -23,7 +23,7 @@ from hagd.transcoders.records import Transcoder, TranscoderSet
 LARGE = 100.0
 """Constant entry of the stream: what all others have to be small against."""
 
-SHARP = 20.0
+SHARP = 10.0
 """Lead of the attention scores that win."""
 
 GAIN = 8.0
@@ -109,11 +109,11 @@ def looking_back(stream: Stream, source: str, target: str) -> Head:
     return Head(query, key, source, target)
 
 
-def matching(stream: Stream, wanted: str, offered: str, source: str, target: str) -> Head:
-    """Attends to the position whose block `offered` equals the own block `wanted`."""
+def matching(stream: Stream, wanted: str, offered: str, source: str, target: str, lead: float = SHARP) -> Head:
+    """Attends to the position whose block `offered` equals the own block `wanted`, by a score that leads by `lead`."""
     query, key = torch.zeros(stream.half, stream.half), torch.zeros(stream.half, stream.half)
     n = stream.sizes[wanted]
-    query[stream.block(wanted), :n] = SHARP * torch.eye(n)
+    query[stream.block(wanted), :n] = lead * torch.eye(n)
     key[stream.block(offered), :n] = torch.eye(n)
     return Head(query, key, source, target)
 
@@ -124,8 +124,8 @@ def decoys(stream: Stream, seen: Sequence[str], count: int, seed: int) -> list[N
     found = []
     for number in range(count):
         read = stream.vector(**{name: torch.randn(stream.sizes[name], generator=g) for name in seen})
-        junk = stream.vector(junk=torch.randn(stream.sizes["junk"], generator=g))
-        alike = stream.vector(out=torch.full((stream.sizes["out"],), 1.0))
+        junk = stream.vector(junk=0.1 * torch.randn(stream.sizes["junk"], generator=g))
+        alike = stream.vector(out=torch.full((stream.sizes["out"],), 0.1))
         found.append(Neuron(read, 0.3, alike if number % 2 else junk, decoy=True))
     return found
 

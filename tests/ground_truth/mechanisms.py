@@ -160,7 +160,9 @@ def sorting() -> Mechanism:
     )
     second = Layer(
         [
-            matching(stream, "want", "token", "token", "found"),
+            matching(
+                stream, "want", "token", "token", "found", lead=6.0
+            ),  # graded, so that every neuron of a rank matters
             looking_at(stream, range(length), "seen", "junk", decoy=True),
         ],
         reading + decoys(stream, ("token", "want", "junk"), N_DECOYS, 6),
