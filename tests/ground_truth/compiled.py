@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hagd.models.language_model import LanguageModel
 from hagd.transcoders.records import Transcoder, TranscoderSet
 
-LARGE = 100.0
+LARGE = 1000.0
 """Constant entry of the stream: what all others have to be small against."""
 
 SHARP = 10.0
@@ -124,8 +124,8 @@ def decoys(stream: Stream, seen: Sequence[str], count: int, seed: int) -> list[N
     found = []
     for number in range(count):
         read = stream.vector(**{name: torch.randn(stream.sizes[name], generator=g) for name in seen})
-        junk = stream.vector(junk=0.1 * torch.randn(stream.sizes["junk"], generator=g))
-        alike = stream.vector(out=torch.full((stream.sizes["out"],), 0.1))
+        junk = stream.vector(junk=torch.randn(stream.sizes["junk"], generator=g))
+        alike = stream.vector(out=torch.ones(stream.sizes["out"]))
         found.append(Neuron(read, 0.3, alike if number % 2 else junk, decoy=True))
     return found
 
