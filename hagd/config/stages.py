@@ -99,7 +99,7 @@ class TranscoderConfig(Section):
         "adam", description="adam; adafactor: second moments factored; adam8bit: moments in 8 bits (extra [optim8bit])"
     )
     learning_rate: float = Field(
-        2e-3,
+        3.5e-3,
         gt=0,
         description="peak rate of the optimiser for m = 2¹⁴ features, falling with √m; encoder and decoder: times the "
         "cube root of their rows' mean norm at the start",
