@@ -141,7 +141,7 @@ class Arm:
             "full_logit_difference": float(full.logit_difference.mean()),
             "empty": of(empty),
             "everything": of(everything),
-            "random": {"value": float(np.mean(values)), "low": min(values), "high": max(values)},
+            "random": {"value": float(np.mean(values)), "low": min(values), "high": max(values), "draws": values},
             "attribution": {n: of(objective.outcome(c.gates(shape))) for n, c in self.attribution.items()},
             "gates": {n: of(objective.outcome(c.gates(shape))) for n, c in self.gates.items()},
         }
