@@ -257,7 +257,7 @@ STAGES: dict[str, Stage] = {
     ),
     "transcoders": Stage(
         TranscoderSet,
-        5,
+        6,
         ("prompts", "lm"),
         _transcoders_config,
         lambda p, work, progress: stages.fit_transcoders(p.config, p.lm, p.get("prompts"), work, p.loggers(), progress),

@@ -98,12 +98,15 @@ class TranscoderTraining(pl.LightningModule):
 
 def _groups(stacked: StackedTranscoders, peak: float) -> list[dict[str, Any]]:
     """Parameters and their peak rates: Adam moves all entries equally far, so that matrices whose rows start short
-    (a transcoder's decoder) would move by too large a share of themselves."""
+    (a transcoder's decoder) would move by too large a share of themselves. Prediction heads keep the configured rate:
+    with that of small dictionaries some trainings diverged."""
     matrices = [matrix for dictionary in stacked.dictionaries for matrix in (dictionary.W_enc, dictionary.W_dec)]
     known = {id(matrix) for matrix in matrices}
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in stacked.parameters() if id(parameter) not in known], "lr": peak}
-    ]
+    heads = {id(parameter) for parameter in stacked.heads.parameters()}
+    others = [parameter for parameter in stacked.parameters() if id(parameter) not in known | heads]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": peak}]
+    if heads:
+        groups.append({"params": list(stacked.heads.parameters()), "lr": stacked.config.learning_rate})
     for matrix in matrices:
         lengths = matrix.detach().norm(dim=1)
         lengths = lengths.full_tensor() if isinstance(lengths, DTensor) else lengths

@@ -62,6 +62,20 @@ def test_a_matrix_with_shorter_rows_moves_less() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
+def test_prediction_heads_keep_the_configured_rate() -> None:
+    config = TranscoderConfig(k=4, expansion=4, steps=100, warmup_fraction=0.0, learning_rate=1e-4)
+    stacked = StackedTranscoders(config, 2, 16, seed=0)
+    scaling = Scaling(torch.zeros(2, 1, 16), torch.ones(2, 1, 1))
+    optimizer = TranscoderTraining(stacked, scaling, scaling).configure_optimizers()["optimizer"]
+    before = [value.detach().clone() for value in stacked.heads.parameters()]
+    for parameter in stacked.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert before
+    for old, new in zip(before, stacked.heads.parameters(), strict=True):
+        torch.testing.assert_close(old - new, torch.full_like(old, 1e-4), rtol=1e-2, atol=1e-7)
+
+
 def test_eight_bits_need_their_package() -> None:
     with pytest.raises(ConfigError, match=r"transcoder\.optimiser=adam8bit: expected the package torchao.*optim8bit"):
         train("adam8bit", steps=1)
