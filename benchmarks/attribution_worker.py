@@ -33,10 +33,8 @@ class Result(NamedTuple):
     compare: Callable[[np.ndarray], dict[str, Any]]
 
 
-def circuit_tracer(setup: dict[str, Any], folder: Path) -> Result:
-    """circuit-tracer's own code; only the model is built here, because it loads those of a hub by name."""
-    from circuit_tracer.attribution.attribute import attribute
-    from circuit_tracer.graph import compute_graph_scores, prune_graph
+def _replacement_model(setup: dict[str, Any], folder: Path) -> Any:
+    """The model in the class that circuit-tracer would make of one from a hub."""
     from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
     from circuit_tracer.transcoder.activation_functions import TopK
     from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
@@ -77,6 +75,15 @@ def circuit_tracer(setup: dict[str, Any], folder: Path) -> Result:
     if missing:
         raise RuntimeError(f"expected a value for every weight, found none for {sorted(missing)[:5]}")
     model.load_state_dict(state, strict=False)
+    return model
+
+
+def circuit_tracer(setup: dict[str, Any], folder: Path) -> Result:
+    """circuit-tracer's own code; only the model is built here, because it loads those of a hub by name."""
+    from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.graph import compute_graph_scores, prune_graph
+
+    model = _replacement_model(setup, folder)
     # By default it ranks features anew after 2,048 of them; HAGD ranks four times, however many are sought.
     often = {} if setup["most"] is None else {"batch_size": -(-setup["most"] // 4), "update_interval": 1}
     start = time.process_time()
@@ -96,6 +103,15 @@ def circuit_tracer(setup: dict[str, Any], folder: Path) -> Result:
     return Result(middle - start, end - middle, int(pruned.node_mask.sum()), int(pruned.edge_mask.sum()), compare)
 
 
+def _our_transcoders(setup: dict[str, Any], folder: Path) -> Any:
+    from hagd.transcoders.records import Transcoder, TranscoderSet
+
+    weights = load_file(folder / "transcoders.safetensors")
+    parts = ("W_enc", "b_enc", "W_dec", "b_dec")
+    layers = (Transcoder(i, setup["k"], *(weights[f"{p}_{i}"] for p in parts)) for i in range(setup["n_layers"]))
+    return TranscoderSet("random", "mlp", tuple(layers))
+
+
 def ours(setup: dict[str, Any], folder: Path) -> Result:
     """The parts of `hagd.attribution.prompt.graph.build_prompt_graph`."""
     from transformers import GPT2LMHeadModel
@@ -108,16 +124,8 @@ def ours(setup: dict[str, Any], folder: Path) -> Result:
     from hagd.attribution.prompt.logits import likely
     from hagd.attribution.prompt.trace import decompose, trace
     from hagd.models.language_model import LanguageModel
-    from hagd.transcoders.records import Transcoder, TranscoderSet
 
-    weights = load_file(folder / "transcoders.safetensors")
-    parts = ("W_enc", "b_enc", "W_dec", "b_dec")
-    found = TranscoderSet(
-        "random",
-        "mlp",
-        tuple(Transcoder(i, setup["k"], *(weights[f"{p}_{i}"] for p in parts)) for i in range(setup["n_layers"])),
-    )
-    lm = LanguageModel(GPT2LMHeadModel.from_pretrained(folder / "model"))
+    found, lm = _our_transcoders(setup, folder), LanguageModel(GPT2LMHeadModel.from_pretrained(folder / "model"))
     scratch = tempfile.TemporaryDirectory()
     with torch.no_grad():
         start = time.process_time()

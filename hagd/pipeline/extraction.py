@@ -6,7 +6,6 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -14,17 +13,12 @@ from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results
-from hagd.pipeline.pipeline import Pipeline
-from hagd.pipeline.start import start
+from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
-from hagd.tracking.wandb_run import tracked_run
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +34,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     began = time.perf_counter()
     start(config, folder)
     scorer = find_scorer(config)
-    settings = config.model_dump(mode="json")
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_run(
-        config.tracking, name=name, group=group, job_type="extract", config=settings, directory=Path(config.paths.runs)
-    ) as run:
-
-        def loggers() -> list[Logger]:
-            return [run.lightning_logger()]
-
-        pipeline = Pipeline(config, console, loggers, scorer)
+    with tracked_pipeline(config, console, name, group, "extract", scorer) as (run, pipeline):
         stored_report: ReportData = pipeline.get("report")
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored_report, settings=flat_settings(config))

@@ -10,7 +10,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -19,17 +19,13 @@ from hagd.attribution.prompt.records import BIAS, PromptGraph, ScoreAttribution
 from hagd.attribution.records import KIND_NAMES
 from hagd.config.run import ExtractConfig
 from hagd.pipeline.outputs import write_manifest, write_metrics
-from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.prompt_plan import prompt_plan, refuse_beyond_limit
-from hagd.pipeline.start import start
+from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.prompt.page import write_prompt_report
 from hagd.report.prompt.records import PromptReport
 from hagd.report.prompt.terminal import print_prompt
-from hagd.tracking.wandb_run import Run, tracked_run
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
+from hagd.tracking.wandb_run import Run
 
 
 def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: Console) -> dict[str, float]:
@@ -44,19 +40,8 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
     start(config, folder)
     if config.graph.memory_limit_mb is not None:
         refuse_beyond_limit(config, prompt_plan(config))
-    with tracked_run(
-        config.tracking,
-        name=f"{config.model.name}-prompt-{config.seed}",
-        group=group,
-        job_type="prompt",
-        config=config.model_dump(mode="json"),
-        directory=Path(config.paths.runs),
-    ) as run:
-
-        def loggers() -> list[Logger]:
-            return [run.lightning_logger()]
-
-        pipeline = Pipeline(config, console, loggers)
+    name = f"{config.model.name}-prompt-{config.seed}"
+    with tracked_pipeline(config, console, name, group, "prompt") as (run, pipeline):
         stored: PromptReport = pipeline.get("prompt_report")
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored, settings=flat_settings(config))

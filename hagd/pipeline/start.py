@@ -1,21 +1,28 @@
-"""What every kind of `extract.py` run does before its stages."""
+"""What runs do before their stages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
 from hagd.artifacts.store import disk_errors
-from hagd.config.run import ExtractConfig
+from hagd.config.run import ExtractConfig, StagesConfig
 from hagd.pipeline.outputs import write_config
 from hagd.pipeline.pipeline import Pipeline
+from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
 
 
 def start(config: ExtractConfig, folder: Path) -> None:
-    """Threads, the run folder and its `config.yaml`.
+    """Threads of `extract.py`, the run folder and its `config.yaml`.
 
     A process that only lends its device to the trainings of another (`is_helper`) exits here, after them.
     """
@@ -27,3 +34,28 @@ def start(config: ExtractConfig, folder: Path) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
+
+
+@contextmanager
+def tracked_pipeline(
+    config: StagesConfig,
+    console: Console,
+    name: str,
+    group: str | None,
+    job_type: str,
+    scorer: Path | None = None,
+) -> Iterator[tuple[Run, Pipeline]]:
+    """A W&B run with the resolved configuration, and a pipeline whose trainings log to it."""
+    with tracked_run(
+        config.tracking,
+        name=name,
+        group=group,
+        job_type=job_type,
+        config=config.model_dump(mode="json"),
+        directory=Path(config.paths.runs),
+    ) as run:
+
+        def loggers() -> list[Logger]:
+            return [run.lightning_logger()]
+
+        yield run, Pipeline(config, console, loggers, scorer)

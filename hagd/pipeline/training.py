@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,15 +20,13 @@ from hagd.models.records import TrainedLM
 from hagd.pipeline.dictionaries import export
 from hagd.pipeline.outputs import track_dictionaries, write_config, write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.start import tracked_pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
 from hagd.transcoders.formats.files import refuse_content
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +66,7 @@ def run_training(
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
     name = f"{config.stage}-{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_run(
-        config.tracking,
-        name=name,
-        group=group,
-        job_type=config.stage,
-        config=config.model_dump(mode="json"),
-        directory=Path(config.paths.runs),
-    ) as run:
-
-        def loggers() -> list[Logger]:
-            return [run.lightning_logger()]
-
-        pipeline = Pipeline(config, console, loggers)
+    with tracked_pipeline(config, console, name, group, config.stage) as (run, pipeline):
         metrics = train(config, pipeline, sections, run)
         stored = pipeline.used.values()
         metrics["time.total_s"] = sum(each.seconds for each in stored)

@@ -42,8 +42,7 @@ def render(data: ReportData, figures: Sequence[Path] = ()) -> str:
     """The page as text."""
     run = f"{data.model} · {data.task} · seed {data.seed}"
     return Template(asset("report.html")).substitute(
-        title=escape(f"HAGD circuit: {run}"),
-        style=asset("report.css"),
+        head=page_head(f"HAGD circuit: {run}"),
         run=escape(run),
         headline=escape(headline(data)),
         verdict=fragments.verdict_line(data),
@@ -60,6 +59,11 @@ def render(data: ReportData, figures: Sequence[Path] = ()) -> str:
         data=embed(payload(data)),
         scripts=scripts(),
     )
+
+
+def page_head(title: str) -> str:
+    """Everything before a page's own content: encoding, policy, title, style."""
+    return Template(asset("page_head.html")).substitute(title=escape(title), style=asset("report.css"))
 
 
 def circuit_view(title: str, note: str = "") -> str:

@@ -235,17 +235,23 @@ MODES: list[tuple[Architecture, Ablation, bool, str, int]] = [
 ]
 
 
+def by_intervention(case: Case, frozen: Frozen) -> Tensor:
+    """What each target loses when one source is removed from the frozen model, `[targets, nodes]`."""
+    clean = case.values(frozen())
+    expected = torch.zeros(len(case.targets), len(case.nodes), dtype=torch.float64)
+    for node in range(len(case.nodes)):
+        if case.nodes.kind[node] != LOGIT:
+            expected[:, node] = clean - case.values(frozen(*removal(case, node)))
+    return expected
+
+
 @pytest.mark.parametrize(("architecture", "ablation", "varied", "variant", "n_layers"), MODES)
 def test_direct_edges_are_interventions_in_the_frozen_model(
     architecture: Architecture, ablation: Ablation, varied: bool, variant: str, n_layers: int
 ) -> None:
     case = random_case(architecture, ablation, varied=varied, variant=variant, n_layers=n_layers)
     frozen = Frozen(case.patched.lm, case.tokens, case.patched.transcoders.transcoders)
-    clean = case.values(frozen())
-    expected = torch.zeros(len(case.targets), len(case.nodes), dtype=torch.float64)
-    for node in range(len(case.nodes)):
-        if case.nodes.kind[node] != LOGIT:
-            expected[:, node] = clean - case.values(frozen(*removal(case, node)))
+    expected = by_intervention(case, frozen)
     found = matrix(DirectEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
     assert_same(found, expected)
     for kind in (FEATURE, ERROR, TOKEN):
@@ -274,11 +280,7 @@ def test_edges_from_and_into_heads_are_interventions_in_the_frozen_model(
         architecture, ablation, varied=varied, variant=variant, n_layers=n_layers, head_layers=head_layers
     )
     frozen = Frozen(case.patched.lm, case.tokens, case.patched.transcoders.transcoders, head_layers)
-    clean = case.values(frozen())
-    expected = torch.zeros(len(case.targets), len(case.nodes), dtype=torch.float64)
-    for node in range(len(case.nodes)):
-        if case.nodes.kind[node] != LOGIT:
-            expected[:, node] = clean - case.values(frozen(*removal(case, node)))
+    expected = by_intervention(case, frozen)
     found = matrix(DirectEdges(case.patched, case.task, case.prompts, case.nodes, ablation), case)
     is_head = torch.as_tensor(case.nodes.kind == HEAD)
     into = is_head[case.targets]

@@ -52,7 +52,7 @@ def test_every_option_composes(group: str, name: str) -> None:
 @pytest.mark.parametrize("entry", ["extract", "train"])
 def test_every_experiment_composes(entry: str, name: str) -> None:
     schema: Any = {"extract": ExtractConfig, "train": TrainConfig}[entry]
-    load_config(schema, container(f"experiment={name}", entry=entry))
+    assert isinstance(load_config(schema, container(f"experiment={name}", entry=entry)), schema)
 
 
 @pytest.mark.parametrize(("entry", "schema"), [("extract", ExtractConfig), ("train", TrainConfig)])

@@ -84,7 +84,8 @@ def test_wrong_types_and_ranges(override: str, expected: str) -> None:
 
 def test_the_example_in_a_message_is_accepted() -> None:
     example = message("search.sizes=3").rpartition("for example ")[2]
-    load_config(ExtractConfig, container(example))
+    assert example.startswith("search.sizes=")
+    assert load_config(ExtractConfig, container(example)).search.sizes
 
 
 @pytest.mark.parametrize(

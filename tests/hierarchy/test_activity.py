@@ -13,20 +13,26 @@ from hagd.config.stages import GraphConfig
 from hagd.hierarchy import activity
 from hagd.hierarchy.activity import activations, intervention_effects, linear_effects
 from hagd.patching.objective import Objective
+from hagd.patching.patched_model import PatchedModel
+from hagd.tasks.records import Prompts
 from tests.builders import patched_model, prompts_task, random_model, random_prompts, random_transcoders
 from tests.reference import heads_of
 
 Case = tuple[Objective, AttributionGraph]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one option", "two options"])
-def case(request: pytest.FixtureRequest) -> Case:
-    lm, prompts = random_model(length=6), random_prompts(n=7, c=request.param)
-    patched = patched_model(lm, random_transcoders(lm), prompts)
+def attributed(patched: PatchedModel, prompts: Prompts) -> Case:
     task = prompts_task(prompts)
     objective = Objective(patched, task, prompts, ablation="mean", error="mean", batch_size=4)
     config = GraphConfig(edge_prompts=3)
     return objective, build_graph(patched, task, prompts, attribute_nodes(objective, config), config)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one option", "two options"])
+def case(request: pytest.FixtureRequest) -> Case:
+    lm, prompts = random_model(length=6), random_prompts(n=7, c=request.param)
+    patched = patched_model(lm, random_transcoders(lm), prompts)
+    return attributed(patched, prompts)
 
 
 def test_activations_are_summed_over_the_slot(case: Case) -> None:
@@ -46,10 +52,7 @@ def test_activations_are_summed_over_the_slot(case: Case) -> None:
 def with_heads() -> Case:
     lm, prompts = random_model("llama", length=6), random_prompts(n=7, c=2)
     patched = patched_model(lm, random_transcoders(lm), prompts, head_layers=(0, 1))
-    task = prompts_task(prompts)
-    objective = Objective(patched, task, prompts, ablation="mean", error="mean", batch_size=4)
-    config = GraphConfig(edge_prompts=3)
-    return objective, build_graph(patched, task, prompts, attribute_nodes(objective, config), config)
+    return attributed(patched, prompts)
 
 
 def test_heads_are_as_active_as_their_outputs_are_long(with_heads: Case) -> None:

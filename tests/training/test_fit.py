@@ -179,7 +179,7 @@ def test_a_loss_that_comes_back_goes_on(tmp_path: Path) -> None:
             result = super().training_step(batch, batch_idx)
             return result | {"loss": result["loss"] * (1e6 if batch[0] % 20 else 1)}
 
-    train(tmp_path / "c", N_STEPS, Spike())
+    assert train(tmp_path / "c", N_STEPS, Spike()).seen == list(range(N_STEPS))
 
 
 def test_the_random_state_outside_is_untouched(tmp_path: Path) -> None:

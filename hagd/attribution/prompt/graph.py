@@ -74,12 +74,7 @@ def build_prompt_graph(
     bias = biases(silent, sources, transcoders, logits)
     value = torch.cat([active.activation.to(run.dtype), _logit_values(run, logits)])
     sum_error = _sum_error(computed, sources, value, bias)
-    if sum_error > _TOLERANCE:
-        raise NumericalError(
-            f"graph of {lm.name}: expected edges and biases to add up to the model's activations within "
-            f"{_TOLERANCE:.0%}, found a deviation of {sum_error:.1%}; this architecture does more than attention with "
-            "a constant pattern (a window, a soft cap), which HAGD does not model"
-        )
+    _refuse_deviation(lm, sum_error)
     pruned = prune(
         computed.edges,
         calculation.weights,
@@ -95,6 +90,15 @@ def build_prompt_graph(
     identities = np.stack(_all_nodes(run, sources, logits, bias, computed.influence)[:4], axis=1)
     heard = silent.attention_in[config.score.layer]
     return replace(found, score=attribute_score(lm, model, sources, heard, identities, config.score))
+
+
+def _refuse_deviation(lm: LanguageModel, sum_error: float) -> None:
+    if sum_error > _TOLERANCE:
+        raise NumericalError(
+            f"graph of {lm.name}: expected edges and biases to add up to the model's activations within "
+            f"{_TOLERANCE:.0%}, found a deviation of {sum_error:.1%}; this architecture does more than attention with "
+            "a constant pattern (a window, a soft cap), which HAGD does not model"
+        )
 
 
 def at_last_position(sources: Sources, logits: LogitTargets) -> Targets:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from hagd.report import fragments
-from hagd.report.html import asset, circuit_view, publish, scripts
+from hagd.report.html import asset, circuit_view, page_head, publish, scripts
 from hagd.report.payload import embed, payload
 from hagd.report.prompt.records import PromptReport, ScoreView
 from hagd.report.wording import METRIC_NAMES, number, percent, visible
@@ -21,8 +21,7 @@ def write_prompt_report(data: PromptReport, path: Path) -> None:
 def render(data: PromptReport) -> str:
     """The page as text."""
     return Template(asset("prompt.html")).substitute(
-        title=escape(f"HAGD graph: {data.prompt}"),
-        style=asset("report.css"),
+        head=page_head(f"HAGD graph: {data.prompt}"),
         run=escape(f"{data.model} · one prompt"),
         headline=escape(data.prompt),
         summary=escape(summary(data)),
