@@ -269,6 +269,9 @@ class HierarchyConfig(Section):
     coherence_prompts: int = Field(64, ge=2, description="selection prompts on which each of them is ablated")
 
 
+SearchLoss = Literal["shortfall", "divergence"]
+
+
 class SearchConfig(Section):
     """How the circuit is found."""
 
@@ -283,8 +286,16 @@ class SearchConfig(Section):
     scorer: str | None = Field(
         "auto", description="meta-learned scorer: auto (the newest of this project, if any), a path, or null"
     )
+    loss: SearchLoss = Field(
+        "shortfall",
+        description="what is minimised: shortfall of the logit difference below that of the full model, or divergence",
+    )
     traversal: bool = Field(True, description="coarse-to-fine group tests over the hierarchy")
     traversal_budget: int = Field(200, ge=0, description="model evaluations that group tests may spend")
+    elimination: bool = Field(True, description="drop the least contributing nodes in rounds, attributed anew in each")
+    elimination_keep: float = Field(0.8, gt=0, lt=1, description="share of the nodes that a round keeps")
+    elimination_steps: int = Field(2, ge=1, description="points of a round's path integral")
+    elimination_prompts: int = Field(256, ge=1, description="discovery prompts a round")
     gates: bool = Field(True, description="refine with stochastic gates under an L0 price")
     gate_steps: int = Field(280, ge=1, description="gradient steps of the gates, shared by all sizes")
     gate_learning_rate: float = Field(0.1, gt=0, description="rate of Adam on gate logits")

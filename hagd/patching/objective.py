@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hagd.config.stages import Ablation, ErrorMode
+from hagd.config.stages import Ablation, ErrorMode, SearchLoss
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts, TaskData
 from hagd.tasks.scoring import is_correct, log_probability, logit_difference, option_scores
@@ -37,7 +37,11 @@ class Outcome:
 
 
 class Objective:
-    """Runs circuits on one split of a task; `patched.evaluations` counts what that costs."""
+    """Runs circuits on one split of a task; `patched.evaluations` counts what that costs.
+
+    `loss` is what a search minimises: `divergence`, KL(full ‖ patched), or `shortfall`, by how much the logit
+    difference of a prompt falls below that of the full model, over the mean size of the latter.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Objective:
         ablation: Ablation,
         error: ErrorMode,
         batch_size: int,
+        loss: SearchLoss = "divergence",
     ) -> None:
         self.patched = patched
         self.task = task
@@ -55,7 +60,10 @@ class Objective:
         self.ablation = ablation
         self.error = error
         self.batch_size = batch_size
-        self._target = torch.cat([self._distribution(self._full(part), part) for part in self._parts()])
+        self._loss = loss
+        full = [(part, self._full(part)) for part in self._parts()]
+        self._target = torch.cat([self._distribution(logits, part) for part, logits in full])
+        self._lead = torch.cat([logit_difference(logits, part, task.length_normalised) for part, logits in full])
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -68,25 +76,43 @@ class Objective:
         """The patched model with gates in the shape `patched.gate_shape`."""
         return self._outcome(lambda part: self._logits(part, gates))
 
+    def loss(self, gates: Tensor, index: Tensor) -> Tensor:
+        """Mean loss over the prompts `index`; differentiable in `gates`."""
+        return self.loss_by_prompt(gates, index).mean()
+
+    def loss_by_prompt(self, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
+        """Loss of each of the prompts `index`, `[n]`; with `owner` `[n]`, gates are `[G, *gate_shape]`."""
+        return self._measured(self._loss, gates, index, owner)
+
+    def losses(self, gates: Tensor, index: Tensor) -> Tensor:
+        """Mean loss of G gate settings at once: `[G, *gate_shape]` → `[G]`, without gradient."""
+        return self._means(self._loss, gates, index)
+
     def divergence(self, gates: Tensor, index: Tensor) -> Tensor:
         """Mean KL(full ‖ patched) over the prompts `index`, nats; differentiable in `gates`."""
-        logits = self._logits(self.prompts[index], gates)
-        return self._kl(self._target[index], logits, self.prompts[index]).mean()
+        return self._measured("divergence", gates, index).mean()
+
+    def divergences(self, gates: Tensor, index: Tensor) -> Tensor:
+        """The same for G gate settings at once: `[G, *gate_shape]` → `[G]`, without gradient."""
+        return self._means("divergence", gates, index)
 
     @torch.no_grad()
-    def divergences(self, gates: Tensor, index: Tensor) -> Tensor:
-        """The same for G gate settings at once: `[G, *gate_shape]` → `[G]`."""
-        part = self.prompts[index]
+    def _means(self, loss: SearchLoss, gates: Tensor, index: Tensor) -> Tensor:
         at_once = max(1, self.batch_size // max(len(index), 1))
         values = []
         for chunk in gates.split(at_once):
-            repeated = torch.arange(len(index), device=gates.device).repeat(len(chunk))
             owner = torch.arange(len(chunk), device=gates.device).repeat_interleave(len(index))
-            tiled = part[repeated]
-            logits = self._logits(tiled, chunk, owner)
-            kl = self._kl(self._target[index][repeated], logits, tiled)
-            values.append(kl.view(len(chunk), len(index)).mean(1))
+            value = self._measured(loss, chunk, index.repeat(len(chunk)), owner)
+            values.append(value.view(len(chunk), len(index)).mean(1))
         return torch.cat(values)
+
+    def _measured(self, loss: SearchLoss, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
+        part = self.prompts[index]
+        logits = self._logits(part, gates, owner)
+        if loss == "divergence":
+            return self._kl(self._target[index], logits, part)
+        lead = logit_difference(logits, part, self.task.length_normalised)
+        return (self._lead[index] - lead).relu() / self._lead.abs().mean().clamp(min=1e-6)
 
     def metric(self, name: str, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
         """`log_probability` or `logit_difference` of the prompts `index`, `[n]`; differentiable in `gates`."""

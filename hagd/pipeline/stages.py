@@ -20,7 +20,7 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.stages import SearchLoss, TranscoderConfig
 from hagd.config.task import SymbolicTask
 from hagd.errors import ConfigError, NumericalError, TaskError
 from hagd.hierarchy.activity import activations, intervention_effects, linear_effects
@@ -257,7 +257,7 @@ def search(
 ) -> SearchResult:
     """Stage `search`: sees the discovery and the selection split."""
     searched = Searched(
-        discovery=discovery_objective(config, patched, task),
+        discovery=objective_on(config, patched, task, task.discovery, config.search.loss),
         selection=objective_on(config, patched, task, task.selection),
         graph=graph,
         hierarchy=hierarchy,
@@ -291,7 +291,21 @@ def discovery_objective(config: StagesConfig, patched: PatchedModel, task: TaskD
     return objective_on(config, patched, task, task.discovery)
 
 
-def objective_on(config: StagesConfig, patched: PatchedModel, task: TaskData, prompts: Prompts) -> Objective:
+def objective_on(
+    config: StagesConfig,
+    patched: PatchedModel,
+    task: TaskData,
+    prompts: Prompts,
+    loss: SearchLoss = "divergence",
+) -> Objective:
     """An objective with the configured ablation and error mode."""
     graph = config.graph
-    return Objective(patched, task, prompts, ablation=graph.ablation, error=graph.error, batch_size=graph.batch_size)
+    return Objective(
+        patched,
+        task,
+        prompts,
+        ablation=graph.ablation,
+        error=graph.error,
+        batch_size=graph.batch_size,
+        loss=loss,
+    )

@@ -54,12 +54,12 @@ def by_greedy_pruning(
     order = np.argsort(by_attribution(graph), kind="stable")
     kept = torch.ones(len(flat))
     rises = np.zeros(len(flat))
-    empty = float(objective.divergences(scatter(torch.zeros(len(flat)), flat, shape)[None], index)[0])
+    empty = float(objective.losses(scatter(torch.zeros(len(flat)), flat, shape)[None], index)[0])
     threshold = empty / len(flat)
-    before = float(objective.divergences(scatter(kept, flat, shape)[None], index)[0])
+    before = float(objective.losses(scatter(kept, flat, shape)[None], index)[0])
     for done, node in enumerate(order.tolist()):
         kept[node] = 0.0
-        after = float(objective.divergences(scatter(kept, flat, shape)[None], index)[0])
+        after = float(objective.losses(scatter(kept, flat, shape)[None], index)[0])
         rises[node] = after - before
         if rises[node] > threshold:
             kept[node] = 1.0

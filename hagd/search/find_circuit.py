@@ -1,6 +1,6 @@
 """One interface for all methods: (model on the discovery split, graph, budget) → circuits of several sizes.
 
-HAGD is scorer → coarse-to-fine traversal → gates → causal pruning; every part can be switched off.
+HAGD is scorer → group tests over the hierarchy → elimination → gates → causal pruning; every part can be switched off.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hagd.errors import ConfigError
 from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective
 from hagd.search import baselines
+from hagd.search.elimination import eliminate
 from hagd.search.gates import descend
 from hagd.search.pruning import exchange_idle
 from hagd.search.records import Circuit, SearchResult, SearchStep
@@ -134,7 +135,9 @@ def _gated(
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """HAGD, or flat gates: the same refinement without scorer, traversal, choice and pruning."""
     guided = config.method == "hagd"
-    start = _start(searched, config, size, ledger, generator) if guided else np.full(searched.graph.n_candidates, _EVEN)
+    start = np.full(searched.graph.n_candidates, _EVEN)
+    if guided:
+        start = _start(searched, config, sizes, size, ledger, generator)
     rankings = {each: [start] for each in sizes}
     if config.gates:
         trained = descend(
@@ -161,14 +164,21 @@ def _gated(
 
 
 def _start(
-    searched: Searched, config: SearchConfig, size: int, ledger: _Ledger, generator: torch.Generator
+    searched: Searched,
+    config: SearchConfig,
+    sizes: list[int],
+    size: int,
+    ledger: _Ledger,
+    generator: torch.Generator,
 ) -> np.ndarray:
-    """First gate logits `[n]`: ranks of the scorer or the attribution, lowered where group tests found nodes idle."""
+    """First gate logits `[n]`: ranks of the scorer or the attribution, lowered where group tests found nodes idle, or
+    of the elimination among the nodes that these leave."""
     scored = searched.scores is not None
     score = baselines.by_attribution(searched.graph) if searched.scores is None else searched.scores
     note = "meta-learned scorer" if scored else "start: attribution (no meta-learned scorer)"
     ledger.close("scorer", _top(score, size), note)
     start = _rank(score) * 2 * _EVEN
+    n_left = len(start) // 2 if scored else len(start)
     if config.traversal and config.traversal_budget > 0:
         found = find_idle(
             searched.discovery,
@@ -179,13 +189,29 @@ def _start(
             generator=generator,
         )
         start = start - _IDLE * found.idle
+        n_left = min(n_left, int((~found.idle).sum()))
         note = f"{int(found.idle.sum())} of {len(start)} idle by {found.tested} group tests, {found.levels} levels"
         ledger.close("traversal", _top(start, size), note)
+    if config.elimination:
+        score = eliminate(
+            searched.discovery,
+            torch.as_tensor(searched.graph.flat),
+            start,
+            sizes,
+            n_start=n_left,
+            keep=config.elimination_keep,
+            steps=config.elimination_steps,
+            prompts=config.elimination_prompts,
+            generator=generator,
+            progress=lambda done, total: searched.progress("elimination", done, total),
+        )
+        ledger.close("elimination", _top(score, size))
+        start = _rank(score) * 2 * _EVEN
     return start
 
 
 def _best_ranking(searched: Searched, rankings: list[np.ndarray], size: int) -> np.ndarray:
-    """The ranking whose first `size` nodes are closest to the full model on the discovery split.
+    """The ranking whose first `size` nodes lose least on the discovery split.
 
     Gates trained for very small circuits can end below the attribution that they started from; measuring both costs
     an evaluation each and keeps the search from losing silently.
@@ -194,8 +220,8 @@ def _best_ranking(searched: Searched, rankings: list[np.ndarray], size: int) -> 
     discovery = searched.discovery
     shape = discovery.patched.gate_shape
     circuits = [Circuit(np.sort(searched.graph.flat[_top(ranking, size)])).gates(shape) for ranking in rankings]
-    divergences = discovery.divergences(torch.stack(circuits), torch.arange(len(discovery)))
-    return rankings[int(divergences.argmin())]
+    losses = discovery.losses(torch.stack(circuits), torch.arange(len(discovery)))
+    return rankings[int(losses.argmin())]
 
 
 def _prune(

@@ -1,7 +1,7 @@
 """Differentiable refinement: hard-concrete gates on nodes under a price that follows a schedule of sizes.
 
 Gates are those of Louizos et al. (2018): `g = clamp(σ((log u − log(1 − u) + z)/β)(ζ − γ) + γ, 0, 1)`, u uniform. The
-loss is KL(full ‖ patched) + λ · E[number of open gates]. λ is not a hyperparameter: it rises while more gates are
+loss is that of the objective + λ · E[number of open gates]. λ is not a hyperparameter: it rises while more gates are
 open than the schedule wants and falls otherwise, and the schedule descends through all requested sizes, so one run
 gives a circuit trained for each size (a ranking trained at one price is poor far below its own size).
 """
@@ -66,7 +66,7 @@ def descend(
             n_open = expected_open(logits)
             price = max(0.0, price + _PRICE_RATE * math.log(float(n_open.detach()) / wanted))
             optimiser.zero_grad()
-            (objective.divergence(gates, index) + price * n_open).backward()
+            (objective.loss(gates, index) + price * n_open).backward()
             optimiser.step()
             done += 1
             if progress is not None:

@@ -1,8 +1,8 @@
 """Causal pruning: exchange the nodes that interventions show to be idle against better ones outside.
 
 Each member of a circuit is ablated alone, and each of the best outsiders is added alone; both are measured, not
-estimated. The least useful members then make room for the most useful outsiders, as many as lower the divergence
-(tried at halving numbers). The size never changes and the divergence on the discovery split never rises.
+estimated. The least useful members then make room for the most useful outsiders, as many as lower the loss
+(tried at halving numbers). The size never changes and the loss on the discovery split never rises.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def exchange_idle(
             return Exchange(members, exchanged)
         spent += cost
         flips = np.concatenate([members, outsiders])
-        effect = _divergences(objective, flat, _flip_each(inside, flips), index)
+        effect = _losses(objective, flat, _flip_each(inside, flips), index)
         worst = members[np.argsort(effect[: len(members)])]
         best = outsiders[np.argsort(effect[len(members) :])]
         tried = [inside] + [_swap(inside, worst[:n], best[:n]) for n in trials]
-        results = _divergences(objective, flat, np.stack(tried), index)
+        results = _losses(objective, flat, np.stack(tried), index)
         winner = int(results.argmin())
         if winner == 0:
             return Exchange(members, exchanged)
@@ -91,12 +91,12 @@ def _swap(inside: np.ndarray, leave: np.ndarray, enter: np.ndarray) -> np.ndarra
     return swapped
 
 
-def _divergences(objective: Objective, flat: Tensor, rows: np.ndarray, index: Tensor) -> np.ndarray:
+def _losses(objective: Objective, flat: Tensor, rows: np.ndarray, index: Tensor) -> np.ndarray:
     device = objective.patched.lm.device
     at_once = max(1, 4 * objective.batch_size // len(index))
     values = []
     for start in range(0, len(rows), at_once):
         part = torch.as_tensor(rows[start : start + at_once], dtype=torch.float32, device=device)
         gates = torch.stack([scatter(row, flat.to(device), objective.patched.gate_shape) for row in part])
-        values.append(objective.divergences(gates, index))
+        values.append(objective.losses(gates, index))
     return torch.cat(values).cpu().numpy()

@@ -107,7 +107,7 @@ def _test(objective: Objective, kept: Tensor, flat: Tensor, shape: tuple[int, ..
     """Divergence `[G]` of keeping `kept` `[G, n_candidates]`."""
     device = objective.patched.lm.device
     gates = torch.stack([scatter(row.to(device), flat.to(device), shape) for row in kept])
-    return objective.divergences(gates, index).cpu()
+    return objective.losses(gates, index).cpu()
 
 
 def _largest_prefix(
