@@ -45,7 +45,7 @@ def head_directions(patched: PatchedModel, task: TaskData, prompts: Prompts) -> 
 
 
 def gradients_at_heads(lm: LanguageModel, layers: Sequence[int], metric: Callable[[], Tensor]) -> dict[int, Tensor]:
-    """Layer → gradient `[B, T, H, e]`, at the outputs of its heads, of the number that `metric` gets from running `lm`."""
+    """Layer → gradient `[B, T, H, e]`, at its heads' outputs, of the number that `metric` gets from running `lm`."""
     if not layers:
         return {}
     leaves: list[Tensor] = []

@@ -191,8 +191,8 @@ class GraphConfig(Section):
     heads: bool = Field(
         False,
         description="attention heads of head_layers are nodes beside features; scope=task: candidates, members of "
-        "circuits, ablated outside them; scope=prompt: nothing passes through their attention unseen. false = attention "
-        "is never ablated, and edges lead through it",
+        "circuits, ablated outside them; scope=prompt: edges enter and leave them and none leads through their "
+        "attention. false = attention is never ablated, and edges lead through it",
     )
     head_layers: tuple[int, ...] | None = Field(
         None, description="layers whose heads are nodes (null = those that are decomposed)"

@@ -20,7 +20,7 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.stages import GraphConfig, TranscoderConfig
 from hagd.config.task import SymbolicTask
 from hagd.errors import ConfigError, NumericalError, TaskError
 from hagd.hierarchy.activity import activations, intervention_effects, linear_effects

@@ -32,7 +32,8 @@ class Computed:
         edges: on disk.
         influence: `[N]`, of every node (`hagd.attribution.prompt.influence`).
         incoming: float64 `[N]`, sum of all edges into each target; 0 elsewhere.
-        chosen: bool `[N]`, nodes of the graph: all, or without the features and heads that were not among the most influential.
+        chosen: bool `[N]`, nodes of the graph: all, or without features and heads that were not among the most
+            influential.
     """
 
     edges: StoredEdges

@@ -3,8 +3,8 @@
 With attention patterns and norm scales held at their clean values and every MLP replaced by its features, error and
 linear skip, the residual stream is linear in what is written to it. The projections of queries and keys, the MLPs and
 the parts of the model above a target do not occur. Where the heads of a layer are nodes, their outputs are written like
-those of an MLP, and nothing passes through that attention. Gains and centring of norms are folded into the projections, their
-scales into the patterns, so that a layer costs the products with V, O and the pattern alone.
+those of an MLP, and nothing passes through that attention. Gains and centring of norms are folded into the projections,
+their scales into the patterns, so that a layer costs the products with V, O and the pattern alone.
 
 Shape legend: T positions, P positions up to the last target of a batch, R rows (targets), d = d_model, H heads,
 K heads of keys and values, e width of a head.
@@ -118,7 +118,7 @@ class FrozenModel:
         return self._layers[layer].pattern[heads, positions, :n].T.contiguous()[..., None] * vectors
 
     def head_reads(self, layer: int, directions: Tensor) -> Tensor:
-        """What heads read along, `[T, H, d]`, for `directions` `[T, H, e]` at their outputs; pattern and scale apart."""
+        """What heads read along, `[T, H, d]`, for `directions` `[T, H, e]` at outputs; without pattern and scale."""
         return torch.einsum("the,hed->thd", directions, self._layers[layer].values)
 
     def head_writes(self, layer: int, outputs: Tensor) -> Tensor:

@@ -222,7 +222,9 @@ def _all_nodes(
     n_layers, n_positions, n_heads = sources.n_layers, sources.n_positions, sources.heads_at_position
     every = torch.arange(n_positions, device=active.layer.device)
     layers = torch.arange(n_layers, device=every.device).repeat_interleave(n_positions)
-    heads = torch.cartesian_prod(torch.tensor(list(sources.heads), dtype=torch.long), torch.arange(n_positions), torch.arange(n_heads))
+    heads = torch.cartesian_prod(
+        torch.tensor(list(sources.heads), dtype=torch.long), torch.arange(n_positions), torch.arange(n_heads)
+    )
     head_layer, head_position, head = heads.to(every.device).T
     counts = torch.tensor([len(active), len(heads), len(layers), n_positions, k], device=every.device)
     kind = torch.tensor([FEATURE, HEAD, ERROR, TOKEN, LOGIT], device=every.device).repeat_interleave(counts)

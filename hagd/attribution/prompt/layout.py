@@ -189,9 +189,7 @@ class Rows:
         self.dense = sources.embedding.new_zeros(count, sum(sizes))
         self.features, self.heads, self.errors, self.tokens = self.dense.split(sizes, dim=1)
         first = [0, sources.n_features, sources.error(0), sources.error(sources.n_layers)]
-        self.columns = torch.cat(
-            [torch.arange(start, start + size) for start, size in zip(first, sizes, strict=True)]
-        )
+        self.columns = torch.cat([torch.arange(start, start + size) for start, size in zip(first, sizes, strict=True)])
         self._sources, self._layer = sources, layer
 
     def reachable(self, position: int) -> Tensor:

@@ -73,7 +73,7 @@ def difference(lm: LanguageModel, run: Trace, token: int, other: int) -> LogitTa
 def head_directions(lm: LanguageModel, run: Trace, logits: LogitTargets) -> dict[int, Tensor]:
     """Layer → `u` `[T, H, e]`, what heads that are nodes are read along; empty without them.
 
-    The gradient of the weighted sum of `logits` at the heads' outputs, in the clean run of the model with nothing frozen.
+    The gradient of the weighted sum of `logits` at the heads' outputs, in the clean run with nothing frozen.
     """
     along = logits.weights @ logits.vectors
 

@@ -21,8 +21,8 @@ class PromptNodes:
         position: int64 `[n]`.
         feature: int64 `[n]`, dictionary index; number of a head; vocabulary index of tokens and logits (−1: difference
             of two logits); 0 for errors.
-        value: float32 `[n]`, activation of a feature, probability of a logit's token; of a head `u · z`, what its output
-            does to the explained logits to first order; 0 for the others.
+        value: float32 `[n]`, activation of a feature, probability of a logit's token; of a head `u · z`, what its
+            output does to the explained logits to first order; 0 for the others.
         influence: float32 `[n]`, share of the logits that passes through (`hagd.attribution.prompt.influence`).
         bias: float32 `[n]`, what a feature, head or logit has with no edges; 0 for the others.
     """
@@ -79,8 +79,9 @@ class PromptGraph:
         n_active: active features, of which pruning left some.
         n_edges: edges that were computed.
         replacement: influence of tokens over that of tokens and errors, before pruning.
-        completeness: share of the influence on all nodes that comes from features and tokens, before pruning.
-        sum_error: largest deviation of edges plus bias from a target's value, over the largest value.
+        completeness: share of the influence on all nodes that comes from features, heads and tokens, before pruning.
+        sum_error: largest deviation of edges plus bias from a target's value, over the largest value; of
+            heads over theirs.
         score: an attention score, where one was asked for.
     """
 

@@ -50,7 +50,7 @@ class Targets:
 
     @property
     def depth(self) -> int:
-        """Every source of a target is of a lower depth: heads of a layer come before its features, which may read them."""
+        """All sources of a target are of lower depth: heads of a layer are below its features, which may read them."""
         return 2 * self.layer + int(self.reads == "mlp")
 
 
@@ -114,9 +114,7 @@ def _head_batches(
         yield Targets(layer, part, own // n_heads, vectors[own], "heads", own % n_heads)
 
 
-def _parts(
-    sources: Sources, layer: int, nodes: Tensor, positions: Tensor, chosen: Tensor | None
-) -> Iterator[Tensor]:
+def _parts(sources: Sources, layer: int, nodes: Tensor, positions: Tensor, chosen: Tensor | None) -> Iterator[Tensor]:
     """`nodes` that read at `layer`, at ascending `positions`, as many together as make up a batch."""
     nodes = nodes.to(positions.device)
     if chosen is not None:

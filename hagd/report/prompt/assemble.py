@@ -97,7 +97,7 @@ def _node_views(
         if kind == FEATURE:
             more["promoted"] = promoted(written(transcoders, transcoders.layers.index(layer), feature), lm, text)
         elif kind == HEAD:
-            more["label"] = f"head L{layer}.{feature} {tokens[position]}"
+            more["label"] = f"L{layer}.{feature}"
             more["promoted"] = promoted(by_heads[layer][position, feature], lm, text)
         else:
             logit = f"difference to {minus}" if feature == DIFFERENCE else f"logit {text(feature)}"

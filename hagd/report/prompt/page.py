@@ -40,7 +40,7 @@ def render(data: PromptReport) -> str:
 def summary(data: PromptReport) -> str:
     """One sentence: what is left of what, and how much features explain."""
     found = data.metrics
-    heads = f", {number(found['graph.heads'])} outputs of attention heads" if "graph.heads" in found else ""
+    heads = f", {number(found['graph.heads'])} attention heads" if "graph.heads" in found else ""
     return (
         f"{number(found['graph.features'])} of {number(found['graph.active_features'])} active features{heads} and "
         f"{number(found['graph.edges'])} of {number(found['graph.edges_computed'])} edges are left; replacement score "

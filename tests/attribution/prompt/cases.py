@@ -94,7 +94,11 @@ def removals(case: Case) -> tuple[dict[int, Tensor], Tensor, dict[int, Tensor]]:
     """What is added to each MLP's output, the embedding, and heads, when source s is taken away in sequence s."""
     sources, n, inner, layers = case.sources, case.sources.n_features, case.sources.n_inner, case.transcoders.layers
     moved = torch.zeros(case.lm.n_layers + 1, len(sources), LENGTH, case.lm.d_model, dtype=torch.float64)
-    written = dict(zip(case.directions, heads_of(case.lm, case.tokens[None], tuple(case.directions))[:, 0], strict=True)) if case.directions else {}
+    written = (
+        dict(zip(case.directions, heads_of(case.lm, case.tokens[None], tuple(case.directions))[:, 0], strict=True))
+        if case.directions
+        else {}
+    )
     moved_heads = {layer: torch.zeros(len(sources), *z.shape, dtype=z.dtype) for layer, z in written.items()}
     for source, (layer, p, head) in enumerate(head_nodes(case), start=n):
         moved_heads[layer][source, p, head] = -written[layer][p, head]

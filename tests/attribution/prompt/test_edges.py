@@ -94,7 +94,6 @@ def test_paths_through_heads_are_what_attention_passed_on_without_them(architect
     logit = logit_targets(plain)
     target = Targets(2, logit.nodes[-1:], logit.positions[-1:], logit.vectors[-1:])
     whole, direct = edges_of(plain, target)[0], edges_of(case, target)[0]
-    n, inner = case.sources.n_features, case.sources.n_inner
     gradients: dict[str, torch.Tensor] = {}
     case.model.pull(
         2,
@@ -110,7 +109,7 @@ def test_paths_through_heads_are_what_attention_passed_on_without_them(architect
         vectors = case.model.head_reads(layer, u)[-1]
         found = edges_of(case, Targets(layer, torch.arange(HEADS), last, vectors, "heads", torch.arange(HEADS)))
         through += found.sum(0)
-    feature = slice(0, n)
+    feature = slice(0, case.sources.n_features)
     assert through[feature].abs().max() > 1e-2 and direct[feature].abs().max() > 1e-2
     torch.testing.assert_close(direct[feature] + through[feature], whole[feature], rtol=1e-6, atol=1e-9)
 
