@@ -24,7 +24,7 @@ from hagd.attribution.prompt.rows import Targets
 from hagd.attribution.prompt.scores import attribute_score, score_positions
 from hagd.attribution.prompt.trace import Trace, decompose
 from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN
-from hagd.config.stages import GraphConfig
+from hagd.config.stages import GraphConfig, GraphPruningConfig
 from hagd.errors import NumericalError
 from hagd.models.language_model import LanguageModel
 from hagd.transcoders.records import TranscoderSet
@@ -63,44 +63,21 @@ def build_prompt_graph(
     sources = Sources(run.embedding, active, errors, transcoders, written_by_heads(model, run))
     if config.score is not None:
         score_positions(lm, sources, config.score)  # before any work
-    targets = at_last_position(sources, logits)
+    targets, weights = at_last_position(sources, logits), logits.weights.double().cpu().numpy()
     directions = head_directions(lm, run, logits)
-    calculation = Calculation(
-        model,
-        sources,
-        transcoders,
-        targets,
-        logits.weights.double().cpu().numpy(),
-        config.strongest,
-        progress,
-        directions,
-    )
+    calculation = Calculation(model, sources, transcoders, targets, weights, config.strongest, progress, directions)
     if config.max_features is None or config.max_features >= sources.n_inner:
         computed = calculation.all_features(folder)
     else:
         computed = calculation.most_influential(folder, config.max_features)
     silent = without_sources(model, sources, transcoders, run.entering - run.embedding)
-    bias = torch.cat(
-        [
-            *feature_biases(silent, sources, transcoders),
-            *head_biases(silent, model, directions),
-            logits.vectors @ silent.final[-1] + logits.bias,
-        ]
-    )
-    value = torch.cat(
-        [active.activation.to(run.dtype), *read_from_heads(run.heads, directions), _logit_values(run, logits)]
-    )
+    biases = (*feature_biases(silent, sources, transcoders), *head_biases(silent, model, directions))
+    bias = torch.cat([*biases, logits.vectors @ silent.final[-1] + logits.bias])
+    values = (active.activation.to(run.dtype), *read_from_heads(run.heads, directions))
+    value = torch.cat([*values, logits.vectors @ run.final[-1] + logits.bias])
     sum_error = _sum_error(computed, sources, value, bias)
     _refuse_deviation(lm, sum_error)
-    pruned = prune(
-        computed.edges,
-        calculation.weights,
-        computed.influence,
-        n_inner=sources.n_inner,
-        first_token=sources.error(sources.n_layers),
-        node_share=config.pruning.nodes,
-        edge_share=config.pruning.edges,
-    )
+    pruned = _pruned(calculation, computed, config.pruning)
     nodes = _all_nodes(run, sources, logits, value, bias, computed.influence)
     found = _record(run, sources, logits, computed, pruned, nodes, sum_error)
     if config.score is None:
@@ -108,6 +85,19 @@ def build_prompt_graph(
     identities = np.stack(nodes[:4], axis=1)
     heard = silent.attention_in[config.score.layer]
     return replace(found, score=attribute_score(lm, model, sources, heard, identities, config.score))
+
+
+def _pruned(calculation: Calculation, computed: Computed, shares: GraphPruningConfig) -> Pruned:
+    sources = calculation.sources
+    return prune(
+        computed.edges,
+        calculation.weights,
+        computed.influence,
+        n_inner=sources.n_inner,
+        first_token=sources.error(sources.n_layers),
+        node_share=shares.nodes,
+        edge_share=shares.edges,
+    )
 
 
 def _refuse_deviation(lm: LanguageModel, sum_error: float) -> None:
@@ -164,10 +154,6 @@ def head_biases(silent: Pushed, model: FrozenModel, directions: Mapping[int, Ten
     """`u · z` of the heads that are nodes when no source writes anything, `[T·H]` by layer from the first."""
     outputs = {layer: model.head_outputs(layer, silent.attention_in[layer]) for layer in directions}
     return read_from_heads(outputs, directions)
-
-
-def _logit_values(run: Trace, logits: LogitTargets) -> Tensor:
-    return logits.vectors @ run.final[-1] + logits.bias
 
 
 def _sum_error(computed: Computed, sources: Sources, value: Tensor, bias: Tensor) -> float:

@@ -180,7 +180,7 @@ def test_the_record_tells_what_a_head_does(architecture: Architecture, tmp_path:
             both.append(
                 explained(run(case.lm, case.tokens[None], attention=HeadAttention(case.lm, shrink)).logits[0, -1])
             )
-        assert float(both[1] - both[0]) / 6e-3 == pytest.approx(nodes.value[node], rel=1e-3, abs=1e-6)
+        assert float(both[1] - both[0]) / 6e-3 == pytest.approx(nodes.value[node], rel=5e-3, abs=1e-5)
 
 
 def test_a_graph_explains_less_when_less_is_kept(tmp_path: Path) -> None:
