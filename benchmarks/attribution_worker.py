@@ -147,7 +147,7 @@ def ours(setup: dict[str, Any], folder: Path) -> Result:
             computed.edges,
             calculation.weights,
             computed.influence,
-            n_features=len(active),
+            n_inner=len(active),
             first_token=first_token,
             node_share=NODES,
             edge_share=EDGES,

@@ -27,7 +27,8 @@ from rich.table import Table
 from hagd.artifacts.manifest import peak_rss_mb, reset_peak_rss
 from hagd.attribution.prompt.graph import build_prompt_graph
 from hagd.attribution.prompt.logits import likely
-from hagd.attribution.prompt.plan import PromptShape, plan_prompt
+from hagd.attribution.prompt.plan import plan_prompt
+from hagd.attribution.prompt.shape import PromptShape
 from hagd.attribution.prompt.trace import trace
 from hagd.config.model import MiniModel
 from hagd.config.stages import GraphConfig
@@ -37,7 +38,8 @@ from hagd.transcoders.records import Transcoder, TranscoderSet
 
 @dataclass(frozen=True)
 class Size:
-    """One graph; `k` active features a token and layer, `strongest` edges kept a target (None = all)."""
+    """One graph; `k` active features a token and layer, `strongest` edges kept a target (None = all), `head_layers`
+    whose heads are nodes."""
 
     n_layers: int
     d: int
@@ -47,6 +49,7 @@ class Size:
     m: int
     k: int
     strongest: int | None = None
+    head_layers: tuple[int, ...] = ()
 
     def shape(self) -> PromptShape:
         """What the plan is made from."""
@@ -68,6 +71,7 @@ class Size:
             strongest=self.strongest,
             most=None,
             logits=10,
+            head_layers=self.head_layers,
         )
 
 
@@ -79,6 +83,8 @@ SIZES = {
     "6 layers, d 256, 128 tokens": Size(6, 256, 8, 1000, 128, 2048, 16),
     "G-2880": Size(12, 768, 12, 50257, 16, 6144, 16),
     "2,048 tokens": Size(2, 64, 4, 1000, 2048, 512, 16, 64),
+    "heads of all layers": Size(6, 256, 8, 1000, 128, 2048, 16, None, tuple(range(6))),
+    "heads of two layers": Size(6, 256, 8, 1000, 128, 2048, 16, None, (3, 4)),
 }
 
 
@@ -101,7 +107,7 @@ def measure(size: Size) -> dict[str, float]:
     options = GraphConfig(scope="prompt", prompt="random", skip_first=True, strongest=size.strongest)
     reset_peak_rss()
     start = time.process_time()
-    run = trace(lm, torch.randint(size.vocabulary, (size.tokens,), generator=generator))
+    run = trace(lm, torch.randint(size.vocabulary, (size.tokens,), generator=generator), size.head_layers)
     with tempfile.TemporaryDirectory() as folder:
         graph = build_prompt_graph(lm, found, run, likely(lm, run, 10, 0.95), options, Path(folder))
     return {

@@ -11,11 +11,14 @@ Shape legend: B sequences, T positions, H heads, e width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from hagd.activations.heads import rewritten_heads
 from hagd.config.stages import Ablation
+from hagd.models.language_model import LanguageModel
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
 from hagd.tasks.scoring import logit_difference
@@ -32,7 +35,17 @@ def head_deviations(patched: PatchedModel, prompts: Prompts, ablation: Ablation)
 
 def head_directions(patched: PatchedModel, task: TaskData, prompts: Prompts) -> dict[int, Tensor]:
     """Layer → `u` `[B, T, H, e]`, gradient of the logit difference at the heads that are nodes; empty without them."""
-    layers = patched.layout.head_layers
+
+    def metric() -> Tensor:
+        logits = patched.lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
+        logits = logits.unflatten(0, prompts.tokens.shape[:2])
+        return logit_difference(logits, prompts, task.length_normalised).sum()
+
+    return gradients_at_heads(patched.lm, patched.layout.head_layers, metric)
+
+
+def gradients_at_heads(lm: LanguageModel, layers: Sequence[int], metric: Callable[[], Tensor]) -> dict[int, Tensor]:
+    """Layer → gradient `[B, T, H, e]`, at its heads' outputs, of the number that `metric` gets from running `lm`."""
     if not layers:
         return {}
     leaves: list[Tensor] = []
@@ -41,11 +54,9 @@ def head_directions(patched: PatchedModel, task: TaskData, prompts: Prompts) -> 
         leaves.append(torch.zeros_like(z, requires_grad=True))
         return z + leaves[-1]
 
-    with rewritten_heads(patched.lm, layers, add_leaf), torch.enable_grad():
-        logits = patched.lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
-        logits = logits.unflatten(0, prompts.tokens.shape[:2])
-        metric = logit_difference(logits, prompts, task.length_normalised).sum()
-    gradients = torch.autograd.grad(metric, leaves)
+    with rewritten_heads(lm, layers, add_leaf), torch.enable_grad():
+        value = metric()
+    gradients = torch.autograd.grad(value, leaves)
     return {
         layer: u.to(torch.promote_types(u.dtype, torch.float32)) for layer, u in zip(layers, gradients, strict=True)
     }

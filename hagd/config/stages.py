@@ -190,8 +190,9 @@ class GraphConfig(Section):
     )
     heads: bool = Field(
         False,
-        description="attention heads of head_layers are nodes beside features: candidates, members of circuits, "
-        "ablated outside them (scope=task); false = attention is never ablated",
+        description="attention heads of head_layers are nodes beside features; scope=task: candidates, members of "
+        "circuits, ablated outside them; scope=prompt: edges enter and leave them and none leads through their "
+        "attention. false = attention is never ablated, and edges lead through it",
     )
     head_layers: tuple[int, ...] | None = Field(
         None, description="layers whose heads are nodes (null = those that are decomposed)"
@@ -210,7 +211,10 @@ class GraphConfig(Section):
         "activations there, which dictionaries do not fit)",
     )
     max_features: int | None = Field(
-        None, ge=1, description="edges into so many features alone, the most influential ones (null = all)"
+        None,
+        ge=1,
+        description="edges into so many features (and heads that are nodes) alone, the most influential ones (null = "
+        "all)",
     )
     strongest: int | None = Field(
         None, ge=1, description="edges kept a target before pruning (null = all); influence counts all of them anyway"
@@ -231,12 +235,6 @@ class GraphConfig(Section):
             raise ValueError(
                 f"head_layers must be null or layers from 0 up, ascending and distinct, found {list(layers)}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _heads_are_of_a_task(self) -> GraphConfig:
-        if self.heads and self.scope == "prompt":
-            raise ValueError("heads=true needs graph.scope=task, found scope=prompt; set graph.heads=false")
         return self
 
     @model_validator(mode="after")

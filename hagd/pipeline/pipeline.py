@@ -208,6 +208,11 @@ def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
     return build_task(p.config.task, tokenizer, p.config.seed)
 
 
+def _prompt_graph_config(p: Pipeline) -> dict[str, Any]:
+    of_heads = {"heads", "head_layers"} if p.config.graph.heads else set()
+    return p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT | of_heads)
+
+
 def _extraction(p: Pipeline) -> Extraction:
     return Extraction(
         config=p.config,
@@ -322,7 +327,7 @@ STAGES: dict[str, Stage] = {
         PromptGraph,
         1,
         ("prompts", "lm", "transcoders"),
-        lambda p: p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT),
+        _prompt_graph_config,
         lambda p, work, progress: prompt_stages.explain_prompt(
             p.config, p.lm, p.get("prompts"), p.get("transcoders"), work, progress
         ),

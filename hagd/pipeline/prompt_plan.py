@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hagd.artifacts.store import disk_errors
-from hagd.attribution.prompt.plan import PromptPlan, PromptShape, plan_prompt
+from hagd.attribution.prompt.plan import PromptPlan, plan_prompt
+from hagd.attribution.prompt.shape import PromptShape
 from hagd.config.model import MiniModel
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
@@ -21,6 +22,7 @@ from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention_shape
 from hagd.pipeline.outputs import write_config, write_metrics
 from hagd.pipeline.prompt_stages import prompt_tokens
+from hagd.pipeline.stages import head_layers
 from hagd.report.terminal import plain_table
 from hagd.tasks.build import build_task
 
@@ -134,6 +136,8 @@ def _shape(config: ExtractConfig, lm: LanguageModel, tokens: int) -> PromptShape
         strongest=graph.strongest,
         most=graph.max_features,
         logits=graph.logits.most if graph.logits.tokens is None else len(graph.logits.tokens),
+        head_layers=head_layers(graph, lm, layers),
+        parallel=lm.adapter.name == "gpt_neox",
     )
 
 

@@ -17,6 +17,7 @@ from hagd.config.stages import LogitsConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.pipeline.progress import StageProgress
+from hagd.pipeline.stages import head_layers
 from hagd.report.prompt.assemble import assemble_prompt
 from hagd.report.prompt.records import PromptReport
 from hagd.tasks.records import TaskData
@@ -38,7 +39,7 @@ def explain_prompt(
     """Stage `prompt_graph`; `work` holds all edges until they are pruned.
 
     Raises:
-        ConfigError: the prompt or a token does not exist for this model, or the prompt is too long for it.
+        ConfigError: the prompt, a token or a layer does not exist for this model, or the prompt is too long for it.
     """
     assert config.graph.prompt is not None
     if transcoders.model != lm.name:
@@ -50,7 +51,7 @@ def explain_prompt(
             f"graph.prompt: expected at most {longest} tokens, which model {lm.name} was built for, found {len(ids)}; "
             "shorten it"
         )
-    run = trace(lm, torch.tensor(ids, device=lm.device))
+    run = trace(lm, torch.tensor(ids, device=lm.device), head_layers(config.graph, lm, transcoders.layers))
     logits = chosen_logits(config.graph.logits, lm, run, task.vocabulary)
     return build_prompt_graph(
         lm,

@@ -20,7 +20,7 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
-from hagd.config.stages import SearchLoss, TranscoderConfig
+from hagd.config.stages import GraphConfig, SearchLoss, TranscoderConfig
 from hagd.config.task import SymbolicTask
 from hagd.errors import ConfigError, NumericalError, TaskError
 from hagd.hierarchy.activity import activations, intervention_effects, linear_effects
@@ -192,19 +192,25 @@ def measure_means(config: StagesConfig, lm: LanguageModel, task: TaskData, trans
     return slot_means(lm, transcoders.to(lm.device), discovery, len(task.slot_names), config.graph.batch_size)
 
 
-def measure_head_means(
-    config: StagesConfig, lm: LanguageModel, task: TaskData, transcoders: TranscoderSet
-) -> HeadMeans:
-    """Stage `head_means`: ablation values of the heads that are nodes, over the discovery split.
+def head_layers(config: GraphConfig, lm: LanguageModel, decomposed: tuple[int, ...]) -> tuple[int, ...]:
+    """Layers whose heads are nodes; none without `graph.heads`.
 
     Raises:
         ConfigError: the model has no such layer.
     """
-    layers = config.graph.head_layers or transcoders.layers
-    if layers[-1] >= lm.n_layers:
+    layers = (config.head_layers or decomposed) if config.heads else ()
+    if layers and layers[-1] >= lm.n_layers:
         raise ConfigError(
             f"graph.head_layers: expected layers below {lm.n_layers}, which {lm.name} has, found {list(layers)}"
         )
+    return layers
+
+
+def measure_head_means(
+    config: StagesConfig, lm: LanguageModel, task: TaskData, transcoders: TranscoderSet
+) -> HeadMeans:
+    """Stage `head_means`: ablation values of the heads that are nodes, over the discovery split."""
+    layers = head_layers(config.graph, lm, transcoders.layers)
     return head_means(lm, layers, task.discovery.to(lm.device), len(task.slot_names), config.graph.batch_size)
 
 

@@ -28,6 +28,9 @@ class Shown(Protocol):
     def levels(self) -> tuple[HierarchyLevel, ...]: ...
 
     @property
+    def value_names(self) -> dict[str, str]: ...
+
+    @property
     def reconstruction(self) -> tuple[LayerReconstruction, ...]: ...
 
 
@@ -57,6 +60,7 @@ def payload(data: Shown) -> dict[str, Any]:
     return {
         "rows": rows,
         "slots": list(data.slot_names),
+        "values": data.value_names,
         "levels": levels,
         "prompts": [list(tokens) for tokens in prompts],
         "nodes": {

@@ -234,6 +234,11 @@ class ReportData:
         if problems:
             raise ArtifactError("ReportData does not fit together: " + "; ".join(problems))
 
+    @property
+    def value_names(self) -> dict[str, str]:
+        """What `NodeView.mean_activation` is, by kind of node; not shown of other kinds."""
+        return {"feature": "Mean activation", "head": "Length of its mean output"}
+
     def interval(self, key: str) -> tuple[float, float] | None:
         """The 95 % interval of a metric, None where there is none or it is undefined."""
         low, high = self.metrics.get(f"{key}.low", math.nan), self.metrics.get(f"{key}.high", math.nan)

@@ -100,10 +100,6 @@ def test_the_example_in_a_message_is_accepted() -> None:
         (["graph.heads=true", "graph.head_layers=[2]"], "graph.head_layers must be below model.n_layers=2, found [2]"),
         (["graph.head_layers=[1]"], "graph.head_layers needs graph.heads=true, found head_layers=[1], heads=false"),
         (["graph.heads=true", "graph.head_layers=[]"], "graph.head_layers must be null or layers from 0 up, ascending"),
-        (
-            ["graph.heads=true", "graph.scope=prompt", "graph.prompt='1 2 ='"],
-            "graph.heads=true needs graph.scope=task, found scope=prompt; set graph.heads=false",
-        ),
         (["transcoder.layers=[1,0]"], "transcoder.layers must be ascending and distinct, found [1, 0]"),
         (["transcoder.layers=[-1]"], "transcoder.layers must be null (all) or at least one layer from 0 up"),
         (["transcoder.layers=[]"], "transcoder.layers must be null (all) or at least one layer from 0 up"),

@@ -93,6 +93,36 @@ def test_an_attention_score_is_explained_beside_the_graph(tiny_runs: Path, tmp_p
     assert "layer 1, head 0: from 2 5 to 1 7" in (tmp_path / "report.html").read_text()
 
 
+def test_heads_of_a_prompt_reach_the_page(tiny_runs: Path, tmp_path: Path) -> None:
+    asked = {"graph__heads": True, "graph__score": {"layer": 1, "head": 0, "query": 2, "key": 1, "pairs": 200}}
+    metrics = run_prompt(prompt_config(tiny_runs, **asked), tmp_path, None, QUIET)
+    written = json.loads((tmp_path / "graph.json").read_text())
+    heads = {node["id"]: node for node in written["nodes"] if node["kind"] == "head"}
+    assert metrics["graph.heads"] == len(heads) > 0 and metrics["graph.sum_error"] < 1e-4
+    ends = [(edge["source"] in heads, edge["target"] in heads) for edge in written["edges"]]
+    assert any(source for source, _ in ends) and any(target for _, target in ends)
+    assert any(term["query"] and term["query"][0] == "head" for term in written["attention_score"]["terms"])
+    page = (tmp_path / "report.html").read_text()
+    shown = json.loads(page.split('<script type="application/json" id="circuit-data">')[1].split("</script>")[0])[
+        "nodes"
+    ]
+    assert [node["feature"] for node in heads.values()] == [
+        i for i, kind in zip(shown["feature"], shown["kind"], strict=True) if kind == "head"
+    ]
+    named = {f"L{node['layer']}.{node['feature']}" for node in heads.values()}
+    assert named <= set(shown["label"]) and f"{len(heads)} attention head" in page
+    assert all(shown["promoted"][i] for i in heads)
+
+
+def test_heads_change_the_key_of_this_graph_alone(tiny_runs: Path) -> None:
+    plain, heads, some = (
+        Pipeline(prompt_config(tiny_runs, **changes), QUIET)
+        for changes in ({}, {"graph__heads": True}, {"graph__heads": True, "graph__head_layers": (1,)})
+    )
+    assert plain.key("transcoders") == heads.key("transcoders")
+    assert len({each.key("prompt_graph") for each in (plain, heads, some)}) == 3
+
+
 @pytest.mark.parametrize(
     ("prompt", "changes", "message"),
     [
@@ -108,14 +138,15 @@ def test_what_the_model_does_not_know_is_refused(
         run_prompt(prompt_config(tiny_runs, prompt, **changes), tmp_path, None, QUIET)
 
 
-def test_a_plan_is_printed_and_nothing_else_runs(tmp_path: Path) -> None:
-    config = prompt_config(tmp_path, mode="plan")
+@pytest.mark.parametrize("heads", [False, True])
+def test_a_plan_is_printed_and_nothing_else_runs(tmp_path: Path, heads: bool) -> None:
+    config = prompt_config(tmp_path, mode="plan", graph__heads=heads)
     figures = run_plan(config, tmp_path / "out", QUIET)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan["active"] == figures["plan.active_features"] == 24
     assert plan["peak_mb"] == pytest.approx(sum(plan["memory_mb"].values()))
-    assert not (tmp_path / "artifacts").exists()
+    assert not (tmp_path / "artifacts").exists() and ("heads" in plan["memory_mb"]) == heads
 
 
 @pytest.mark.parametrize("mode", ["run", "plan"])

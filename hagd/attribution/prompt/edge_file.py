@@ -25,7 +25,7 @@ _AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Block:
-    """Edges of some targets that read at one layer.
+    """Edges of some targets of one depth.
 
     Attributes:
         row: int64 `[e]`, place of each edge's target in `targets`.
@@ -46,22 +46,22 @@ class StoredEdges:
 
     Attributes:
         folder: of the two files.
-        targets: int64 `[r]`, nodes. layers: int64 `[r]`, where they read.
+        targets: int64 `[r]`, nodes. depths: int64 `[r]`, above those of all that enters them.
         bounds: int64 `[r + 1]`, the edges of target i are `bounds[i]` to `bounds[i + 1]`.
     """
 
     folder: Path
     targets: np.ndarray
-    layers: np.ndarray
+    depths: np.ndarray
     bounds: np.ndarray
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
 
     def from_above(self, wanted: np.ndarray | None = None) -> Iterator[Block]:
-        """Blocks from the last layer down; `wanted`: bool by node, targets that are read."""
-        for layer in np.unique(self.layers)[::-1]:
-            rows = np.flatnonzero(self.layers == layer)
+        """Blocks from the last depth down; `wanted`: bool by node, targets that are read."""
+        for depth in np.unique(self.depths)[::-1]:
+            rows = np.flatnonzero(self.depths == depth)
             if wanted is not None:
                 rows = rows[wanted[self.targets[rows]]]
             size = (self.bounds[rows + 1] - self.bounds[rows]).cumsum()
@@ -94,7 +94,7 @@ class EdgeWriter:
         self._folder = folder
         self._files = [(folder / name).open("wb") for name in (SOURCES, VALUES)]
         self._targets: list[np.ndarray] = []
-        self._layers: list[np.ndarray] = []
+        self._depths: list[np.ndarray] = []
         self._counts: list[np.ndarray] = [np.zeros(1, dtype=np.int64)]
 
     def __enter__(self) -> EdgeWriter:
@@ -104,12 +104,12 @@ class EdgeWriter:
         for file in self._files:
             file.close()
 
-    def append(self, layer: int, targets: np.ndarray, sources: np.ndarray, values: np.ndarray) -> None:
-        """Edges `values` `[R, k]` from `sources` `[k]` or `[R, k]` into `targets` `[R]`, which read at `layer`."""
+    def append(self, depth: int, targets: np.ndarray, sources: np.ndarray, values: np.ndarray) -> None:
+        """Edges `values` `[R, k]` from `sources` `[k]` or `[R, k]` into `targets` `[R]` of one depth."""
         np.ascontiguousarray(np.broadcast_to(sources, values.shape), dtype=np.int32).tofile(self._files[0])
         np.ascontiguousarray(values, dtype=np.float32).tofile(self._files[1])
         self._targets.append(targets)
-        self._layers.append(np.full(len(targets), layer))
+        self._depths.append(np.full(len(targets), depth))
         self._counts.append(np.full(len(targets), values.shape[1]))
 
     def stored(self) -> StoredEdges:
@@ -117,4 +117,4 @@ class EdgeWriter:
         for file in self._files:
             file.flush()
         bounds = np.concatenate(self._counts).cumsum()
-        return StoredEdges(self._folder, np.concatenate(self._targets), np.concatenate(self._layers), bounds)
+        return StoredEdges(self._folder, np.concatenate(self._targets), np.concatenate(self._depths), bounds)

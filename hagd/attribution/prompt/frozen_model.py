@@ -2,8 +2,9 @@
 
 With attention patterns and norm scales held at their clean values and every MLP replaced by its features, error and
 linear skip, the residual stream is linear in what is written to it. The projections of queries and keys, the MLPs and
-the parts of the model above a target do not occur. Gains and centring of norms are folded into the projections, their
-scales into the patterns, so that a layer costs the products with V, O and the pattern alone.
+the parts of the model above a target do not occur. Where the heads of a layer are nodes, their outputs are written like
+those of an MLP, and nothing passes through that attention. Gains and centring of norms are folded into the projections,
+their scales into the patterns, so that a layer costs the products with V, O and the pattern alone.
 
 Shape legend: T positions, P positions up to the last target of a batch, R rows (targets), d = d_model, H heads,
 K heads of keys and values, e width of a head.
@@ -11,7 +12,7 @@ K heads of keys and values, e width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -58,11 +59,14 @@ class Pushed:
     final: Tensor
 
 
-Reader = Literal["mlp", "attention"]
+Reader = Literal["mlp", "attention", "heads"]
+"""An MLP, or queries and keys of an attention, or values that a head mixes."""
 
-Visit = Callable[[int, Tensor], None]
-"""Called from the top down with a layer (−1: the embedding) and the gradients at what its MLP wrote: `[R, d]` where
-each row has one at its own position only, else `[P, R, d]`."""
+Writer = Literal["embedding", "mlp", "heads"]
+
+Visit = Callable[[Writer, int, Tensor], None]
+"""Called from the top down with what writes, its layer (−1: the embedding) and the gradients at what it wrote: `[R, d]`
+where each row has one at its own position only, else `[P, R, d]`."""
 
 
 class FrozenModel:
@@ -72,15 +76,22 @@ class FrozenModel:
         layers: from the first to the last.
         final_norm: before the unembedding. final_scale: `[T]`, its scales.
         parallel: attention and MLP of a layer read the same.
+        head_layers: whose heads are nodes.
     """
 
     def __init__(
-        self, layers: Sequence[FrozenLayer], final_norm: LinearNorm, final_scale: Tensor, parallel: bool
+        self,
+        layers: Sequence[FrozenLayer],
+        final_norm: LinearNorm,
+        final_scale: Tensor,
+        parallel: bool,
+        head_layers: Collection[int] = (),
     ) -> None:
         self._layers = layers
         self.final_norm = final_norm
         self.final_scale = final_scale
         self.parallel = parallel
+        self.head_layers = frozenset(head_layers)
 
     @property
     def n_layers(self) -> int:
@@ -101,32 +112,55 @@ class FrozenModel:
         where = self._layers[layer]
         return where.attention_norm.transposed(vectors) * where.attention_scale[positions, None]
 
+    def at_heads(self, layer: int, positions: Tensor, heads: Tensor, vectors: Tensor) -> Tensor:
+        """Gradients `[P, R, d]` before the norm, for `vectors` `[R, d]` from `head_reads` and the heads `[R]`."""
+        n = int(positions[-1]) + 1
+        return self._layers[layer].pattern[heads, positions, :n].T.contiguous()[..., None] * vectors
+
+    def head_reads(self, layer: int, directions: Tensor) -> Tensor:
+        """What heads read along, `[T, H, d]`, for `directions` `[T, H, e]` at outputs; without pattern and scale."""
+        return torch.einsum("the,hed->thd", directions, self._layers[layer].values)
+
+    def head_writes(self, layer: int, outputs: Tensor) -> Tensor:
+        """What heads add to the residual stream, `[T, H, d]`, for their `outputs` `[T, H, e]`."""
+        return torch.einsum("the,hed->thd", outputs, self._layers[layer].attention.W_O)
+
+    def head_outputs(self, layer: int, read: Tensor) -> Tensor:
+        """The outputs `[T, H, e]` of heads for what the attention reads, `[T, d]`."""
+        return _mix(self._layers[layer], read, True).transpose(0, 1)
+
+    def heads_end(self, layer: int, reads: Reader) -> int:
+        """Layer below which heads can be sources of what reads at `layer`."""
+        return layer + int(reads == "mlp" and not self.parallel)
+
     def pull(self, layer: int, positions: Tensor, gradient: Tensor, visit: Visit, reads: Reader = "mlp") -> None:
         """Carry the gradients of R targets that read at one layer down to everything that is written below them.
 
         Args:
             layer: the layer whose MLP reads, or the number of layers for targets after the last one.
             positions: `[R]`, ascending, where each target reads.
-            gradient: `[R, d]`, before the norm of what reads.
+            gradient: `[R, d]` before the norm of what reads, at its position; of heads `[P, R, d]`.
             visit: gets the gradients at each place that is written to.
             reads: what reads in that layer.
         """
         # where this holds, the MLP reads after the attention of its layer
         own = layer < self.n_layers and reads == "mlp" and not self.parallel
-        point, spread = gradient, None
+        g = gradient
         for i in range(layer if own else layer - 1, -1, -1):
+            where, at, skipped = self._layers[i], positions if g.dim() == 2 else None, None
             if not (own and i == layer):
-                visit(i, point if spread is None else spread)
-            where = self._layers[i]
-            mid = point if spread is None else spread
-            at = positions if spread is None else None
-            skipped = None if own and i == layer else _skipped(where, mid, at)
+                visit("mlp", i, g)
+                skipped = _skipped(where, g, at)
             if skipped is not None and not self.parallel:
-                mid, skipped = mid + skipped, None
-            spread = self._from_point(where, positions, mid) if spread is None else self._attention(where, mid)
+                g, skipped = g + skipped, None
+            if i in self.head_layers:
+                visit("heads", i, g)
+                g = g if skipped is None else g + skipped
+                continue
+            g = self._from_point(where, positions, g) if at is not None else self._attention(where, g)
             if skipped is not None:
-                _add(spread, skipped, at)
-        visit(-1, point if spread is None else spread)
+                _add(g, skipped, at)
+        visit("embedding", -1, g)
 
     def _from_point(self, where: FrozenLayer, positions: Tensor, g: Tensor) -> Tensor:
         """`[P, R, d]` below an attention above which each row has a gradient `g` `[R, d]` at its own position only."""
@@ -152,7 +186,7 @@ class FrozenModel:
         return torch.addmm(g.view(-1, d), mixed, where.values.view(heads * e, d)).view(n, rows, d)
 
     def push(self, entering: Tensor, written: tuple[Tensor, ...], biases: bool = True) -> Pushed:
-        """Carry what is written up to everything that reads.
+        """Carry what is written up to everything that reads; heads that are nodes write nothing.
 
         Args:
             entering: `[T, d]`, residual stream before layer 0.
@@ -160,11 +194,14 @@ class FrozenModel:
             biases: whether those of attention and norms count too.
         """
         x, attention_in, mlp_in = entering, [], []
-        for where, own in zip(self._layers, written, strict=True):
+        for i, (where, own) in enumerate(zip(self._layers, written, strict=True)):
             heard = where.attention_norm.apply(x, where.attention_scale)
             heard = heard + where.attention_norm.bias if biases else heard
             attention_in.append(heard)
-            after = x + _attend(where, heard, biases)
+            if i in self.head_layers:
+                after = x + where.attention.b_O if biases else x
+            else:
+                after = x + _attend(where, heard, biases)
             read = where.mlp_norm.apply(x if self.parallel else after, where.mlp_scale)
             read = read + where.mlp_norm.bias if biases else read
             mlp_in.append(read)
@@ -193,7 +230,7 @@ def freeze(lm: LanguageModel, run: Trace, transcoders: TranscoderSet) -> FrozenM
         for i, block in enumerate(lm.layers)
     ]
     final = norm(lm.model, lm.adapter.final_norm)
-    return FrozenModel(layers, final, final.scale(run.final_read), parallel=lm.adapter.name == "gpt_neox")
+    return FrozenModel(layers, final, final.scale(run.final_read), lm.adapter.name == "gpt_neox", run.heads)
 
 
 def frozen_layer(
@@ -221,14 +258,18 @@ def frozen_layer(
 
 
 def _attend(where: FrozenLayer, read: Tensor, biases: bool) -> Tensor:
-    """What attention adds when it reads `[T, d]`; the unscaled pattern is the folded one over the scale."""
+    """What attention adds when it reads `[T, d]`."""
+    out = torch.einsum("hte,hed->td", _mix(where, read, biases), where.attention.W_O)
+    return out + where.attention.b_O if biases else out
+
+
+def _mix(where: FrozenLayer, read: Tensor, biases: bool) -> Tensor:
+    """Outputs `[H, T, e]` of the heads; the unscaled pattern is the folded one over the scale."""
     own = where.attention
     groups = len(own.W_O) // len(own.W_V)
     values = torch.einsum("td,kde->kte", read, own.W_V)
     values = values + own.b_V[:, None] if biases else values
-    mixed = (where.pattern / where.attention_scale) @ values.repeat_interleave(groups, dim=0)
-    out = torch.einsum("hte,hed->td", mixed, own.W_O)
-    return out + own.b_O if biases else out
+    return (where.pattern / where.attention_scale) @ values.repeat_interleave(groups, dim=0)
 
 
 def _skipped(where: FrozenLayer, g: Tensor, positions: Tensor | None) -> Tensor | None:

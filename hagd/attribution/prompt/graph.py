@@ -1,11 +1,12 @@
 """The graph of one prompt: every direct edge between what is active, pruned to what carries the influence.
 
-Shape legend: T positions, N nodes before pruning, n nodes after it.
+Shape legend: T positions, H heads, e width of a head, N nodes before pruning, n features, h heads that are nodes,
+k logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from hagd.attribution.prompt.compute import Calculation, Computed
 from hagd.attribution.prompt.frozen_model import FrozenModel, Pushed, freeze
 from hagd.attribution.prompt.influence import Pruned, prune
 from hagd.attribution.prompt.layout import Sources
-from hagd.attribution.prompt.logits import LogitTargets
+from hagd.attribution.prompt.logits import LogitTargets, head_directions
 from hagd.attribution.prompt.records import PromptGraph, PromptNodes
 from hagd.attribution.prompt.rows import Targets
 from hagd.attribution.prompt.scores import attribute_score, score_positions
 from hagd.attribution.prompt.trace import Trace, decompose
-from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN
-from hagd.config.stages import GraphConfig
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN
+from hagd.config.stages import GraphConfig, GraphPruningConfig
 from hagd.errors import NumericalError
 from hagd.models.language_model import LanguageModel
 from hagd.transcoders.records import TranscoderSet
@@ -47,7 +48,7 @@ def build_prompt_graph(
     Args:
         lm: the model.
         transcoders: of its MLPs, on its device.
-        run: from `trace`.
+        run: from `trace`; where it tells the outputs of heads, these are nodes.
         logits: what is explained.
         config: `strongest`, `max_features`, `skip_first`, `pruning` and `score` are read.
         folder: for the edges before pruning.
@@ -58,38 +59,45 @@ def build_prompt_graph(
             `FrozenModel` makes of it.
     """
     active, errors = decompose(run, transcoders, skip_first=config.skip_first)
-    sources = Sources(run.embedding, active, errors, transcoders)
+    model = freeze(lm, run, transcoders)
+    sources = Sources(run.embedding, active, errors, transcoders, written_by_heads(model, run))
     if config.score is not None:
         score_positions(lm, sources, config.score)  # before any work
-    model = freeze(lm, run, transcoders)
-    targets = at_last_position(sources, logits)
-    calculation = Calculation(
-        model, sources, transcoders, targets, logits.weights.double().cpu().numpy(), config.strongest, progress
-    )
-    if config.max_features is None or config.max_features >= len(active):
+    targets, weights = at_last_position(sources, logits), logits.weights.double().cpu().numpy()
+    directions = head_directions(lm, run, logits)
+    calculation = Calculation(model, sources, transcoders, targets, weights, config.strongest, progress, directions)
+    if config.max_features is None or config.max_features >= sources.n_inner:
         computed = calculation.all_features(folder)
     else:
         computed = calculation.most_influential(folder, config.max_features)
     silent = without_sources(model, sources, transcoders, run.entering - run.embedding)
-    bias = biases(silent, sources, transcoders, logits)
-    value = torch.cat([active.activation.to(run.dtype), _logit_values(run, logits)])
+    biases = (*feature_biases(silent, sources, transcoders), *head_biases(silent, model, directions))
+    bias = torch.cat([*biases, logits.vectors @ silent.final[-1] + logits.bias])
+    values = (active.activation.to(run.dtype), *read_from_heads(run.heads, directions))
+    value = torch.cat([*values, logits.vectors @ run.final[-1] + logits.bias])
     sum_error = _sum_error(computed, sources, value, bias)
     _refuse_deviation(lm, sum_error)
-    pruned = prune(
+    pruned = _pruned(calculation, computed, config.pruning)
+    nodes = _all_nodes(run, sources, logits, value, bias, computed.influence)
+    found = _record(run, sources, logits, computed, pruned, nodes, sum_error)
+    if config.score is None:
+        return found
+    identities = np.stack(nodes[:4], axis=1)
+    heard = silent.attention_in[config.score.layer]
+    return replace(found, score=attribute_score(lm, model, sources, heard, identities, config.score))
+
+
+def _pruned(calculation: Calculation, computed: Computed, shares: GraphPruningConfig) -> Pruned:
+    sources = calculation.sources
+    return prune(
         computed.edges,
         calculation.weights,
         computed.influence,
-        n_features=len(active),
+        n_inner=sources.n_inner,
         first_token=sources.error(sources.n_layers),
-        node_share=config.pruning.nodes,
-        edge_share=config.pruning.edges,
+        node_share=shares.nodes,
+        edge_share=shares.edges,
     )
-    found = _record(run, sources, logits, computed, pruned, bias, sum_error)
-    if config.score is None:
-        return found
-    identities = np.stack(_all_nodes(run, sources, logits, bias, computed.influence)[:4], axis=1)
-    heard = silent.attention_in[config.score.layer]
-    return replace(found, score=attribute_score(lm, model, sources, heard, identities, config.score))
 
 
 def _refuse_deviation(lm: LanguageModel, sum_error: float) -> None:
@@ -99,6 +107,16 @@ def _refuse_deviation(lm: LanguageModel, sum_error: float) -> None:
             f"{_TOLERANCE:.0%}, found a deviation of {sum_error:.1%}; this architecture does more than attention with "
             "a constant pattern (a window, a soft cap), which HAGD does not model"
         )
+
+
+def written_by_heads(model: FrozenModel, run: Trace) -> dict[int, Tensor]:
+    """Layer → `[T, H, d]`, what the heads that are nodes write."""
+    return {layer: model.head_writes(layer, z) for layer, z in run.heads.items()}
+
+
+def read_from_heads(outputs: Mapping[int, Tensor], directions: Mapping[int, Tensor]) -> list[Tensor]:
+    """`u · z` of the heads that are nodes, `[T·H]` by layer from the first."""
+    return [(outputs[layer] * directions[layer]).sum(-1).flatten() for layer in sorted(directions)]
 
 
 def at_last_position(sources: Sources, logits: LogitTargets) -> Targets:
@@ -120,8 +138,8 @@ def without_sources(model: FrozenModel, sources: Sources, transcoders: Transcode
     return model.push(entering, tuple(written))
 
 
-def biases(silent: Pushed, sources: Sources, transcoders: TranscoderSet, logits: LogitTargets) -> Tensor:
-    """What each feature's pre-activation, then each logit, is when no source writes anything: `[n + k]`."""
+def feature_biases(silent: Pushed, sources: Sources, transcoders: TranscoderSet) -> list[Tensor]:
+    """What each feature's pre-activation is when no source writes anything, by layer from the first."""
     found = []
     active = sources.active
     for transcoder in transcoders.transcoders:
@@ -129,20 +147,27 @@ def biases(silent: Pushed, sources: Sources, transcoders: TranscoderSet, logits:
         rows = active.feature[own]
         read = silent.mlp_in[transcoder.layer][active.position[own]]
         found.append((read * transcoder.W_enc[rows].to(read.dtype)).sum(1) + transcoder.b_enc[rows].to(read.dtype))
-    return torch.cat([*found, logits.vectors @ silent.final[-1] + logits.bias])
+    return found
 
 
-def _logit_values(run: Trace, logits: LogitTargets) -> Tensor:
-    return logits.vectors @ run.final[-1] + logits.bias
+def head_biases(silent: Pushed, model: FrozenModel, directions: Mapping[int, Tensor]) -> list[Tensor]:
+    """`u · z` of the heads that are nodes when no source writes anything, `[T·H]` by layer from the first."""
+    outputs = {layer: model.head_outputs(layer, silent.attention_in[layer]) for layer in directions}
+    return read_from_heads(outputs, directions)
 
 
 def _sum_error(computed: Computed, sources: Sources, value: Tensor, bias: Tensor) -> float:
-    """Over the targets whose edges were computed."""
+    """Over the targets whose edges were computed; heads, which are in another unit, for themselves."""
     targets = computed.edges.targets
-    place = np.where(targets < sources.n_features, targets, targets - len(sources) + sources.n_features)
+    place = np.where(targets < sources.n_inner, targets, targets - len(sources) + sources.n_inner)
     expected = value.double().cpu().numpy()[place]
     found = computed.incoming[targets] + bias.double().cpu().numpy()[place]
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+    head = (place >= sources.n_features) & (place < sources.n_inner)
+    return max(
+        float(np.abs(found - expected)[own].max() / max(np.abs(expected[own]).max(), 1e-30))
+        for own in (head, ~head)
+        if own.any()
+    )
 
 
 def _record(
@@ -151,14 +176,13 @@ def _record(
     logits: LogitTargets,
     computed: Computed,
     pruned: Pruned,
-    bias: Tensor,
+    nodes: tuple[np.ndarray, ...],
     sum_error: float,
 ) -> PromptGraph:
     kept = np.flatnonzero(pruned.nodes)
     number = np.full(len(pruned.nodes), -1)
     number[kept] = np.arange(len(kept))
-    nodes = _all_nodes(run, sources, logits, bias, computed.influence)
-    errors = slice(sources.n_features, sources.error(sources.n_layers))
+    errors = slice(sources.error(0), sources.error(sources.n_layers))
     tokens = slice(sources.error(sources.n_layers), len(sources))
     by_token, by_error = (float(computed.influence[where].sum()) for where in (tokens, errors))
     total = float(computed.influence.sum()) + float(logits.weights.sum())
@@ -177,22 +201,30 @@ def _record(
 
 
 def _all_nodes(
-    run: Trace, sources: Sources, logits: LogitTargets, bias: Tensor, influence: np.ndarray
+    run: Trace, sources: Sources, logits: LogitTargets, value: Tensor, bias: Tensor, influence: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """Columns of `PromptNodes`, of all N nodes."""
+    """Columns of `PromptNodes`, of all N nodes; `value` and `bias` are `[n + h + k]`."""
     active, k = sources.active, len(logits)
-    n_layers, n_positions = sources.n_layers, sources.n_positions
+    n_layers, n_positions, n_heads = sources.n_layers, sources.n_positions, sources.heads_at_position
     every = torch.arange(n_positions, device=active.layer.device)
     layers = torch.arange(n_layers, device=every.device).repeat_interleave(n_positions)
-    counts = torch.tensor([len(active), len(layers), n_positions, k], device=every.device)
-    kind = torch.tensor([FEATURE, ERROR, TOKEN, LOGIT], device=every.device).repeat_interleave(counts)
-    layer = torch.cat([active.layer, layers, torch.full_like(every, -1), every.new_full((k,), n_layers)])
-    position = torch.cat([active.position, every.repeat(n_layers + 1), every.new_full((k,), n_positions - 1)])
-    feature = torch.cat([active.feature, torch.zeros_like(layers), run.tokens, logits.tokens])
+    heads = torch.cartesian_prod(
+        torch.tensor(list(sources.heads), dtype=torch.long), torch.arange(n_positions), torch.arange(n_heads)
+    )
+    head_layer, head_position, head = heads.to(every.device).T
+    counts = torch.tensor([len(active), len(heads), len(layers), n_positions, k], device=every.device)
+    kind = torch.tensor([FEATURE, HEAD, ERROR, TOKEN, LOGIT], device=every.device).repeat_interleave(counts)
+    layer = torch.cat([active.layer, head_layer, layers, torch.full_like(every, -1), every.new_full((k,), n_layers)])
+    position = torch.cat(
+        [active.position, head_position, every.repeat(n_layers + 1), every.new_full((k,), n_positions - 1)]
+    )
+    feature = torch.cat([active.feature, head, torch.zeros_like(layers), run.tokens, logits.tokens])
     nothing = bias.new_zeros(len(layers) + n_positions)
-    value = torch.cat([active.activation.to(bias.dtype), nothing, logits.probabilities])
-    split = [len(active), k]
-    own = bias.split(split)
+    inner = sources.n_inner
     integers = (x.cpu().numpy() for x in (kind, layer, position, feature))
-    reals = (value, torch.from_numpy(influence), torch.cat([own[0], nothing, own[1]]))
+    reals = (
+        torch.cat([value[:inner], nothing, logits.probabilities]),
+        torch.from_numpy(influence),
+        torch.cat([bias[:inner], nothing, bias[inner:]]),
+    )
     return (*integers, *(x.float().cpu().numpy() for x in reals))

@@ -115,20 +115,20 @@ def prune(
     weights: np.ndarray,
     influence: np.ndarray,
     *,
-    n_features: int,
+    n_inner: int,
     first_token: int,
     node_share: float,
     edge_share: float,
 ) -> Pruned:
     """The nodes with `node_share` of all influence, and of the edges between them those that carry `edge_share`.
 
-    Tokens and logits stay. Features that nothing enters, and features and errors that lead nowhere, go.
+    Tokens and logits stay. Features and heads that nothing enters, and whatever else leads nowhere, go.
 
     Args:
         edges: of the graph.
         weights: `[N]`, of the logits; 0 elsewhere.
         influence: `[N]`, from `pass_down`.
-        n_features: features are the first nodes.
+        n_inner: features and heads are the first nodes.
         first_token: the nodes from here on are tokens and logits.
         node_share, edge_share: in (0, 1].
     """
@@ -153,9 +153,9 @@ def prune(
     while True:
         left = np.zeros_like(nodes)
         left[first_token:] = True
-        inner = np.bincount(source, minlength=len(nodes)) > 0
-        inner[:n_features] &= np.bincount(target, minlength=len(nodes))[:n_features] > 0
-        left = nodes & (left | inner)
+        passing = np.bincount(source, minlength=len(nodes)) > 0
+        passing[:n_inner] &= np.bincount(target, minlength=len(nodes))[:n_inner] > 0
+        left = nodes & (left | passing)
         joined = left[source] & left[target]
         if joined.all():
             return Pruned(left, source, target, value, flow)

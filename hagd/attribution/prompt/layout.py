@@ -1,21 +1,22 @@
 """Which node is which row and column of one prompt's edges, and where each node writes.
 
-Nodes are numbered features (by layer, position, feature), errors (layer, position), tokens (position), logits: all
-that writes comes first, so that a number is an identity and no two kinds share one. Edges run from source to target;
-in a matrix, rows are targets and columns are sources.
+Nodes are numbered features (by layer, position, feature), heads where they are nodes (layer, position, head), errors
+(layer, position), tokens (position), logits: all that writes comes first, so that a number is an identity and no two
+kinds share one. Edges run from source to target; in a matrix, rows are targets and columns are sources.
 
-Shape legend: T positions, P positions up to the last target of a batch, R rows (targets), n active features,
-s sources (n + L·T + T), L layers, d = d_model.
+Shape legend: T positions, P positions up to the last target of a batch, R rows (targets), n active features, H heads,
+K layers whose heads are nodes, s sources (n + K·T·H + L·T + T), L layers, d = d_model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hagd.attribution.prompt.frozen_model import Writer
 from hagd.attribution.prompt.trace import ActiveFeatures
 from hagd.transcoders.records import TranscoderSet
 
@@ -41,15 +42,25 @@ class Sources:
     Attributes:
         active: the features, in the order of their columns.
         errors: `[L, T, d]`. embedding: `[T, d]`.
+        heads: layer → `[T, H, d]`, what its heads write, of layers whose heads are nodes, ascending.
+        heads_at_position: H where heads are nodes, else 0.
     """
 
     def __init__(
-        self, embedding: Tensor, active: ActiveFeatures, errors: Sequence[Tensor], transcoders: TranscoderSet
+        self,
+        embedding: Tensor,
+        active: ActiveFeatures,
+        errors: Sequence[Tensor],
+        transcoders: TranscoderSet,
+        heads: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.active = active
         self.errors = torch.stack(list(errors))
         self.embedding = embedding
+        self.heads = {} if heads is None else dict(sorted(heads.items()))
         self.n_layers, self.n_positions, _ = self.errors.shape
+        self.heads_at_position = next((written.shape[1] for written in self.heads.values()), 0)
+        self._heads_a_layer = self.heads_at_position * self.n_positions
         self._first = torch.searchsorted(
             active.layer, torch.arange(self.n_layers + 1, device=active.layer.device)
         ).tolist()
@@ -68,16 +79,25 @@ class Sources:
         """Active features: the first columns."""
         return len(self.active)
 
+    @property
+    def n_inner(self) -> int:
+        """Features and heads, which edges enter and leave: the first columns."""
+        return self.n_features + len(self.heads) * self._heads_a_layer
+
     def __len__(self) -> int:
-        return self.n_features + (self.n_layers + 1) * self.n_positions
+        return self.n_inner + (self.n_layers + 1) * self.n_positions
 
     def features_below(self, layer: int) -> int:
         """Features of the layers below: the first so many columns."""
         return self._first[layer]
 
+    def heads_below(self, layer: int) -> int:
+        """Heads of the layers below: the first so many columns after the features."""
+        return sum(own < layer for own in self.heads) * self._heads_a_layer
+
     def width_below(self, layer: int) -> int:
-        """Everything that targets that read at a layer can have as sources."""
-        return self._first[layer] + (layer + 1) * self.n_positions
+        """Everything that targets that read at a layer can have as sources, heads of the layer itself included."""
+        return self._first[layer] + self.heads_below(layer + 1) + (layer + 1) * self.n_positions
 
     def bounds(self, layer: int, position: int) -> tuple[int, int]:
         """Columns of the features of a layer at positions up to and including `position`."""
@@ -87,7 +107,7 @@ class Sources:
 
     def error(self, layer: int) -> int:
         """Column of the first error of a layer; of the first token, for the number of layers."""
-        return self.n_features + layer * self.n_positions
+        return self.n_inner + layer * self.n_positions
 
     def written(self, layer: int) -> Tensor:
         """What all features and the error write to a layer, `[T, d]`; decoder bias and linear skip are not in it."""
@@ -98,18 +118,24 @@ class Sources:
             total.index_add_(0, position, each.vectors)
         return total
 
-    def project(self, layer: int, gradient: Tensor, positions: Tensor, rows: Rows) -> None:
-        """Add to `rows` the products of gradients at what a layer writes (−1: the embedding) with what is written.
+    def project(self, writer: Writer, layer: int, gradient: Tensor, positions: Tensor, rows: Rows) -> None:
+        """Add to `rows` the products of gradients at what is written with what is written.
 
         Args:
+            writer: what writes; of the MLP both features and error.
             layer: model layer.
             gradient: `[P, R, d]`, or `[R, d]` at each row's own position.
             positions: `[R]`, ascending.
             rows: what is added to.
         """
-        own = self.embedding if layer < 0 else self.errors[layer]
-        others = rows.tokens if layer < 0 else rows.errors[:, layer * self.n_positions : (layer + 1) * self.n_positions]
-        writers = [] if layer < 0 else self._writers[layer]
+        if writer == "heads":
+            self._project_heads(layer, gradient, positions, rows)
+            return
+        if writer == "embedding":
+            own, others, writers = self.embedding, rows.tokens, list[_Writers]()
+        else:
+            own, writers = self.errors[layer], self._writers[layer]
+            others = rows.errors[:, layer * self.n_positions : (layer + 1) * self.n_positions]
         if gradient.dim() == 3:
             n = len(gradient)
             others[:, :n] += torch.bmm(gradient, own[:n, :, None])[..., 0].T
@@ -125,6 +151,16 @@ class Sources:
             for each in writers:
                 _multiply(gradient[where], each, p, rows.features, where)
 
+    def _project_heads(self, layer: int, gradient: Tensor, positions: Tensor, rows: Rows) -> None:
+        written, start = self.heads[layer], self.heads_below(layer)
+        own = rows.heads[:, start : start + self._heads_a_layer].view(-1, *written.shape[:2])
+        if gradient.dim() == 3:
+            n = len(gradient)
+            own[:, :n] = torch.bmm(gradient, written[:n].transpose(1, 2)).transpose(0, 1)
+        else:
+            places = torch.arange(len(gradient), device=gradient.device)
+            own[places, positions] = torch.bmm(written[positions], gradient[..., None])[..., 0]
+
 
 def _multiply(gradient: Tensor, each: _Writers, p: int, features: Tensor, where: slice) -> None:
     first, last = each.bounds[p], each.bounds[p + 1]
@@ -137,27 +173,31 @@ class Rows:
     """Edges into R targets that read at the same layer, dense over everything that is written below it.
 
     Attributes:
-        dense: `[R, w]`: features below, errors below, tokens.
-        features: `[R, features below]`. errors: `[R, layers below · T]`. tokens: `[R, T]`; views of `dense`.
+        dense: `[R, w]`: features below, heads below, errors below, tokens.
+        features: `[R, features below]`. heads: `[R, heads below]`. errors: `[R, layers below · T]`. tokens: `[R, T]`;
+            views of `dense`.
         columns: int64 `[w]`, number of each source.
     """
 
-    def __init__(self, sources: Sources, layer: int, count: int) -> None:
-        """No edges yet, into `count` targets that read at `layer` (the number of layers: after the last one)."""
-        below, errors = sources.features_below(layer), layer * sources.n_positions
-        width = sources.width_below(layer)
-        self.dense = sources.embedding.new_zeros(count, width)
-        self.features, self.errors, self.tokens = self.dense.split([below, errors, sources.n_positions], dim=1)
-        self.columns = torch.arange(width)
-        self.columns[below:] += sources.n_features - below
-        self.columns[below + errors :] += (sources.n_layers - layer) * sources.n_positions
+    def __init__(self, sources: Sources, layer: int, heads_end: int, count: int) -> None:
+        """No edges yet, into `count` targets that read at `layer` (the number of layers: after the last one).
+
+        Heads of layers below `heads_end` can be their sources.
+        """
+        below, heads = sources.features_below(layer), sources.heads_below(heads_end)
+        sizes = [below, heads, layer * sources.n_positions, sources.n_positions]
+        self.dense = sources.embedding.new_zeros(count, sum(sizes))
+        self.features, self.heads, self.errors, self.tokens = self.dense.split(sizes, dim=1)
+        first = [0, sources.n_features, sources.error(0), sources.error(sources.n_layers)]
+        self.columns = torch.cat([torch.arange(start, start + size) for start, size in zip(first, sizes, strict=True)])
         self._sources, self._layer = sources, layer
 
     def reachable(self, position: int) -> Tensor:
         """Columns of `dense` that are written at positions up to `position`: all that a target there can have."""
         sources, layer = self._sources, self._layer
         spans = [sources.bounds(below, position) for below in range(layer)]
-        start = sources.features_below(layer)
-        spans += [(start + i * sources.n_positions,) * 2 for i in range(layer + 1)]
-        spans[layer:] = [(first, first + position + 1) for first, _ in spans[layer:]]
+        start, end = self.features.shape[1], self.features.shape[1] + self.heads.shape[1]
+        n = sources.n_positions
+        for first, last, at_position in ((start, end, sources.heads_at_position), (end, self.dense.shape[1], 1)):
+            spans += [(i, i + at_position * (position + 1)) for i in range(first, last, max(at_position * n, 1))]
         return torch.cat([torch.arange(first, last) for first, last in spans])

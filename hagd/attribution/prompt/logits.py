@@ -1,6 +1,6 @@
 """The logits that a prompt's graph explains: what they read along, and their weights.
 
-Shape legend: k logit nodes, V vocabulary, d = d_model.
+Shape legend: k logit nodes, V vocabulary, d = d_model, T positions, H heads, e width of a head.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hagd.attribution.heads import gradients_at_heads
 from hagd.attribution.prompt.trace import Trace
 from hagd.models.language_model import LanguageModel
 
@@ -67,6 +68,20 @@ def difference(lm: LanguageModel, run: Trace, token: int, other: int) -> LogitTa
         torch.ones(1, dtype=run.dtype, device=weight.device),
         run.logits.softmax(-1)[token][None],
     )
+
+
+def head_directions(lm: LanguageModel, run: Trace, logits: LogitTargets) -> dict[int, Tensor]:
+    """Layer → `u` `[T, H, e]`, what heads that are nodes are read along; empty without them.
+
+    The gradient of the weighted sum of `logits` at the heads' outputs, in the clean run with nothing frozen.
+    """
+    along = logits.weights @ logits.vectors
+
+    def metric() -> Tensor:
+        return lm.hidden(run.tokens[None])[0, -1].to(run.dtype) @ along
+
+    found = gradients_at_heads(lm, tuple(run.heads), metric)
+    return {layer: u[0].to(run.dtype) for layer, u in found.items()}
 
 
 def _unembedding(lm: LanguageModel, run: Trace) -> tuple[Tensor, Tensor]:

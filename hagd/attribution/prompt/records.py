@@ -16,14 +16,15 @@ class PromptNodes:
     """Typed nodes; (kind, layer, position, feature) is the identity.
 
     Attributes:
-        kind: int64 `[n]`, `FEATURE`, `ERROR`, `TOKEN` or `LOGIT` of `hagd.attribution.records`.
+        kind: int64 `[n]`, `FEATURE`, `HEAD`, `ERROR`, `TOKEN` or `LOGIT` of `hagd.attribution.records`.
         layer: int64 `[n]`, model layer; −1 for tokens, the number of layers for logits.
         position: int64 `[n]`.
-        feature: int64 `[n]`, dictionary index; vocabulary index of tokens and logits (−1: difference of two logits); 0
-            for errors.
-        value: float32 `[n]`, activation of a feature, probability of a logit's token; 0 for the others.
+        feature: int64 `[n]`, dictionary index; number of a head; vocabulary index of tokens and logits (−1: difference
+            of two logits); 0 for errors.
+        value: float32 `[n]`, activation of a feature, probability of a logit's token; of a head `u · z`, what its
+            output does to the explained logits to first order; 0 for the others.
         influence: float32 `[n]`, share of the logits that passes through (`hagd.attribution.prompt.influence`).
-        bias: float32 `[n]`, what a feature or logit has with no edges; 0 for the others.
+        bias: float32 `[n]`, what a feature, head or logit has with no edges; 0 for the others.
     """
 
     kind: np.ndarray
@@ -71,15 +72,16 @@ class PromptGraph:
 
     Attributes:
         tokens: int64 `[T]`.
-        nodes: features by layer, position and index, then errors, tokens, logits.
+        nodes: features by layer, position and index, then heads, errors, tokens, logits.
         edge_index: int64 `[2, E]`, source and target.
-        edge_attr: float32 `[E]`, effect on the target's pre-activation, or on the logit.
+        edge_attr: float32 `[E]`, effect on the target's pre-activation, on the logit, or on a head's `u · z`.
         edge_influence: float32 `[E]`, influence that the edge carries.
         n_active: active features, of which pruning left some.
         n_edges: edges that were computed.
         replacement: influence of tokens over that of tokens and errors, before pruning.
-        completeness: share of the influence on all nodes that comes from features and tokens, before pruning.
-        sum_error: largest deviation of edges plus bias from a target's value, over the largest value.
+        completeness: share of the influence on all nodes that comes from features, heads and tokens, before pruning.
+        sum_error: largest deviation of edges plus bias from a target's value, over the largest value; of
+            heads over theirs.
         score: an attention score, where one was asked for.
     """
 

@@ -1,10 +1,11 @@
 """One clean run of one prompt: everything that the frozen linear model around it takes as a constant.
 
-Shape legend: T positions, n active features, d = d_model, H heads, V vocabulary.
+Shape legend: T positions, n active features, d = d_model, H heads, e width of a head, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hagd.errors import NumericalError
 from hagd.models.freezing import frozen_linear
 from hagd.models.language_model import LanguageModel
+from hagd.models.linear_parts import linear_attention_shape
 from hagd.transcoders.records import Transcoder, TranscoderSet
 
 _ENCODED_AT_ONCE = 256
@@ -52,6 +54,7 @@ class Trace:
         final_read: `[T, d]`, what enters the last norm.
         final: `[T, d]`, what the unembedding reads.
         mlp_in, mlp_out: layer → `[T, d]`, what the MLP reads after its norm and what it writes.
+        heads: layer → `[T, H, e]`, outputs z of the heads of the layers whose heads are nodes.
         logits: `[V]` at the last position.
     """
 
@@ -65,6 +68,7 @@ class Trace:
     final: Tensor
     mlp_in: tuple[Tensor, ...]
     mlp_out: tuple[Tensor, ...]
+    heads: dict[int, Tensor]
     logits: Tensor
 
     @property
@@ -74,8 +78,8 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(lm: LanguageModel, tokens: Tensor) -> Trace:
-    """Run `tokens` `[T]` once.
+def trace(lm: LanguageModel, tokens: Tensor, head_layers: Sequence[int] = ()) -> Trace:
+    """Run `tokens` `[T]` once; the heads of `head_layers` are nodes.
 
     Raises:
         NumericalError: an activation is NaN or infinite; names the layer.
@@ -105,6 +109,8 @@ def trace(lm: LanguageModel, tokens: Tensor) -> Trace:
             hook(lm.mlp(i), lambda _, inputs, output, i=i: keep("mlp_out", i, output))
             attention = layer.get_submodule(lm.adapter.attention)
             hook(attention, lambda _, inputs, output, i=i: keep("pattern", i, output[1]))
+            if i in head_layers:
+                hook(lm.attention_output(i), reads("heads", i))
         hidden = lm.hidden(tokens[None])
         logits = lm.unembedding(hidden[:, -1])[0].to(dtype)
     every = range(lm.n_layers)
@@ -114,6 +120,7 @@ def trace(lm: LanguageModel, tokens: Tensor) -> Trace:
                 f"activations of {lm.name}, layer {i}: expected finite values, found NaN or infinity; check "
                 "model.dtype (float16 overflows) and the weights"
             )
+    n_heads, _, _ = linear_attention_shape(lm)
     entering = seen["attention_read", 0]
     embedding = entering - seen["positions", 0] if ("positions", 0) in seen else entering
 
@@ -131,6 +138,7 @@ def trace(lm: LanguageModel, tokens: Tensor) -> Trace:
         final=hidden[0].to(dtype),
         mlp_in=by_layer("mlp_in"),
         mlp_out=by_layer("mlp_out"),
+        heads={i: seen["heads", i].unflatten(-1, (n_heads, -1)) for i in head_layers},
         logits=logits,
     )
 

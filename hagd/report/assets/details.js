@@ -42,7 +42,7 @@ Report.Details = class {
       this.facts([
         ["Rank in the circuit", `${this.circuit.rank[i] + 1} of ${this.circuit.size.toLocaleString("en")}`],
         ["Score", Report.format(n.score[i])],
-        ["Mean activation", Report.format(n.mean[i])],
+        ...(kind in this.circuit.values ? [[this.circuit.values[kind], Report.format(n.mean[i])]] : []),
         ["Effect of ablating it alone", n.effect[i] === null ? "not measured" : Report.format(n.effect[i])],
       ]),
       this.bars("Promotes", n.promoted[i]),

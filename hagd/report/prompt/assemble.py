@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from hagd.activations.heads import head_outputs
 from hagd.attribution.prompt.logits import DIFFERENCE
 from hagd.attribution.prompt.records import BIAS, PromptGraph, ScoreAttribution
-from hagd.attribution.records import ERROR, FEATURE, KIND_NAMES, LOGIT, TOKEN
+from hagd.attribution.records import ERROR, FEATURE, HEAD, KIND_NAMES, LOGIT, TOKEN
 from hagd.config.run import StagesConfig
 from hagd.models.language_model import LanguageModel
+from hagd.models.linear_parts import linear_attention
 from hagd.report.assemble import flat_settings, promoted, written
 from hagd.report.prompt.records import Prediction, PromptReport, ScoreTerm, ScoreView
 from hagd.report.records import Edges, LayerReconstruction, NodeView
@@ -32,6 +35,8 @@ def assemble_prompt(
     tokens = tuple(text(int(token)) for token in graph.tokens)
     quality = transcoders.quality
     metrics = _metrics(graph) | {"transcoder.fvu": float(np.mean([q.fvu for q in quality]))}
+    if config.graph.heads:
+        metrics["graph.heads"] = float((graph.nodes.kind == HEAD).sum())
     return PromptReport(
         model=config.model.name,
         prompt=config.graph.prompt or "",
@@ -85,11 +90,15 @@ def _node_views(
     minus: str | None,
 ) -> tuple[NodeView, ...]:
     nodes, views = graph.nodes, []
+    by_heads = _written_by_heads(lm, graph)
     for row in range(len(nodes)):
         kind, layer, position, feature = (int(x[row]) for x in (nodes.kind, nodes.layer, nodes.position, nodes.feature))
         more: dict[str, Any] = {"kind": KIND_NAMES[kind]}
         if kind == FEATURE:
             more["promoted"] = promoted(written(transcoders, transcoders.layers.index(layer), feature), lm, text)
+        elif kind == HEAD:
+            more["label"] = f"L{layer}.{feature}"
+            more["promoted"] = promoted(by_heads[layer][position, feature], lm, text)
         else:
             logit = f"difference to {minus}" if feature == DIFFERENCE else f"logit {text(feature)}"
             more["label"] = {ERROR: f"error L{layer} {tokens[position]}", TOKEN: tokens[position]}.get(kind, logit)
@@ -107,13 +116,31 @@ def _node_views(
     return tuple(views)
 
 
+@torch.no_grad()
+def _written_by_heads(lm: LanguageModel, graph: PromptGraph) -> dict[int, Tensor]:
+    """Layer → `[T, H, d]`, what its heads write, of layers that have a head in the graph."""
+    layers = sorted(set(graph.nodes.layer[graph.nodes.kind == HEAD].tolist()))
+    if not layers:
+        return {}
+    outputs = head_outputs(lm, graph.tokens[None].to(lm.device), layers)[:, 0]
+    return {
+        layer: torch.einsum("the,hed->thd", z, linear_attention(lm, layer, z.dtype).W_O)
+        for layer, z in zip(layers, outputs, strict=True)
+    }
+
+
 def _score_view(score: ScoreAttribution, tokens: Sequence[str]) -> ScoreView:
     def name(end: Sequence[int]) -> str:
         kind, layer, position, feature = end
         if kind == BIAS:
             return "biases"
         where = f"at {position} {tokens[position]}"
-        names = {FEATURE: f"L{layer} #{feature}", ERROR: f"error L{layer}", TOKEN: "token"}
+        names = {
+            FEATURE: f"L{layer} #{feature}",
+            HEAD: f"head L{layer}.{feature}",
+            ERROR: f"error L{layer}",
+            TOKEN: "token",
+        }
         return f"{names[kind]} {where}"
 
     terms = zip(score.ends.tolist(), score.terms.tolist(), strict=True)

@@ -40,8 +40,9 @@ def render(data: PromptReport) -> str:
 def summary(data: PromptReport) -> str:
     """One sentence: what is left of what, and how much features explain."""
     found = data.metrics
+    heads = f", {number(found['graph.heads'])} attention heads" if "graph.heads" in found else ""
     return (
-        f"{number(found['graph.features'])} of {number(found['graph.active_features'])} active features and "
+        f"{number(found['graph.features'])} of {number(found['graph.active_features'])} active features{heads} and "
         f"{number(found['graph.edges'])} of {number(found['graph.edges_computed'])} edges are left; replacement score "
         f"{percent(found['graph.replacement'])}, completeness {percent(found['graph.completeness'])}."
     )

@@ -73,3 +73,8 @@ class PromptReport:
     score: ScoreView | None = None
     levels: tuple[HierarchyLevel, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def value_names(self) -> dict[str, str]:
+        """What `NodeView.mean_activation` is, by kind of node; not shown of other kinds."""
+        return {"feature": "Activation", "head": "Adds to the logits, first order", "logit": "Probability"}

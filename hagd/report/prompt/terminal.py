@@ -41,7 +41,7 @@ def _predictions(data: PromptReport) -> Table:
 def _nodes(data: PromptReport) -> Table:
     table = plain_table("Most influential nodes", "node", "kind", "layer", "position", "value", "influence")
     for node in sorted(data.nodes, key=lambda node: -node.score)[:_NODES]:
-        layer = str(node.layer) if node.kind in ("feature", "error") else ""
+        layer = str(node.layer) if node.kind in ("feature", "head", "error") else ""
         place = visible(data.slot_names[node.slot])
         table.add_row(
             Text(node_label(node)), node.kind, layer, Text(place), number(node.mean_activation), number(node.score)

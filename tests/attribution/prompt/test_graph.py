@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hagd.attribution.prompt.compute import Calculation, Computed
 from hagd.attribution.prompt.graph import at_last_position, build_prompt_graph
 from hagd.attribution.prompt.influence import pass_down
-from hagd.attribution.prompt.logits import DIFFERENCE, LogitTargets, difference, given, likely
+from hagd.attribution.prompt.logits import DIFFERENCE, LogitTargets, difference, given, head_directions, likely
 from hagd.attribution.prompt.records import PromptGraph
-from hagd.attribution.records import ERROR, FEATURE, LOGIT, TOKEN
+from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN
 from hagd.config.model import Architecture
 from hagd.config.stages import GraphConfig
 from hagd.errors import NumericalError
-from tests.attribution.prompt.cases import LENGTH, Case, matrix, random_case
+from tests.attribution.prompt.cases import HEADS, LENGTH, Case, explained, matrix, random_case
 from tests.builders import ARCHITECTURES
+from tests.reference import HeadAttention, run
 
 
 def calculation(case: Case, logits: LogitTargets, strongest: int | None = None) -> Calculation:
     targets = at_last_position(case.sources, logits)
     weights = logits.weights.double().numpy()
-    return Calculation(case.model, case.sources, case.transcoders, targets, weights, strongest)
+    directions = head_directions(case.lm, case.run, logits)
+    return Calculation(case.model, case.sources, case.transcoders, targets, weights, strongest, directions=directions)
 
 
 def dense(computed: Computed, size: int) -> np.ndarray:
@@ -43,17 +47,28 @@ def graph(case: Case, tmp_path: Path, **options: Any) -> PromptGraph:
     return build_prompt_graph(case.lm, case.transcoders, case.run, logits, config, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_stored_edges_are_all_edges(architecture: Architecture, tmp_path: Path) -> None:
-    case = random_case(architecture, "cross_layer")
+def series(matrix: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`Σ_t w Âᵗ`, t from 1, until nothing is left."""
+    share = np.abs(matrix) / np.maximum(np.abs(matrix).sum(1, keepdims=True), 1e-30)
+    total, step = np.zeros_like(weights), weights @ share
+    while step.any():
+        total, step = total + step, step @ share
+    return total
+
+
+@pytest.mark.parametrize(("architecture", "head_layers"), [*product(ARCHITECTURES, [(), (0, 1, 2), (1,)])])
+def test_stored_edges_are_all_edges(architecture: Architecture, head_layers: tuple[int, ...], tmp_path: Path) -> None:
+    case = random_case(architecture, "cross_layer", head_layers=head_layers)
     logits = given(case.lm, case.run, [1, 2])
     work = calculation(case, logits)
+    work.directions = case.directions
     computed = work.all_features(tmp_path)
     found = dense(computed, len(work.weights))
-    n = case.sources.n_features
+    n = case.sources.n_inner
     np.testing.assert_allclose(found[:n, : len(case.sources)], matrix(case)[:n].numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(computed.incoming[:n], found[:n].sum(1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(computed.influence, pass_down(computed.edges, work.weights), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(computed.influence, series(found, work.weights), rtol=1e-4, atol=1e-7)
     assert (found[len(case.sources) :] != 0).any(1).all() and not found[n : len(case.sources)].any()
 
 
@@ -72,10 +87,11 @@ def test_only_the_strongest_edges_can_be_stored_and_influence_still_counts_all(t
     np.testing.assert_allclose(part.incoming, whole.incoming, rtol=1e-12)
 
 
-def test_the_most_influential_features_are_explained_alone(tmp_path: Path) -> None:
-    case = random_case("gpt2")
+@pytest.mark.parametrize("head_layers", [(), (0, 1, 2)])
+def test_the_most_influential_nodes_are_explained_alone(head_layers: tuple[int, ...], tmp_path: Path) -> None:
+    case = random_case("gpt2", head_layers=head_layers)
     logits = given(case.lm, case.run, [3])
-    n, size = case.sources.n_features, len(case.sources) + 1
+    n, size = case.sources.n_inner, len(case.sources) + 1
     whole = calculation(case, logits).all_features(tmp_path / "all")
     part = calculation(case, logits).most_influential(tmp_path / "some", 12)
     chosen = np.flatnonzero(part.chosen[:n])
@@ -86,6 +102,7 @@ def test_the_most_influential_features_are_explained_alone(tmp_path: Path) -> No
     assert not part.influence[:n][~part.chosen[:n]].any()
     best = np.argsort(-whole.influence[:n])[:12]
     assert len(set(best) & set(chosen)) >= 8, "nearly those of the whole graph"
+    assert (chosen >= case.sources.n_features).any() == bool(head_layers)
     everything = calculation(case, logits).most_influential(tmp_path / "every", n)
     np.testing.assert_allclose(everything.influence, whole.influence, rtol=1e-4, atol=1e-7)
 
@@ -109,25 +126,61 @@ def test_logits_are_taken_off_their_mean_and_differences_are_one_node(tmp_path: 
     assert nodes.feature[nodes.kind == LOGIT].tolist() == [DIFFERENCE]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nodes_are_typed_and_no_two_are_the_same(architecture: Architecture, tmp_path: Path) -> None:
-    case = random_case(architecture)
+@pytest.mark.parametrize(("architecture", "head_layers"), [*product(ARCHITECTURES, [(), (0, 2)])])
+def test_nodes_are_typed_and_no_two_are_the_same(
+    architecture: Architecture, head_layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    case = random_case(architecture, head_layers=head_layers)
     found = graph(case, tmp_path, pruning={"nodes": 1.0, "edges": 1.0})
     nodes = found.nodes
     ids = list(zip(nodes.kind, nodes.layer, nodes.position, nodes.feature, strict=True))
     assert len(set(ids)) == len(ids) == len(nodes)
-    assert set(nodes.kind) == {FEATURE, ERROR, TOKEN, LOGIT}
+    assert set(nodes.kind) == {FEATURE, ERROR, TOKEN, LOGIT} | ({HEAD} if head_layers else set())
+    assert {i[1:] for i in ids if i[0] == HEAD} <= set(product(head_layers, range(LENGTH), range(HEADS)))
     active = set(
         zip(*(x.tolist() for x in (case.active.layer, case.active.position, case.active.feature)), strict=True)
     )
     assert {i[1:] for i in ids if i[0] == FEATURE} <= active
     assert [i[1:] for i in ids if i[0] == TOKEN] == [(-1, p, int(case.tokens[p])) for p in range(LENGTH)]
     source, target = found.edge_index
-    assert (nodes.layer[source] < nodes.layer[target]).all() and (
-        nodes.position[source] <= nodes.position[target]
-    ).all()
+    below = nodes.layer[source] < nodes.layer[target]
+    if architecture != "gpt_neox":  # an MLP reads the heads of its own layer
+        own = (nodes.kind[source] == HEAD) & (nodes.kind[target] == FEATURE)
+        below |= own & (nodes.layer[source] == nodes.layer[target])
+    assert below.all() and (nodes.position[source] <= nodes.position[target]).all()
     assert found.edge_influence.min() > 0 and found.sum_error < 1e-5
     assert 0 < found.replacement < 1 and 0 < found.completeness < 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_record_tells_what_a_head_does(architecture: Architecture, tmp_path: Path) -> None:
+    """Unpruned, edges and bias of a head add up to `u · z`: by how much what is explained changes as `z` shrinks."""
+    case = random_case(architecture, head_layers=(0, 1, 2))
+    weight, weights = case.lm.unembedding.weight, torch.tensor([0.7, 0.4], dtype=torch.float64)
+    vectors = torch.stack([weight[1], -weight[5]])
+    logits = replace(given(case.lm, case.run, [1, 5]), vectors=vectors, bias=torch.zeros(2), weights=weights)
+    config = GraphConfig(scope="prompt", prompt="any", pruning={"nodes": 1.0, "edges": 1.0})
+    found = build_prompt_graph(case.lm, case.transcoders, case.run, logits, config, tmp_path)
+    nodes, (_, target) = found.nodes, found.edge_index
+    heads = np.flatnonzero(nodes.kind == HEAD)
+    assert len(heads) > 8
+    incoming = np.bincount(target, found.edge_attr, minlength=len(nodes))
+    np.testing.assert_allclose((incoming + nodes.bias)[heads], nodes.value[heads], rtol=1e-4, atol=1e-5)
+    for node in heads[:: len(heads) // 6]:
+        layer, p, head = int(nodes.layer[node]), int(nodes.position[node]), int(nodes.feature[node])
+        both = []
+        for step in (-3e-3, 3e-3):  # softmax is in single precision
+
+            def shrink(own: int, z: Tensor, step: float = step, at: tuple[int, int, int] = (layer, p, head)) -> Tensor:
+                scale = torch.ones(*z.shape[:3], 1, dtype=z.dtype)
+                if own == at[0]:
+                    scale[0, at[1], at[2]] += step
+                return z * scale
+
+            both.append(
+                explained(run(case.lm, case.tokens[None], attention=HeadAttention(case.lm, shrink)).logits[0, -1])
+            )
+        assert float(both[1] - both[0]) / 6e-3 == pytest.approx(nodes.value[node], rel=5e-3, abs=1e-5)
 
 
 def test_a_graph_explains_less_when_less_is_kept(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_pruning_is_that_of_circuit_tracer(tmp_path: Path, seed: int, node_share
         edges,
         weights,
         pass_down(edges, weights),
-        n_features=N_FEATURES,
+        n_inner=N_FEATURES,
         first_token=FIRST_TOKEN,
         node_share=node_share,
         edge_share=edge_share,

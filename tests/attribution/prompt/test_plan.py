@@ -12,10 +12,11 @@ import torch
 from hagd.artifacts.manifest import peak_rss_mb, reset_peak_rss
 from hagd.attribution.prompt.graph import build_prompt_graph
 from hagd.attribution.prompt.logits import likely
-from hagd.attribution.prompt.plan import PromptPlan, PromptShape, plan_prompt
+from hagd.attribution.prompt.plan import PromptPlan, plan_prompt
 from hagd.attribution.prompt.records import PromptGraph
+from hagd.attribution.prompt.shape import PromptShape
 from hagd.attribution.prompt.trace import trace
-from hagd.config.model import MiniModel
+from hagd.config.model import Architecture, MiniModel
 from hagd.config.stages import GraphConfig
 from hagd.models.language_model import LanguageModel
 from hagd.models.mini import build_mini
@@ -31,6 +32,7 @@ def shape_of(lm: LanguageModel, positions: int, m: int, k: int, **changes: Any) 
     head = lm.d_model // heads
     parameters = sum(p.numel() for p in lm.model.parameters())
     known: dict[str, Any] = {"skip_first": True, "cross_layer": False, "strongest": None, "most": None, "logits": 10}
+    known["parallel"] = lm.adapter.name == "gpt_neox"
     known |= {"decomposed": layers, "m": m, "k": k, "positions": positions} | changes
     return PromptShape(lm.n_layers, lm.d_model, heads, heads, head, parameters, 4, **known)
 
@@ -48,7 +50,7 @@ def dictionaries(lm: LanguageModel, layers: tuple[int, ...], m: int, k: int) -> 
 
 def measured(lm: LanguageModel, shape: PromptShape, folder: Path) -> PromptGraph:
     tokens = torch.randint(VOCABULARY, (shape.positions,), generator=torch.Generator().manual_seed(1))
-    run = trace(lm, tokens)
+    run = trace(lm, tokens, shape.head_layers)
     options = {**EVERY, "strongest": shape.strongest, "max_features": shape.most}
     config = GraphConfig(scope="prompt", prompt="any", **options)
     found = dictionaries(lm, shape.decomposed, shape.m, shape.k)
@@ -60,10 +62,22 @@ def planned(shape: PromptShape) -> PromptPlan:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"strongest": 20}, {"decomposed": (1, 2)}], ids=["all", "strongest", "two layers"]
+    ("architecture", "changes"),
+    [
+        ("gpt2", {}),
+        ("gpt2", {"strongest": 20}),
+        ("gpt2", {"decomposed": (1, 2)}),
+        ("gpt2", {"head_layers": (0, 1, 2)}),
+        ("gpt2", {"head_layers": (1, 2), "strongest": 20, "decomposed": (0, 2)}),
+        ("gpt_neox", {"head_layers": (0, 2)}),
+    ],
+    ids=["all", "strongest", "two layers", "heads", "some heads", "heads beside MLPs"],
 )
-def test_features_and_edges_are_counted_before_they_exist(tmp_path: Path, changes: dict[str, Any]) -> None:
-    lm = build_mini(MiniModel(n_layers=3, d_model=16, n_heads=2, d_mlp=16), VOCABULARY, 12, 0)
+def test_features_and_edges_are_counted_before_they_exist(
+    tmp_path: Path, architecture: Architecture, changes: dict[str, Any]
+) -> None:
+    config = MiniModel(architecture=architecture, n_layers=3, d_model=16, n_heads=2, d_mlp=16)
+    lm = build_mini(config, VOCABULARY, 12, 0)
     shape = shape_of(lm, 12, 40, 5, **changes)
     plan, found = planned(shape), measured(lm, shape, tmp_path)
     assert plan.active == found.n_active == len(shape.decomposed) * 5 * 11
@@ -79,22 +93,34 @@ def test_more_costs_more() -> None:
     assert long.seconds["edges"] > 4 * small.seconds["edges"] > 0
     fewer = planned(shape_of(lm, 256, 40, 5, most=100))
     assert fewer.seconds["edges"] < 0.5 * long.seconds["edges"] and fewer.edges < long.edges
+    with_heads = planned(shape_of(lm, 32, 40, 5, head_layers=(0, 1)))
+    assert with_heads.edges > small.edges and with_heads.memory_mb["heads"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n_layers", "d_model", "n_heads", "positions", "m", "k"), [(4, 128, 4, 32, 1024, 48), (6, 256, 4, 64, 2048, 32)]
+    ("n_layers", "d_model", "n_heads", "positions", "m", "k", "head_layers"),
+    [(4, 128, 4, 32, 1024, 48, ()), (6, 256, 4, 64, 2048, 32, ()), (6, 256, 4, 96, 2048, 32, (2, 3, 4, 5))],
 )
 def test_time_and_memory_are_forecast_within_a_quarter(
-    tmp_path: Path, n_layers: int, d_model: int, n_heads: int, positions: int, m: int, k: int
+    tmp_path: Path,
+    n_layers: int,
+    d_model: int,
+    n_heads: int,
+    positions: int,
+    m: int,
+    k: int,
+    head_layers: tuple[int, ...],
 ) -> None:
     """CPU seconds on one thread; memory beyond what the process has before."""
     torch.set_num_threads(1)
     config = MiniModel(n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_mlp=4 * d_model)
+    with torch.device("meta"):  # imports what a model needs, as `mode=plan` does
+        build_mini(config, VOCABULARY, positions, 0)
     reset_peak_rss()
     before = peak_rss_mb()
     lm = build_mini(config, VOCABULARY, positions, 0)
-    shape = shape_of(lm, positions, m, k)
+    shape = shape_of(lm, positions, m, k, head_layers=head_layers)
     start = time.process_time()
     measured(lm, shape, tmp_path)
     seconds, peak = time.process_time() - start, peak_rss_mb()

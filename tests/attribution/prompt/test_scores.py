@@ -14,7 +14,7 @@ from hagd.attribution.prompt.graph import build_prompt_graph, without_sources
 from hagd.attribution.prompt.logits import likely
 from hagd.attribution.prompt.records import BIAS
 from hagd.attribution.prompt.scores import query_and_key
-from hagd.attribution.records import FEATURE, TOKEN
+from hagd.attribution.records import FEATURE, HEAD, TOKEN
 from hagd.config.model import Architecture
 from hagd.config.stages import GraphConfig
 from hagd.errors import ConfigError
@@ -49,9 +49,11 @@ def queries_and_keys(case: Case, layer: int, x: Tensor) -> tuple[Tensor, Tensor]
     return q, k.repeat_interleave(HEADS // k.shape[1], dim=1)
 
 
-@pytest.mark.parametrize(("architecture", "layer"), [*product(ARCHITECTURES, (0, 2))])
-def test_terms_add_up_to_the_scores_of_the_models_own_pattern(architecture: Architecture, layer: int) -> None:
-    case = random_case(architecture, "everything")
+@pytest.mark.parametrize(("architecture", "layer", "heads"), [*product(ARCHITECTURES, (0, 2), [(), (0, 1)])])
+def test_terms_add_up_to_the_scores_of_the_models_own_pattern(
+    architecture: Architecture, layer: int, heads: tuple[int, ...]
+) -> None:
+    case = random_case(architecture, "everything", head_layers=heads)
     for head in (0, HEADS - 1):
         pattern = case.run.patterns[layer][head, LENGTH - 1]
         scores = []
@@ -61,9 +63,11 @@ def test_terms_add_up_to_the_scores_of_the_models_own_pattern(architecture: Arch
         torch.testing.assert_close(torch.stack(scores).softmax(0), pattern, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_term_is_what_its_pair_of_sources_adds_to_the_frozen_score(architecture: Architecture) -> None:
-    case = random_case(architecture)
+@pytest.mark.parametrize(("architecture", "heads"), [*product(ARCHITECTURES, [(), (0, 1)])])
+def test_a_term_is_what_its_pair_of_sources_adds_to_the_frozen_score(
+    architecture: Architecture, heads: tuple[int, ...]
+) -> None:
+    case = random_case(architecture, head_layers=heads)
     layer, head, at, to = 2, 1, 4, 2
     frozen = case.frozen
     norm = case.lm.layers[layer].get_submodule(case.lm.adapter.attention_norm)
@@ -79,11 +83,14 @@ def test_a_term_is_what_its_pair_of_sources_adds_to_the_frozen_score(architectur
     scale = expected.abs().max().item()
     assert scale > 1e-3
     torch.testing.assert_close(terms[:-1, :-1], expected, rtol=1e-5, atol=1e-6 * scale)
+    of_heads = slice(case.sources.n_features, case.sources.n_inner)
+    assert bool(heads) == bool((expected[of_heads].abs().sum() > 1e-3).item())
     torch.testing.assert_close(terms.sum(), q[0, head, at] @ k[0, head, to] / e**0.5, rtol=1e-6, atol=1e-6)
 
 
-def test_the_record_names_both_ends(tmp_path: Any) -> None:
-    case = random_case("llama")
+@pytest.mark.parametrize("heads", [(), (0,)])
+def test_the_record_names_both_ends(tmp_path: Any, heads: tuple[int, ...]) -> None:
+    case = random_case("llama", head_layers=heads)
     asked = {"layer": 1, "head": 2, "key": 1, "pairs": 10_000}
     config = GraphConfig.model_validate({"scope": "prompt", "prompt": "any", "score": asked})
     logits = likely(case.lm, case.run, 3, 0.9)
@@ -95,7 +102,7 @@ def test_the_record_names_both_ends(tmp_path: Any) -> None:
     assert found.terms.sum() == pytest.approx(found.score, abs=1e-4)
     assert (np.diff(np.abs(found.terms)) <= 0).all()
     ends = {tuple(end) for pair in found.ends.tolist() for end in pair}
-    assert (BIAS,) * 4 in ends and {TOKEN, FEATURE} <= {end[0] for end in ends}
+    assert (BIAS,) * 4 in ends and {TOKEN, FEATURE, *([HEAD] * len(heads))} <= {end[0] for end in ends}
     assert (found.ends[:, 0, 2] <= LENGTH - 1).all() and (found.ends[np.abs(found.terms) > 1e-9][:, 1, 2] <= 1).all()
 
 
