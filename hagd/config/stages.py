@@ -286,9 +286,9 @@ class SearchConfig(Section):
     )
     loss: SearchLoss = Field(
         "shortfall",
-        description="what is minimised: shortfall of the logit difference below that of the full model, or divergence",
+        description="minimised: squared shortfall of logit differences below the full model's, or divergence (KL)",
     )
-    traversal: bool = Field(True, description="coarse-to-fine group tests over the hierarchy")
+    traversal: bool = Field(False, description="coarse-to-fine group tests over the hierarchy")
     traversal_budget: int = Field(200, ge=0, description="model evaluations that group tests may spend")
     elimination: bool = Field(True, description="drop the least contributing nodes in rounds, attributed anew in each")
     elimination_keep: float = Field(0.8, gt=0, lt=1, description="share of the nodes that a round keeps")
@@ -299,7 +299,7 @@ class SearchConfig(Section):
     gate_learning_rate: float = Field(0.1, gt=0, description="rate of Adam on gate logits")
     gate_batch: int = Field(256, ge=1, description="prompts a gate step")
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
-    pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
+    pruning_budget: int = Field(300, ge=0, description="model evaluations that pruning may spend")
     pruning_prompts: int = Field(256, ge=1, description="discovery prompts a test of pruning; fewer test more nodes")
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from torch import Tensor
 from hagd.config.stages import Ablation, ErrorMode, SearchLoss
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts, TaskData
-from hagd.tasks.scoring import is_correct, log_probability, logit_difference, option_scores
+from hagd.tasks.scoring import is_correct, leads_by_answer, log_probability, logit_difference, option_scores
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Outcome:
 class Objective:
     """Runs circuits on one split of a task; `patched.evaluations` counts what that costs.
 
-    `loss` is what a search minimises: `divergence`, KL(full ‖ patched), or `shortfall`, by how much the logit
-    difference of a prompt falls below that of the full model, over the mean size of the latter.
+    `loss` is what a search minimises: `divergence`, KL(full ‖ patched), or `shortfall`, the mean over a prompt's
+    answers of `max(Δ_full − Δ_patched, 0)² / mean(Δ_full²)`, Δ the logit difference of one answer.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Objective:
         self._loss = loss
         full = [(part, self._full(part)) for part in self._parts()]
         self._target = torch.cat([self._distribution(logits, part) for part, logits in full])
-        self._lead = torch.cat([logit_difference(logits, part, task.length_normalised) for part, logits in full])
+        leads = [leads_by_answer(logits, part, task.length_normalised) for part, logits in full]
+        self._leads, used = (torch.cat(side) for side in zip(*leads, strict=True))
+        self._power = (self._leads.square().sum() / used.sum()).clamp(min=1e-6)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -111,8 +113,9 @@ class Objective:
         logits = self._logits(part, gates, owner)
         if loss == "divergence":
             return self._kl(self._target[index], logits, part)
-        lead = logit_difference(logits, part, self.task.length_normalised)
-        return (self._lead[index] - lead).relu() / self._lead.abs().mean().clamp(min=1e-6)
+        leads, used = leads_by_answer(logits, part, self.task.length_normalised)
+        missing = (self._leads[index] - leads).relu().square().sum(-1) / used.sum(-1)
+        return missing / self._power
 
     def metric(self, name: str, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
         """`log_probability` or `logit_difference` of the prompts `index`, `[n]`; differentiable in `gates`."""

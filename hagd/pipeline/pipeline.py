@@ -300,7 +300,7 @@ STAGES: dict[str, Stage] = {
     ),
     "search": Stage(
         SearchResult,
-        1,
+        2,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy"),
         lambda p: {**p.config.search.model_dump(mode="json", exclude={"scorer"}), "scorer": _scorer_identity(p)},
         lambda p, _, progress: stages.search(

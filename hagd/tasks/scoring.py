@@ -22,10 +22,19 @@ def logit_difference(logits: Tensor, prompts: Prompts, length_normalised: bool =
         prompts: the N prompts.
         length_normalised: multiple choice: mean instead of sum over an option's tokens.
     """
+    leads, used = leads_by_answer(logits, prompts, length_normalised)
+    return leads.sum(-1) / used.sum(-1)
+
+
+def leads_by_answer(logits: Tensor, prompts: Prompts, length_normalised: bool = False) -> tuple[Tensor, Tensor]:
+    """Lead at each scored position, `[N, A]`, 0 where none is scored, and where one is, bool `[N, A]`; of multiple
+    choice the single lead `[N, 1]`. Arguments as in `logit_difference`."""
     if logits.shape[1] > 1:
         scores = option_scores(logits, prompts, length_normalised)
-        return scores[:, 0] - scores[:, 1:].max(dim=1).values
-    return _mean_over_scored(_lead(logits, prompts), prompts)[:, 0]
+        lead = scores[:, 0] - scores[:, 1:].max(dim=1).values
+        return lead[:, None], torch.ones_like(lead, dtype=torch.bool)[:, None]
+    used = prompts.scored[:, 0] != PADDING
+    return _lead(logits, prompts)[:, 0].masked_fill(~used, 0), used
 
 
 def log_probability(logits: Tensor, prompts: Prompts, length_normalised: bool = False) -> Tensor:
