@@ -267,7 +267,7 @@ class HierarchyConfig(Section):
     coherence_prompts: int = Field(64, ge=2, description="selection prompts on which each of them is ablated")
 
 
-SearchLoss = Literal["shortfall", "divergence"]
+SearchLoss = Literal["both", "shortfall", "divergence"]
 
 
 class SearchConfig(Section):
@@ -285,8 +285,8 @@ class SearchConfig(Section):
         "auto", description="meta-learned scorer: auto (the newest of this project, if any), a path, or null"
     )
     loss: SearchLoss = Field(
-        "shortfall",
-        description="minimised: squared shortfall of logit differences below the full model's, or divergence (KL)",
+        "both",
+        description="minimised: squared shortfall of logit differences below the full model's, divergence (KL), or both",
     )
     traversal: bool = Field(False, description="coarse-to-fine group tests over the hierarchy")
     traversal_budget: int = Field(200, ge=0, description="model evaluations that group tests may spend")
@@ -299,7 +299,7 @@ class SearchConfig(Section):
     gate_learning_rate: float = Field(0.1, gt=0, description="rate of Adam on gate logits")
     gate_batch: int = Field(256, ge=1, description="prompts a gate step")
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
-    pruning_budget: int = Field(300, ge=0, description="model evaluations that pruning may spend")
+    pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
     pruning_prompts: int = Field(256, ge=1, description="discovery prompts a test of pruning; fewer test more nodes")
 
     @model_validator(mode="after")

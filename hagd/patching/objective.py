@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,8 +40,9 @@ class Outcome:
 class Objective:
     """Runs circuits on one split of a task; `patched.evaluations` counts what that costs.
 
-    `loss` is what a search minimises: `divergence`, KL(full ‖ patched), or `shortfall`, the mean over a prompt's
-    answers of `max(Δ_full − Δ_patched, 0)² / mean(Δ_full²)`, Δ the logit difference of one answer.
+    `loss` is what a search minimises: `divergence`, KL(full ‖ patched); `shortfall`, the mean over a prompt's answers of
+    `max(Δ_full − Δ_patched, 0)² / mean(Δ_full²)`, Δ the logit difference of one answer; or `both`, the shortfall plus
+    the divergence relative to that of the empty circuit.
     """
 
     def __init__(
@@ -113,9 +115,20 @@ class Objective:
         logits = self._logits(part, gates, owner)
         if loss == "divergence":
             return self._kl(self._target[index], logits, part)
+        shortfall = self._shortfall(logits, part, index)
+        return (
+            shortfall if loss == "shortfall" else shortfall + self._kl(self._target[index], logits, part) / self._empty
+        )
+
+    def _shortfall(self, logits: Tensor, part: Prompts, index: Tensor) -> Tensor:
         leads, used = leads_by_answer(logits, part, self.task.length_normalised)
-        missing = (self._leads[index] - leads).relu().square().sum(-1) / used.sum(-1)
-        return missing / self._power
+        return (self._leads[index] - leads).relu().square().sum(-1) / used.sum(-1) / self._power
+
+    @cached_property
+    def _empty(self) -> Tensor:
+        """Divergence of the empty circuit."""
+        closed = torch.zeros(1, *self.patched.gate_shape, device=self.patched.lm.device)
+        return self.divergences(closed, torch.arange(len(self)))[0].clamp(min=1e-6)
 
     def metric(self, name: str, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
         """`log_probability` or `logit_difference` of the prompts `index`, `[n]`; differentiable in `gates`."""

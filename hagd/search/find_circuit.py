@@ -155,8 +155,8 @@ def _gated(
             rankings[each].insert(0, logits.numpy().astype(np.float64))
     best = {each: (_best_ranking(searched, found, each) if guided else found[0]) for each, found in rankings.items()}
     members = {each: _top(ranking, each) for each, ranking in best.items()}
-    if config.gates:
-        ledger.close("gates", members[size])
+    if config.gates or guided:
+        ledger.close("gates" if config.gates else "choice", members[size])
     if guided and config.pruning and config.pruning_budget > 0:
         exchanged = _prune(searched, config, best, members, size, generator)
         ledger.close("pruning", members[size], f"{exchanged} nodes exchanged, smaller circuits included")

@@ -33,7 +33,8 @@ class SearchStep:
     """One part of the search that ran: what it changed and what it cost.
 
     Attributes:
-        name: `scorer`, `traversal`, `gates`, `pruning`, the method's name, or `size` for the probes of other sizes.
+        name: `scorer`, `traversal`, `elimination`, `gates` (with the choice between rankings; without gates `choice`),
+            `pruning`, the method's name, or `size` for the probes of other sizes.
         evaluations: model evaluations, one being a forward pass over the whole discovery split (a gradient step
             over all of it is three).
         seconds: wall time.

@@ -67,6 +67,54 @@ def test_divergence_is_the_mean_of_the_slow_one(c: int) -> None:
         assert found == pytest.approx(sum(expected[i] for i in index) / len(index), rel=1e-3)
 
 
+def slow_shortfall(target: Objective, gates: Tensor, row: int) -> float:
+    """Prompt by prompt, answer by answer."""
+    prompts = target.prompts
+    patched = target.patched.logits(prompts, gates)
+    full = target.patched.full_logits(prompts)
+
+    def leads(logits: Tensor, row: int) -> list[float]:
+        if logits.shape[1] > 1:
+            return [float(logit_difference(logits, prompts)[row])]
+        found = []
+        for i, position in enumerate(prompts.scored[row, 0].tolist()):
+            if position != PADDING:
+                answers, distractors = (
+                    torch.stack([logits[row, 0, i, token] for token in tokens[row, 0, i].tolist() if token != PADDING])
+                    for tokens in (prompts.answers, prompts.distractors)
+                )
+                found.append(float(answers.logsumexp(0) - distractors.logsumexp(0)))
+        return found
+
+    everything = [lead for each in range(len(prompts)) for lead in leads(full, each)]
+    power = sum(lead**2 for lead in everything) / len(everything)
+    missing = [max(a - b, 0) ** 2 for a, b in zip(leads(full, row), leads(patched, row), strict=True)]
+    return sum(missing) / len(missing) / power
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_the_shortfall_is_the_slow_one(c: int) -> None:
+    old = objective(c)
+    target = Objective(
+        old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=4, loss="shortfall"
+    )
+    gates = random_gates(0)
+    expected = torch.tensor([slow_shortfall(target, gates, row) for row in range(7)])
+    assert expected.max() > 1e-3 and (expected < expected.max() / 2).any()
+    torch.testing.assert_close(target.loss_by_prompt(gates, torch.arange(7)), expected, rtol=1e-3, atol=1e-6)
+    index = torch.tensor([5, 2, 6])
+    assert target.loss(gates, index).item() == pytest.approx(expected[index].mean().item(), rel=1e-3)
+    two, owner = random_gates(4, 2), torch.tensor([1, 0, 1])
+    alone = [target.loss(two[owner[i]], index[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(target.loss_by_prompt(two, index, owner), torch.stack(alone), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(target.losses(two, index)[0], target.loss(two[0], index), rtol=1e-4, atol=1e-6)
+    assert old.loss(gates, index) == old.divergence(gates, index)
+    both = Objective(old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=4, loss="both")
+    empty = old.divergence(torch.zeros(old.patched.gate_shape), torch.arange(7))
+    total = target.loss(gates, index) + old.divergence(gates, index) / empty
+    torch.testing.assert_close(both.loss(gates, index), total, rtol=1e-4, atol=1e-6)
+
+
 @given(seed=st.integers(0, 1000), c=st.sampled_from([1, 3]))
 @settings(max_examples=25, deadline=None)
 def test_divergence_is_never_negative(seed: int, c: int) -> None:

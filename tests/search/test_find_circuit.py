@@ -63,13 +63,14 @@ def test_the_same_seed_gives_the_same_circuits(searched: Searched, method: str) 
 
 def test_every_part_says_what_it_cost_and_changed(searched: Searched) -> None:
     before = searched.discovery.patched.evaluations
-    result = find(searched)
-    assert [step.name for step in result.steps] == ["scorer", "traversal", "gates", "pruning"]
+    result = find(searched, traversal=True)
+    assert [step.name for step in result.steps] == ["scorer", "traversal", "elimination", "gates", "pruning"]
     assert result.steps[0].changed == 0 and result.steps[0].evaluations == 0
     assert all(0 <= step.changed <= 20 and step.preservation >= 0 for step in result.steps)
     assert result.steps[1].evaluations <= SMALL["traversal_budget"]
-    assert result.steps[3].evaluations <= SMALL["pruning_budget"]
-    gates = result.steps[2].evaluations
+    assert 0 < result.steps[2].evaluations < 3 * 2 * searched.graph.n_candidates
+    assert result.steps[4].evaluations <= SMALL["pruning_budget"]
+    gates = result.steps[3].evaluations
     assert 3 * SMALL["gate_steps"] <= gates <= 3 * SMALL["gate_steps"] + 3 * len(result.circuits)
     # The ledger leaves out only its own measurements on the selection split, one a part.
     spent = (searched.discovery.patched.evaluations - before) / len(searched.discovery)
@@ -86,18 +87,33 @@ def test_the_search_beats_what_it_starts_from(searched: Searched) -> None:
 
 def test_scores_of_a_scorer_are_the_start(searched: Searched) -> None:
     scores = np.random.default_rng(3).normal(size=searched.graph.n_candidates)
-    off = {"traversal": False, "gates": False, "pruning": False}
+    off = {"elimination": False, "gates": False, "pruning": False}
     result = find(replace(searched, scores=scores), **off)
     assert result.steps[0].note == "meta-learned scorer"
     plain = find(searched, **off)
     assert set(plain.circuit.nodes) == set(searched.graph.flat[np.argsort(-by_attribution(searched.graph))[:20]])
     assert "no meta-learned scorer" in plain.steps[0].note
+    # The elimination begins with its better half, some rounds later.
+    spent = [
+        find(each, gates=False, pruning=False).steps[1].evaluations
+        for each in (replace(searched, scores=scores), searched)
+    ]
+    assert 0 < spent[0] < spent[1]
 
 
 @pytest.mark.parametrize("budget", ["traversal_budget", "pruning_budget"])
 def test_a_part_without_budget_does_not_run(searched: Searched, budget: str) -> None:
-    names = [step.name for step in find(searched, **{budget: 0}).steps]
+    names = [step.name for step in find(searched, traversal=True, **{budget: 0}).steps]
     assert budget.removesuffix("_budget") not in names
+
+
+def test_without_gates_the_choice_of_rankings_is_counted(searched: Searched) -> None:
+    before = searched.discovery.patched.evaluations
+    result = find(searched, gates=False, pruning=False)
+    assert [step.name for step in result.steps] == ["scorer", "elimination", "choice"]
+    assert result.steps[2].evaluations == 2 * len(result.circuits)
+    spent = (searched.discovery.patched.evaluations - before) / len(searched.discovery)
+    assert spent == pytest.approx(result.evaluations + len(result.steps))
 
 
 def test_fewer_prompts_a_test_let_the_same_budget_exchange_more(searched: Searched) -> None:
