@@ -286,7 +286,7 @@ class SearchConfig(Section):
     )
     loss: SearchLoss = Field(
         "both",
-        description="minimised: squared shortfall of logit differences below the full model's, divergence (KL), or both",
+        description="minimised: squared shortfall of logit differences below the full model's, divergence, or both",
     )
     traversal: bool = Field(False, description="coarse-to-fine group tests over the hierarchy")
     traversal_budget: int = Field(200, ge=0, description="model evaluations that group tests may spend")

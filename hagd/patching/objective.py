@@ -40,9 +40,9 @@ class Outcome:
 class Objective:
     """Runs circuits on one split of a task; `patched.evaluations` counts what that costs.
 
-    `loss` is what a search minimises: `divergence`, KL(full ‖ patched); `shortfall`, the mean over a prompt's answers of
-    `max(Δ_full − Δ_patched, 0)² / mean(Δ_full²)`, Δ the logit difference of one answer; or `both`, the shortfall plus
-    the divergence relative to that of the empty circuit.
+    `loss` is what a search minimises: `divergence`, KL(full ‖ patched); `shortfall`, the mean over a prompt's answers
+    of `max(Δ_full − Δ_patched, 0)² / mean(Δ_full²)`, Δ the logit difference of one answer; or `both`, the shortfall
+    plus the divergence relative to that of the empty circuit.
     """
 
     def __init__(
