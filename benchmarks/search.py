@@ -1,0 +1,219 @@
+"""Search methods at equal size and cost: `python benchmarks/search.py [--quick] [--json FILE] [key=value …]`.
+
+For every seed, model and task the stages up to the hierarchy are taken from `paths.runs` (or computed); then each
+method searches its circuits and the validation split judges them. `cpr_log` is the area under faithfulness over the
+logarithm of circuit size; `evaluations` are forward passes over the discovery split, a gradient step over all of it
+being three.
+
+- `hagd`: the default search. `edgeless_scorer`: the ranking of a scorer without edges alone (`--scorer`, from
+  `python train.py stage=gnn gnn.edges=false`), left out where none is given.
+- `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss;
+  `flat_gates_divergence`: the same minimising the divergence alone.
+- `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
+  budgets, needs to reach their mean `cpr_log`, over what they need.
+- `integrated_gradients`, `gradient_activation`, `greedy`, `random`: rankings of the same names.
+
+`nodes_at_0.90` and `nodes_at_0.97` are the sizes that `search.n_nodes=null` finds on the selection split. `--quick`
+does three seeds of the default cell. One thread; ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from affinities import pipeline
+from rich.console import Console
+from scipy.stats import t as student
+
+from hagd.search.records import SearchResult
+
+METHODS: dict[str, list[str]] = {
+    "hagd": [],
+    "flat_gates": ["search=gates"],
+    "flat_gates_divergence": ["search=gates", "search.loss=divergence"],
+    "flat_gates_200": ["search=gates", "search.gate_steps=200"],
+    "greedy": ["search=greedy"],
+    "integrated_gradients": ["search=attribution"],
+    "gradient_activation": ["search=gradient_activation"],
+    "random": ["search=random"],
+}
+EQUAL_COST = ("flat_gates", "flat_gates_divergence")
+
+_ALONE = ["search.gates=false", "search.pruning=false"]
+LADDER: dict[str, list[str]] = {
+    "elimination, 64 prompts": [*_ALONE, "search.elimination_prompts=64", "search.elimination_keep=0.65"],
+    "elimination, 128 prompts": [*_ALONE, "search.elimination_prompts=128", "search.elimination_keep=0.65"],
+    "elimination": _ALONE,
+    "elimination and gates": ["search.pruning=false"],
+    "all": [],
+}
+PARTS: dict[str, list[str]] = {
+    "without elimination": ["search.elimination=false"],
+    "without gates": ["search.gates=false"],
+    "without pruning": ["search.pruning=false"],
+    "with group tests": ["search.traversal=true"],
+    "loss: divergence": ["search.loss=divergence"],
+    "loss: shortfall": ["search.loss=shortfall"],
+}
+TARGETS = ("0.90", "0.97")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one cell and seed."""
+
+    model: str
+    task: str
+    seed: int
+    method: str
+    cpr_log: float
+    cpr: float
+    cmd: float
+    preservation: float
+    nodes: int
+    evaluations: float
+    seconds: float
+
+
+class Cells:
+    """Runs methods on every cell and seed, and keeps what they gave."""
+
+    def __init__(self, cells: Sequence[tuple[str, str]], seeds: Sequence[int], overrides: Sequence[str]) -> None:
+        self._keys = [(model, task, seed) for model, task in cells for seed in seeds]
+        self._overrides = list(overrides)
+        self.results: list[Result] = []
+
+    def run(
+        self, method: str, options: Sequence[str], equal_to: str | None = None, scorer: Path | None = None
+    ) -> list[Result]:
+        """`method` everywhere; with `equal_to`, gates of as many steps as that method's evaluations buy."""
+        found = []
+        for key in self._keys:
+            steps = [] if equal_to is None else [f"search.gate_steps={self._steps(key, equal_to)}"]
+            found.append(self._one(key, method, [*options, *steps], scorer))
+        self.results += found
+        evaluations = mean(r.evaluations for r in found)
+        print(f"{method}: cpr_log {mean(r.cpr_log for r in found):.3f}, {evaluations:.0f} evaluations", flush=True)
+        return found
+
+    def _one(
+        self, key: tuple[str, str, int], method: str, options: Sequence[str], scorer: Path | None = None
+    ) -> Result:
+        model, task, seed = key
+        p = pipeline(seed, [f"model={model}", f"task={task}", *self._overrides, *options], Console(quiet=True))
+        p.scorer = scorer
+        metrics, found = p.get("validation").metrics, p.get("search")
+        assert isinstance(found, SearchResult)
+        return Result(
+            *key,
+            method,
+            metrics["curve.cpr_log"],
+            metrics["curve.cpr"],
+            metrics["curve.cmd"],
+            metrics["validation.preservation"],
+            found.size,
+            found.evaluations,
+            sum(step.seconds for step in found.steps),
+        )
+
+    def _steps(self, key: tuple[str, str, int], method: str) -> int:
+        model, task, seed = key
+        p = pipeline(seed, [f"model={model}", f"task={task}", *self._overrides], Console(quiet=True))
+        (theirs,) = (r for r in self.results if (r.model, r.task, r.seed, r.method) == (*key, method))
+        share = min(p.config.search.gate_batch / len(p.get("prompts").discovery), 1)
+        return round(theirs.evaluations / (3 * share))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % t-interval; of one value NaN."""
+    if len(values) < 2:
+        return values[0], float("nan")
+    return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def table(results: Sequence[Result]) -> str:
+    """Methods by cell: `cpr_log`, and HAGD's paired difference to it with a 95 % interval over seeds."""
+    cells = list(dict.fromkeys((r.model, r.task) for r in results))
+    methods = list(dict.fromkeys(r.method for r in results))
+    value = {(r.model, r.task, r.seed, r.method): r.cpr_log for r in results}
+    lines = [
+        "| method | " + " | ".join(f"{model}, {task}" for model, task in cells) + " | evaluations | preservation |"
+    ]
+    lines.append("| --- " * (len(cells) + 3) + "|")
+    for method in methods:
+        row = []
+        for model, task in cells:
+            seeds = [r.seed for r in results if (r.model, r.task, r.method) == (model, task, method)]
+            ours = [value[model, task, seed, "hagd"] for seed in seeds]
+            theirs = [value[model, task, seed, method] for seed in seeds]
+            gain, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
+            row.append(f"{mean(theirs):.3f}" + ("" if method == "hagd" else f" ({gain:+.3f} ± {half:.3f})"))
+        own = [r for r in results if r.method == method]
+        row += [f"{mean(r.evaluations for r in own):,.0f}", f"{mean(r.preservation for r in own):.3f}"]
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def cheapest(cells: Cells, wanted: float) -> tuple[str, float]:
+    """The first of `LADDER` whose mean `cpr_log` is `wanted`, and its evaluations; the last one if none is."""
+    for name, options in LADDER.items():
+        found = cells.run(f"hagd: {name}", options)
+        if mean(r.cpr_log for r in found) >= wanted:
+            break
+    return name, mean(r.evaluations for r in found)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three seeds of the default cell")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--models", nargs="+", default=["gpt2_mini", "pythia_mini", "llama_mini"])
+    parser.add_argument("--tasks", nargs="+", default=["modular_addition", "parity", "sorting"])
+    parser.add_argument("--parts", action="store_true", help="also HAGD without each of its parts")
+    parser.add_argument("--scorer", type=Path, help="folder of a scorer trained with gnn.edges=false")
+    parser.add_argument("--json", type=Path, help="file for every figure")
+    arguments, overrides = parser.parse_known_args()
+    torch.set_num_threads(1)
+    cells = [(model, task) for model in arguments.models for task in arguments.tasks]
+    if arguments.quick:
+        cells, arguments.seeds = [("gpt2_mini", "modular_addition")], [0, 1, 2]
+    runs = Cells(cells, arguments.seeds, ["search.n_nodes=200", "search.scorer=null", *overrides])
+    methods = dict(METHODS)
+    if arguments.scorer:
+        off = [*_ALONE, "search.elimination=false", "search.traversal=false"]
+        methods["edgeless_scorer"] = [*off, f"search.scorer={arguments.scorer}"]
+    found = {name: runs.run(name, options, "hagd" if name in EQUAL_COST else None) for name, options in methods.items()}
+    compared = list(runs.results)
+    name, evaluations = cheapest(runs, mean(r.cpr_log for r in found["flat_gates_200"]))
+    if arguments.parts:
+        for part, options in PARTS.items():
+            compared += runs.run(part, options)
+    nodes = {
+        target: runs.run(
+            f"smallest at {target}", ["search.n_nodes=null", f"search.target_preservation={target}", "search.sizes=[]"]
+        )
+        for target in TARGETS
+    }
+    print("\n" + table(compared) + "\n")
+    print(f"quality of 200 steps of flat gates reached by: {name}\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(result) for result in runs.results], indent=1))
+    line: dict[str, Any] = {
+        "cpr_log": {name: round(mean(r.cpr_log for r in each), 4) for name, each in found.items()},
+        "preservation_at_200": round(mean(r.preservation for r in found["hagd"]), 4),
+        "evaluations_ratio_to_flat_gates": round(evaluations / mean(r.evaluations for r in found["flat_gates_200"]), 4),
+    }
+    line |= {f"nodes_at_{target}": round(mean(r.nodes for r in each), 1) for target, each in nodes.items()}
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
