@@ -273,8 +273,8 @@ SearchLoss = Literal["both", "shortfall", "divergence"]
 class SearchConfig(Section):
     """How the circuit is found."""
 
-    method: Literal["hagd", "attribution", "gradient_activation", "gates", "greedy", "random"] = Field(
-        "hagd", description="search method"
+    method: Literal["hagd", "attribution", "gradient_activation", "gates", "greedy", "exhaustive", "random"] = Field(
+        "hagd", description="search method; exhaustive: for up to 20 candidates (graph.n_max)"
     )
     n_nodes: int | None = Field(80, ge=1, description="circuit size; null = smallest that keeps target_preservation")
     target_preservation: float = Field(0.9, gt=0, le=1, description="used when n_nodes is null, on the selection split")

@@ -34,7 +34,7 @@ class SearchPart:
     """One part of the search: what it changed and what it cost.
 
     Attributes:
-        name: `scorer`, `traversal`, `gates`, `pruning`, or a baseline's name.
+        name: as in `hagd.search.records.SearchStep`.
         evaluations: model evaluations spent.
         seconds: wall-clock time.
         changed_nodes: nodes that entered or left the circuit.

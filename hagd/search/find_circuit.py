@@ -20,6 +20,7 @@ from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective
 from hagd.search import baselines
 from hagd.search.elimination import eliminate
+from hagd.search.exhaustive import best_circuits
 from hagd.search.gates import descend
 from hagd.search.pruning import exchange_idle
 from hagd.search.records import Circuit, SearchResult, SearchStep
@@ -97,6 +98,11 @@ def _search_at(searched: Searched, config: SearchConfig, size: int, seed: int) -
     ledger = _Ledger(searched, size)
     if config.method in ("hagd", "gates"):
         members, score = _gated(searched, config, sizes, size, ledger, generator)
+    elif config.method == "exhaustive":
+        report = lambda done, total: searched.progress("circuits", done, total)  # noqa: E731
+        members = best_circuits(searched.discovery, searched.graph.flat, sizes, report)
+        score = np.bincount(np.concatenate(list(members.values())), minlength=searched.graph.n_candidates).astype(float)
+        ledger.close("exhaustive", members[size])
     else:
         score = _ranking(searched, config, seed, generator)
         members = {n: _top(score, n) for n in sizes}

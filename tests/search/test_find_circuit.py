@@ -157,14 +157,14 @@ def test_the_smallest_circuit_keeps_its_target(searched: Searched, target: float
 def test_a_target_that_nothing_keeps_is_a_warning(searched: Searched, caplog: pytest.LogCaptureFixture) -> None:
     # A tenth of the candidates cannot do the whole task.
     flat = searched.graph.flat[: searched.graph.n_candidates // 10]
-    graph = _first_features(searched.graph, len(flat))
+    graph = first_features(searched.graph, len(flat))
     few = replace(searched, graph=graph)
     result = find(few, n_nodes=None, method="attribution", sizes=(), target_preservation=1.0)
     assert result.size == len(flat) and "no size keeps the target" in result.steps[0].note
     assert "not even all" in caplog.text and "search.target_preservation=1" in caplog.text
 
 
-def _first_features(graph: AttributionGraph, n: int) -> AttributionGraph:
+def first_features(graph: AttributionGraph, n: int) -> AttributionGraph:
     keep = np.concatenate([np.arange(n), np.flatnonzero(graph.nodes.kind != FEATURE)])
     nodes = replace(graph.nodes, **{name: value[keep] for name, value in vars(graph.nodes).items()})
     empty = np.zeros((2, 0), dtype=graph.edge_index.dtype)
