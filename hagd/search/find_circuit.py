@@ -181,7 +181,7 @@ def _start(
     of the elimination among the nodes that these leave."""
     scored = searched.scores is not None
     score = baselines.by_attribution(searched.graph) if searched.scores is None else searched.scores
-    note = "meta-learned scorer" if scored else "start: attribution (no meta-learned scorer)"
+    note = "meta-learned scorer" if scored else "no meta-learned scorer"
     ledger.close("scorer", _top(score, size), note)
     start = _rank(score) * 2 * _EVEN
     n_left = len(start) // 2 if scored else len(start)
