@@ -106,7 +106,13 @@ def _edges(data: Shown) -> dict[str, list[Any]]:
         end: order[np.searchsorted(ids, getattr(data.edges, end), sorter=order)].tolist()
         for end in ("source", "target")
     }
-    return {**place, "weight": [_short(weight) or 0.0 for weight in data.edges.weight.tolist()]}
+    weight, influence = data.edges.weight, data.edges.influence
+    drawn = {} if influence is None else {"drawn": _rounded(np.sign(weight) * influence)}
+    return {**place, "weight": _rounded(weight), **drawn}
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [_short(value) or 0.0 for value in values.tolist()]
 
 
 def _pairs(pairs: tuple[tuple[str, float], ...]) -> list[list[Any]]:

@@ -137,11 +137,16 @@ class NodeView:
 
 @dataclass(frozen=True)
 class Edges:
-    """Circuit edges: `source`, `target` int64 `[E]` (node ids) and `weight` float `[E]`."""
+    """Circuit edges: `source`, `target` int64 `[E]` (node ids) and `weight` float `[E]`.
+
+    `influence` float `[E]`, never negative, is how strong an edge is drawn where weights into different kinds of nodes
+    are in different units; None: its weight.
+    """
 
     source: np.ndarray
     target: np.ndarray
     weight: np.ndarray
+    influence: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,14 @@ def test_ids_need_not_be_positions(report: ReportData) -> None:
     assert payload(shifted)["edges"] == payload(report)["edges"]
 
 
+def test_edges_are_drawn_by_influence_where_it_is_known(report: ReportData) -> None:
+    assert "drawn" not in payload(report)["edges"]
+    influence = np.linspace(0, 1, len(report.edges.weight))
+    found = payload(replace(report, edges=replace(report.edges, influence=influence)))["edges"]
+    np.testing.assert_allclose(found["drawn"], np.sign(report.edges.weight) * influence, rtol=1e-3)
+    np.testing.assert_allclose(found["weight"], report.edges.weight, rtol=1e-3)
+
+
 def test_hostile_texts_stay_texts(report: ReportData) -> None:
     hostile = "</script><script>alert(1)</script><!--"
     node = replace(report.nodes[0], label=hostile)

@@ -157,12 +157,12 @@ Report.Canvas = class {
 
   // Edges leave upwards and arrive from below; weak ones are painted first.
   paintEdges(c, edges) {
-    const strongest = edges.length ? Math.abs(edges[0].weight) || 1 : 1;
+    const strongest = edges.length ? Math.abs(edges[0].drawn) || 1 : 1;
     for (let i = edges.length - 1; i >= 0; i--) {
       const edge = edges[i], a = this.screen(this.items[edge.from]), b = this.screen(this.items[edge.to]);
       if (Math.max(a.x, b.x) < 0 || Math.min(a.x, b.x) > this.width) continue;
       if (Math.max(a.y, b.y) < 0 || Math.min(a.y, b.y) > this.height) continue;
-      const strength = Math.sqrt(Math.abs(edge.weight) / strongest), bend = (a.y - b.y) / 2;
+      const strength = Math.sqrt(Math.abs(edge.drawn) / strongest), bend = (a.y - b.y) / 2;
       c.globalAlpha = 0.12 + 0.6 * strength;
       c.lineWidth = 0.4 + 3.4 * strength * strength;
       c.strokeStyle = edge.weight > 0 ? this.theme.positive : this.theme.negative;

@@ -40,10 +40,10 @@ Report.Details = class {
       E("p", { class: "quiet" }, `${kind}${index} · ${this.circuit.place(i)}`),
       this.path(i),
       this.facts([
-        ["Rank in the circuit", `${this.circuit.rank[i] + 1} of ${this.circuit.size.toLocaleString("en")}`],
+        ["Rank", `${this.circuit.rank[i] + 1} of ${this.circuit.size.toLocaleString("en")}`],
         ["Score", Report.format(n.score[i])],
         ...(kind in this.circuit.values ? [[this.circuit.values[kind], Report.format(n.mean[i])]] : []),
-        ["Effect of ablating it alone", n.effect[i] === null ? "not measured" : Report.format(n.effect[i])],
+        ...(n.effect[i] === null ? [] : [["Effect of ablating it alone", Report.format(n.effect[i])]]),
       ]),
       this.bars("Promotes", n.promoted[i]),
       this.bars("Most active on", n.inputs[i]),

@@ -85,15 +85,17 @@ Report.Circuit = class {
 
   // Edges between items, summed, strongest first: the same sums as supernode edges, divided among the cells.
   itemEdges(count) {
-    const sums = new Map(), { source, target, weight } = this.edges;
+    const sums = new Map(), { source, target, weight, drawn = weight } = this.edges;
     for (let e = 0; e < source.length; e++) {
       const from = this.itemOf[source[e]], to = this.itemOf[target[e]];
       if (from < 0 || to < 0 || from === to) continue;
       const key = from * count + to;
-      sums.set(key, (sums.get(key) || 0) + weight[e]);
+      const sum = sums.get(key) || { from, to, weight: 0, drawn: 0 };
+      sum.weight += weight[e];
+      sum.drawn += drawn[e];
+      sums.set(key, sum);
     }
-    const edges = Array.from(sums, ([key, value]) => ({ from: Math.floor(key / count), to: key % count, weight: value }));
-    return edges.sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+    return Array.from(sums.values()).sort((a, b) => Math.abs(b.drawn) - Math.abs(a.drawn));
   }
 
   colourOf(node) {

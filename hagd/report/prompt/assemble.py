@@ -47,7 +47,7 @@ def assemble_prompt(
         predictions=_predictions(lm, graph, text),
         reconstruction=tuple(LayerReconstruction(q.layer, q.fvu, q.l0, q.dead) for q in quality),
         nodes=_node_views(lm, transcoders, graph, tokens, text, config.graph.logits.minus),
-        edges=Edges(graph.edge_index[0], graph.edge_index[1], graph.edge_attr),
+        edges=Edges(graph.edge_index[0], graph.edge_index[1], graph.edge_attr, graph.edge_influence),
         score=None if graph.score is None else _score_view(graph.score, tokens),
         warnings=_warnings(graph),
     )
