@@ -196,12 +196,12 @@ def main() -> None:
     if arguments.parts:
         for part, options in PARTS.items():
             compared += runs.run(part, options)
+    print("\n" + table(compared) + "\n")
+    print(f"quality of 200 steps of flat gates reached by: {name}\n", flush=True)
     nodes = {
         target: runs.run(f"smallest at {target}", ["search.n_nodes=null", f"search.target_preservation={target}"])
         for target in TARGETS
     }
-    print("\n" + table(compared) + "\n")
-    print(f"quality of 200 steps of flat gates reached by: {name}\n")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in runs.results], indent=1))
     line: dict[str, Any] = {
