@@ -237,18 +237,19 @@ def test_every_method_gives_a_validated_circuit(tiny_runs: Path, tmp_path: Path,
     assert reused(tmp_path) == BEFORE_SEARCH
 
 
-@pytest.mark.parametrize("part", ["traversal", "gates", "pruning"])
+@pytest.mark.parametrize("part", ["traversal", "elimination", "gates", "pruning"])
 def test_every_part_can_be_switched_off(tiny_runs: Path, part: str) -> None:
-    _, full = searched(tiny_runs)
-    _, without = searched(tiny_runs, **{f"search__{part}": False})
+    _, full = searched(tiny_runs, search__traversal=True)
+    _, without = searched(tiny_runs, **{"search__traversal": True, f"search__{part}": False})
     names = [step.name for step in full.steps]
-    assert names == ["scorer", "traversal", "gates", "pruning"]
-    assert [step.name for step in without.steps] == [name for name in names if name != part]
+    assert names == ["scorer", "traversal", "elimination", "gates", "pruning"]
+    expected = [name for name in names if name != part] if part != "gates" else [*names[:3], "choice", "pruning"]
+    assert [step.name for step in without.steps] == expected
     assert len(without.circuit) == 8
 
 
 def test_without_any_part_the_circuit_is_the_attribution_ranking(tiny_runs: Path) -> None:
-    off = {"search__traversal": False, "search__gates": False, "search__pruning": False}
+    off = {"search__elimination": False, "search__gates": False, "search__pruning": False}
     _, bare = searched(tiny_runs, **off)
     _, ranking = searched(tiny_runs, search__method="attribution")
     assert [c.nodes.tolist() for c in bare.circuits] == [c.nodes.tolist() for c in ranking.circuits]

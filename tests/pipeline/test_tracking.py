@@ -44,7 +44,7 @@ def test_summary_holds_every_metric(folder: Path, logged: LoggedRun) -> None:
 def test_tables(folder: Path, logged: LoggedRun) -> None:
     tables = {"search", "curves", "reconstruction", "fvu by slot", "feature density", "hierarchy"}
     assert set(logged.tables) == tables
-    assert [row[0] for row in logged.tables["search"].rows] == ["scorer", "traversal", "gates", "pruning"]
+    assert [row[0] for row in logged.tables["search"].rows] == ["scorer", "elimination", "gates", "pruning"]
     assert len(logged.tables["curves"].rows) == 4 * 3  # methods × sizes
     assert [row[0] for row in logged.tables["reconstruction"].rows] == [0, 1]
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
