@@ -13,11 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from hagd.attribution.prompt.compute import Computed
 
 _SAMPLED = 400
 NODES, EDGES = 0.8, 0.98
@@ -156,27 +159,31 @@ def ours(setup: dict[str, Any], folder: Path) -> Result:
 
     def compare(targets: np.ndarray) -> dict[str, Any]:
         kept = np.flatnonzero(computed.chosen)
-        targets = kept[targets]
-        wanted = np.isin(np.arange(len(calculation.weights)), targets)
-        rows = {int(target): np.zeros(len(wanted), dtype=np.float32) for target in targets}
-        for block in computed.edges.from_above(wanted):
-            for i, target in enumerate(block.targets):
-                rows[int(target)][block.source[block.row == i]] = block.value[block.row == i]
+        rows = _rows(computed, kept[targets])[:, kept]
         scratch.cleanup()
         influence = computed.influence
         by_error = influence[len(active) : first_token].sum()
         by_token = influence[first_token : len(sources)].sum()
         total = influence.sum() + float(logits.weights.sum())
+        identities = torch.stack([active.layer, active.position, active.feature], dim=1).numpy()
         return {
-            "active": torch.stack([active.layer, active.position, active.feature], dim=1).numpy()[
-                computed.chosen[: len(active)]
-            ],
-            "rows": np.stack([rows[int(target)] for target in targets])[:, kept],
+            "active": identities[computed.chosen[: len(active)]],
+            "rows": rows,
             "nodes": pruned.nodes[kept],
             "scores": np.array([by_token / (by_token + by_error), 1 - by_error / total]),
         }
 
     return Result(middle - start, end - middle, int(pruned.nodes.sum()), len(pruned.value), compare)
+
+
+def _rows(computed: Computed, targets: np.ndarray) -> np.ndarray:
+    """Dense edges into `targets`, `[targets, nodes]`."""
+    wanted = np.isin(np.arange(len(computed.chosen)), targets)
+    rows = {int(target): np.zeros(len(wanted), dtype=np.float32) for target in targets}
+    for block in computed.edges.from_above(wanted):
+        for i, target in enumerate(block.targets):
+            rows[int(target)][block.source[block.row == i]] = block.value[block.row == i]
+    return np.stack([rows[int(target)] for target in targets])
 
 
 def sampled_targets(n_features: int, first_logit: int) -> np.ndarray:

@@ -61,7 +61,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
 
 
 def find_scorer(config: ExtractConfig) -> Path | None:
-    """The folder of the meta-learned scorer, or None when the search starts from attribution.
+    """The folder of the meta-learned scorer, or None when there is none.
 
     Raises:
         ConfigError: `search.scorer` names a folder that holds none.

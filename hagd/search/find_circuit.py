@@ -74,6 +74,24 @@ class _Ledger:
         self._clock = time.perf_counter()
 
 
+@dataclass(frozen=True)
+class _Refined:
+    """What the parts of HAGD and of flat gates share.
+
+    Attributes:
+        searched, config: as in `find_circuit`.
+        sizes: of all circuits, ascending. size: of the reported one, among them.
+        ledger: of the parts. generator: of samples and noise.
+    """
+
+    searched: Searched
+    config: SearchConfig
+    sizes: list[int]
+    size: int
+    ledger: _Ledger
+    generator: torch.Generator
+
+
 def find_circuit(searched: Searched, config: SearchConfig, seed: int) -> SearchResult:
     """Circuits of every size in `config.sizes` (below the number of candidates) and of the reported size.
 
@@ -97,7 +115,7 @@ def _search_at(searched: Searched, config: SearchConfig, size: int, seed: int) -
     sizes = sorted({*(s for s in config.sizes if s < searched.graph.n_candidates), size})
     ledger = _Ledger(searched, size)
     if config.method in ("hagd", "gates"):
-        members, score = _gated(searched, config, sizes, size, ledger, generator)
+        members, score = _gated(_Refined(searched, config, sizes, size, ledger, generator))
     elif config.method == "exhaustive":
         report = lambda done, total: searched.progress("circuits", done, total)  # noqa: E731
         members = best_circuits(searched.discovery, searched.graph.flat, sizes, report)
@@ -131,30 +149,24 @@ def _ranking(searched: Searched, config: SearchConfig, seed: int, generator: tor
             return baselines.by_chance(searched.graph, seed)
 
 
-def _gated(
-    searched: Searched,
-    config: SearchConfig,
-    sizes: list[int],
-    size: int,
-    ledger: _Ledger,
-    generator: torch.Generator,
-) -> tuple[dict[int, np.ndarray], np.ndarray]:
+def _gated(run: _Refined) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """HAGD, or flat gates: the same refinement without scorer, traversal, choice and pruning."""
+    searched, config, size = run.searched, run.config, run.size
     guided = config.method == "hagd"
     start = np.full(searched.graph.n_candidates, _EVEN)
     if guided:
-        start = _start(searched, config, sizes, size, ledger, generator)
-    rankings = {each: [start] for each in sizes}
+        start = _start(run)
+    rankings = {each: [start] for each in run.sizes}
     if config.gates:
         trained = descend(
             searched.discovery,
             torch.as_tensor(searched.graph.flat),
             torch.as_tensor(start, dtype=torch.float32),
-            [each for each in sizes if each < len(start)],
+            [each for each in run.sizes if each < len(start)],
             steps=config.gate_steps,
             learning_rate=config.gate_learning_rate,
             batch=config.gate_batch,
-            generator=generator,
+            generator=run.generator,
             progress=lambda done, total: searched.progress("gates", done, total),
         )
         for each, logits in trained.items():
@@ -162,27 +174,21 @@ def _gated(
     best = {each: (_best_ranking(searched, found, each) if guided else found[0]) for each, found in rankings.items()}
     members = {each: _top(ranking, each) for each, ranking in best.items()}
     if config.gates or guided:
-        ledger.close("gates" if config.gates else "choice", members[size])
+        run.ledger.close("gates" if config.gates else "choice", members[size])
     if guided and config.pruning and config.pruning_budget > 0:
-        exchanged = _prune(searched, config, best, members, size, generator)
-        ledger.close("pruning", members[size], f"{exchanged} nodes exchanged, smaller circuits included")
+        exchanged = _prune(run, best, members)
+        run.ledger.close("pruning", members[size], f"{exchanged} nodes exchanged, smaller circuits included")
     return members, best[size]
 
 
-def _start(
-    searched: Searched,
-    config: SearchConfig,
-    sizes: list[int],
-    size: int,
-    ledger: _Ledger,
-    generator: torch.Generator,
-) -> np.ndarray:
+def _start(run: _Refined) -> np.ndarray:
     """First gate logits `[n]`: ranks of the scorer or the attribution, lowered where group tests found nodes idle, or
     of the elimination among the nodes that these leave."""
+    searched, config, size = run.searched, run.config, run.size
     scored = searched.scores is not None
     score = baselines.by_attribution(searched.graph) if searched.scores is None else searched.scores
     note = "meta-learned scorer" if scored else "no meta-learned scorer"
-    ledger.close("scorer", _top(score, size), note)
+    run.ledger.close("scorer", _top(score, size), note)
     start = _rank(score) * 2 * _EVEN
     n_left = len(start) // 2 if scored else len(start)
     if config.traversal and config.traversal_budget > 0:
@@ -192,26 +198,26 @@ def _start(
             searched.hierarchy,
             tolerance=_TRAVERSAL_TOLERANCE,
             budget=config.traversal_budget,
-            generator=generator,
+            generator=run.generator,
         )
         start = start - _IDLE * found.idle
         n_left = min(n_left, int((~found.idle).sum()))
         note = f"{int(found.idle.sum())} of {len(start)} idle by {found.tested} group tests, {found.levels} levels"
-        ledger.close("traversal", _top(start, size), note)
+        run.ledger.close("traversal", _top(start, size), note)
     if config.elimination:
         score = eliminate(
             searched.discovery,
             torch.as_tensor(searched.graph.flat),
             start,
-            sizes,
+            run.sizes,
             n_start=n_left,
             keep=config.elimination_keep,
             steps=config.elimination_steps,
             prompts=config.elimination_prompts,
-            generator=generator,
+            generator=run.generator,
             progress=lambda done, total: searched.progress("elimination", done, total),
         )
-        ledger.close("elimination", _top(score, size))
+        run.ledger.close("elimination", _top(score, size))
         start = _rank(score) * 2 * _EVEN
     return start
 
@@ -230,18 +236,12 @@ def _best_ranking(searched: Searched, rankings: list[np.ndarray], size: int) -> 
     return rankings[int(losses.argmin())]
 
 
-def _prune(
-    searched: Searched,
-    config: SearchConfig,
-    rankings: dict[int, np.ndarray],
-    members: dict[int, np.ndarray],
-    size: int,
-    generator: torch.Generator,
-) -> int:
+def _prune(run: _Refined, rankings: dict[int, np.ndarray], members: dict[int, np.ndarray]) -> int:
     """Exchange idle nodes in place, in the reported circuit and then in the smaller ones; returns how many.
 
     Half of the budget is for the reported circuit, the rest is shared evenly.
     """
+    searched, config, size = run.searched, run.config, run.size
     smaller = [each for each in sorted(members, reverse=True) if each < size]
     budgets = {size: config.pruning_budget / 2 if smaller else float(config.pruning_budget)}
     budgets |= {each: config.pruning_budget / 2 / len(smaller) for each in smaller}
@@ -254,7 +254,7 @@ def _prune(
             np.argsort(-rankings[each], kind="stable"),
             budget=budget,
             prompts=config.pruning_prompts,
-            generator=generator,
+            generator=run.generator,
         )
         members[each] = exchange.members
         total += exchange.exchanged

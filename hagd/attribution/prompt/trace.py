@@ -84,6 +84,41 @@ def trace(lm: LanguageModel, tokens: Tensor, head_layers: Sequence[int] = ()) ->
     Raises:
         NumericalError: an activation is NaN or infinite; names the layer.
     """
+    seen, hidden, logits = _watched(lm, tokens, head_layers)
+    every = range(lm.n_layers)
+    for i in every:
+        if not seen["mlp_out", i].isfinite().all():
+            raise NumericalError(
+                f"activations of {lm.name}, layer {i}: expected finite values, found NaN or infinity; check "
+                "model.dtype (float16 overflows) and the weights"
+            )
+    n_heads, _, _ = linear_attention_shape(lm)
+    entering = seen["attention_read", 0]
+    embedding = entering - seen["positions", 0] if ("positions", 0) in seen else entering
+
+    def by_layer(name: str) -> tuple[Tensor, ...]:
+        return tuple(seen[name, i] for i in every)
+
+    return Trace(
+        tokens=tokens,
+        entering=entering,
+        embedding=embedding,
+        patterns=by_layer("pattern"),
+        attention_read=by_layer("attention_read"),
+        mlp_read=by_layer("mlp_read"),
+        final_read=seen["final_read", 0],
+        final=hidden,
+        mlp_in=by_layer("mlp_in"),
+        mlp_out=by_layer("mlp_out"),
+        heads={i: seen["heads", i].unflatten(-1, (n_heads, -1)) for i in head_layers},
+        logits=logits,
+    )
+
+
+def _watched(
+    lm: LanguageModel, tokens: Tensor, head_layers: Sequence[int]
+) -> tuple[dict[tuple[str, int], Tensor], Tensor, Tensor]:
+    """What modules read and wrote, by name and layer, what the unembedding read `[T, d]`, and its last logits `[V]`."""
     dtype = torch.promote_types(lm.model.dtype, torch.float32)
     seen: dict[tuple[str, int], Tensor] = {}
 
@@ -113,34 +148,7 @@ def trace(lm: LanguageModel, tokens: Tensor, head_layers: Sequence[int] = ()) ->
                 hook(lm.attention_output(i), reads("heads", i))
         hidden = lm.hidden(tokens[None])
         logits = lm.unembedding(hidden[:, -1])[0].to(dtype)
-    every = range(lm.n_layers)
-    for i in every:
-        if not seen["mlp_out", i].isfinite().all():
-            raise NumericalError(
-                f"activations of {lm.name}, layer {i}: expected finite values, found NaN or infinity; check "
-                "model.dtype (float16 overflows) and the weights"
-            )
-    n_heads, _, _ = linear_attention_shape(lm)
-    entering = seen["attention_read", 0]
-    embedding = entering - seen["positions", 0] if ("positions", 0) in seen else entering
-
-    def by_layer(name: str) -> tuple[Tensor, ...]:
-        return tuple(seen[name, i] for i in every)
-
-    return Trace(
-        tokens=tokens,
-        entering=entering,
-        embedding=embedding,
-        patterns=by_layer("pattern"),
-        attention_read=by_layer("attention_read"),
-        mlp_read=by_layer("mlp_read"),
-        final_read=seen["final_read", 0],
-        final=hidden[0].to(dtype),
-        mlp_in=by_layer("mlp_in"),
-        mlp_out=by_layer("mlp_out"),
-        heads={i: seen["heads", i].unflatten(-1, (n_heads, -1)) for i in head_layers},
-        logits=logits,
-    )
+    return seen, hidden[0].to(dtype), logits
 
 
 @torch.no_grad()
