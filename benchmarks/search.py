@@ -7,14 +7,14 @@ being three.
 
 - `hagd`: the default search. `edgeless_scorer`: the ranking of a scorer without edges alone (`--scorer`, from
   `python train.py stage=gnn gnn.edges=false`), left out where none is given.
-- `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss;
-  `flat_gates_divergence`: the same minimising the divergence alone.
+- `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
 - `integrated_gradients`, `gradient_activation`, `greedy`, `random`: rankings of the same names.
 
-`nodes_at_0.90` and `nodes_at_0.97` are the sizes that `search.n_nodes=null` finds on the selection split. `--quick`
-does three seeds of the default cell. One thread; ends with one line of JSON.
+`nodes_at_0.90` and `nodes_at_0.97` are the sizes that `search.n_nodes=null` finds on the selection split, for the first
+model and task. `--parts` adds HAGD without each of its parts and with other losses. `--quick` does three seeds of the
+default cell. A run that was stopped takes what it has from `paths.runs`. One thread; ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,14 +37,13 @@ from hagd.search.records import SearchResult
 METHODS: dict[str, list[str]] = {
     "hagd": [],
     "flat_gates": ["search=gates"],
-    "flat_gates_divergence": ["search=gates", "search.loss=divergence"],
     "flat_gates_200": ["search=gates", "search.gate_steps=200"],
     "greedy": ["search=greedy"],
     "integrated_gradients": ["search=attribution"],
     "gradient_activation": ["search=gradient_activation"],
     "random": ["search=random"],
 }
-EQUAL_COST = ("flat_gates", "flat_gates_divergence")
+EQUAL_COST = ("flat_gates", "flat gates: divergence")
 
 _ALONE = ["search.gates=false", "search.pruning=false"]
 LADDER: dict[str, list[str]] = {
@@ -59,6 +58,7 @@ PARTS: dict[str, list[str]] = {
     "without gates": ["search.gates=false"],
     "without pruning": ["search.pruning=false"],
     "with group tests": ["search.traversal=true"],
+    "flat gates: divergence": ["search=gates", "search.loss=divergence"],
     "loss: divergence": ["search.loss=divergence"],
     "loss: shortfall": ["search.loss=shortfall"],
 }
@@ -91,11 +91,18 @@ class Cells:
         self.results: list[Result] = []
 
     def run(
-        self, method: str, options: Sequence[str], equal_to: str | None = None, scorer: Path | None = None
+        self,
+        method: str,
+        options: Sequence[str],
+        equal_to: str | None = None,
+        scorer: Path | None = None,
+        cell: tuple[str, str] | None = None,
     ) -> list[Result]:
-        """`method` everywhere; with `equal_to`, gates of as many steps as that method's evaluations buy."""
+        """`method` in one cell or everywhere; with `equal_to`, gates of as many steps as its evaluations buy."""
         found = []
         for key in self._keys:
+            if cell not in (None, key[:2]):
+                continue
             steps = [] if equal_to is None else [f"search.gate_steps={self._steps(key, equal_to)}"]
             found.append(self._one(key, method, [*options, *steps], scorer))
         self.results += found
@@ -195,11 +202,13 @@ def main() -> None:
     name, evaluations = cheapest(runs, mean(r.cpr_log for r in found["flat_gates_200"]))
     if arguments.parts:
         for part, options in PARTS.items():
-            compared += runs.run(part, options)
+            compared += runs.run(part, options, "hagd" if part in EQUAL_COST else None)
     print("\n" + table(compared) + "\n")
     print(f"quality of 200 steps of flat gates reached by: {name}\n", flush=True)
     nodes = {
-        target: runs.run(f"smallest at {target}", ["search.n_nodes=null", f"search.target_preservation={target}"])
+        target: runs.run(
+            f"smallest at {target}", ["search.n_nodes=null", f"search.target_preservation={target}"], cell=cells[0]
+        )
         for target in TARGETS
     }
     if arguments.json:

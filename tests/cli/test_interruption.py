@@ -59,8 +59,15 @@ def signalled(runs: Path, stage: str, sent: signal.Signals) -> Iterator[None]:
         watcher.join()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
-@pytest.mark.parametrize("stage", ["lm", "transcoders"])
+@pytest.mark.parametrize(
+    ("stage", "sent"),
+    [
+        ("lm", signal.SIGINT),
+        ("transcoders", signal.SIGTERM),
+        pytest.param("lm", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("transcoders", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_is_interrupted_and_continues(
     tmp_path: Path,
     uninterrupted: dict[str, float],

@@ -256,7 +256,7 @@ def test_without_any_part_the_circuit_is_the_attribution_ranking(tiny_runs: Path
 
 
 def test_the_smallest_size_keeps_the_target(tiny_runs: Path, tmp_path: Path) -> None:
-    options = {"graph__ablation": "resample", "search__target_preservation": 0.9, "search__gate_steps": 40}
+    options = {"graph__ablation": "resample", "search__target_preservation": 0.9, "search__gate_steps": 10}
     pipeline, result = searched(tiny_runs, search__n_nodes=None, **options)
     from hagd.pipeline.stages import objective_on
 
@@ -334,12 +334,19 @@ def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str)
     assert metrics["circuit.nodes"] == 8 and reused(tmp_path) == {"task"}
 
 
-def test_other_tasks(tiny_runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"name": "modular_arithmetic", "p": 11},
+        pytest.param({"name": "parity", "length": 6}, marks=pytest.mark.slow),
+    ],
+    ids=lambda task: task["name"],
+)
+def test_other_tasks(tiny_runs: Path, tmp_path: Path, task: dict[str, object]) -> None:
     training = tiny_extract(tiny_runs).task.model_dump()["training"]
     sizes = {"n_train": 30, "n_discovery": 12, "n_selection": 8, "n_validation": 10, "only_correct": False}
-    for task in ({"name": "parity", "length": 6, **sizes}, {"name": "modular_arithmetic", "p": 11, **sizes}):
-        metrics = extract(tiny_extract(tiny_runs, task={**task, "training": training}), tmp_path)
-        assert metrics["circuit.nodes"] == 8
+    metrics = extract(tiny_extract(tiny_runs, task={**task, **sizes, "training": training}), tmp_path)
+    assert metrics["circuit.nodes"] == 8
 
 
 def test_a_model_that_answers_nothing_still_gets_its_report(tiny_runs: Path, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from hagd.search.elimination import contributions, eliminate
 from tests.search.trained import Trained
 
 
-@pytest.fixture(scope="module", params=["both", "shortfall", "divergence"])
+@pytest.fixture(
+    scope="module",
+    params=["both", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("shortfall", "divergence"))],
+)
 def objective(request: pytest.FixtureRequest, trained: Trained) -> Objective:
     old = trained.objective
     return Objective(
