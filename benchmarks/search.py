@@ -10,7 +10,8 @@ being three.
 - `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
-- `integrated_gradients`, `gradient_activation`, `greedy`, `random`: rankings of the same names.
+- `integrated_gradients`, `integrated_gradients_inputs`, `gradient_activation`, `greedy`, `random`: rankings of these
+  names.
 
 `nodes_at_0.90` and `nodes_at_0.97` are the sizes that `search.n_nodes=null` finds on the selection split, for the first
 model and task. `--parts` adds HAGD without each of its parts and with other losses. `--quick` does three seeds of the
@@ -40,6 +41,7 @@ METHODS: dict[str, list[str]] = {
     "flat_gates_200": ["search=gates", "search.gate_steps=200"],
     "greedy": ["search=greedy"],
     "integrated_gradients": ["search=attribution"],
+    "integrated_gradients_inputs": ["search=integrated_gradients_inputs"],
     "gradient_activation": ["search=gradient_activation"],
     "random": ["search=random"],
 }

@@ -5,6 +5,9 @@ ablated) to 1 (nothing ablated) is integrated gradients (Sundararajan et al. 201
 the outputs of heads where these are nodes. For a smooth encoder the attributions add up to `metric(M) − metric(M_∅)`;
 TopK switches features in jumps that no gradient sees, so with it they do so only where the same features stay active
 along the path. One step at g = 1 is gradient × activation: for a head, its output's gradient · its deviation.
+
+`integrated_gradients_inputs` takes the gradient at the node along the straight path of token embeddings from the
+counterfactual to the prompt instead, times the node's deviation on the prompt (EAP-IG of Hanna et al. 2024, on nodes).
 """
 
 from __future__ import annotations
@@ -23,24 +26,29 @@ def attribute_nodes(
     objective: Objective, config: GraphConfig, progress: Callable[[int, int], None] | None = None
 ) -> Attribution:
     """Signed attributions of all features and heads of the patched model, averaged over the objective's prompts."""
-    steps = config.ig_steps if config.attribution == "integrated_gradients" else 1
-    points = [(i + 0.5) / steps for i in range(steps)] if config.attribution == "integrated_gradients" else [1.0]
+    steps = 1 if config.attribution == "gradient_activation" else config.ig_steps
+    points = [1.0] if config.attribution == "gradient_activation" else [(i + 0.5) / steps for i in range(steps)]
     total = torch.zeros(objective.patched.gate_shape, device=objective.patched.lm.device)
     for done, point in enumerate(points):
-        total += _mean_gradient(objective, config.metric, point)
+        total += _mean_gradient(objective, config, point)
         if progress is not None:
             progress(done + 1, steps)
     signed = total / steps
     return Attribution(signed, signed.abs(), objective.patched.frequency > 0)
 
 
-def _mean_gradient(objective: Objective, metric: str, point: float) -> Tensor:
-    n = len(objective)
+def _mean_gradient(objective: Objective, config: GraphConfig, point: float) -> Tensor:
+    n, inputs = len(objective), config.attribution == "integrated_gradients_inputs"
     total = torch.zeros(objective.patched.gate_shape, device=objective.patched.lm.device)
     for start in range(0, n, objective.batch_size):
         index = torch.arange(start, min(start + objective.batch_size, n))
-        gates = torch.full(objective.patched.gate_shape, point, device=total.device, requires_grad=True)
-        objective.metric(metric, gates, index).sum().backward()
+        gates = torch.full_like(total, 1.0 if inputs else point, requires_grad=True)
+        measured = (
+            objective.metric_between(config.metric, gates, index, point)
+            if inputs
+            else objective.metric(config.metric, gates, index)
+        )
+        measured.sum().backward()
         assert gates.grad is not None
         total += gates.grad
     return total / n

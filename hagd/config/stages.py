@@ -14,7 +14,7 @@ ActivationFunction = Literal["topk", "batch_topk", "jumprelu", "relu"]
 PredictionHeadKind = Literal["tied", "tied_low_rank", "low_rank", "dense"]
 Optimiser = Literal["adam", "adafactor", "adam8bit"]
 Affinity = Literal["edges", "attribution", "targets", "effects", "coactivation"]
-AttributionMethod = Literal["integrated_gradients", "gradient_activation"]
+AttributionMethod = Literal["integrated_gradients", "integrated_gradients_inputs", "gradient_activation"]
 
 
 class Corpus(Section):
@@ -268,14 +268,22 @@ class HierarchyConfig(Section):
 
 
 SearchLoss = Literal["both", "shortfall", "divergence"]
+SearchMethod = Literal[
+    "hagd",
+    "attribution",
+    "integrated_gradients_inputs",
+    "gradient_activation",
+    "gates",
+    "greedy",
+    "exhaustive",
+    "random",
+]
 
 
 class SearchConfig(Section):
     """How the circuit is found."""
 
-    method: Literal["hagd", "attribution", "gradient_activation", "gates", "greedy", "exhaustive", "random"] = Field(
-        "hagd", description="search method; exhaustive: for up to 20 candidates (graph.n_max)"
-    )
+    method: SearchMethod = Field("hagd", description="search method; exhaustive: for up to 20 candidates (graph.n_max)")
     n_nodes: int | None = Field(80, ge=1, description="circuit size; null = smallest that keeps target_preservation")
     target_preservation: float = Field(0.9, gt=0, le=1, description="used when n_nodes is null, on the selection split")
     sizes: tuple[int, ...] = Field(

@@ -18,6 +18,8 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts, TaskData
 from hagd.tasks.scoring import is_correct, leads_by_answer, log_probability, logit_difference, option_scores
 
+_SCORES = {"log_probability": log_probability, "logit_difference": logit_difference}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -132,9 +134,14 @@ class Objective:
 
     def metric(self, name: str, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
         """`log_probability` or `logit_difference` of the prompts `index`, `[n]`; differentiable in `gates`."""
-        score = log_probability if name == "log_probability" else logit_difference
         part = self.prompts[index]
-        return score(self._logits(part, gates, owner), part, self.task.length_normalised)
+        return _SCORES[name](self._logits(part, gates, owner), part, self.task.length_normalised)
+
+    def metric_between(self, name: str, gates: Tensor, index: Tensor, share: float) -> Tensor:
+        """The same with inputs mixed with counterfactuals, as in `PatchedModel.logits_between`, `[n]`."""
+        part = self.prompts[index]
+        logits = self.patched.logits_between(part, gates, share, ablation=self.ablation, error=self.error)
+        return _SCORES[name](logits, part, self.task.length_normalised)
 
     def sample(self, size: int, generator: torch.Generator) -> Tensor:
         """Indices of `size` random prompts, all of them in order when there are no more."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class _Run:
     errors: Tensor | None  # [L, B, T, d] errors of this batch; None = means
     head_gates: Tensor | None  # [G, K, S, H]; None = no heads
     heads: Tensor | None  # [K, B, T, H, e] ablation values of this batch
+    deviations: Tensor | None = None  # [L, B, T, m] what a gate scales, when not the running feature's own deviation
+    head_deviations: Tensor | None = None  # [K, B, T, H, e] the same of heads
 
 
 class PatchedModel:
@@ -116,18 +118,48 @@ class PatchedModel:
         n, c = prompts.tokens.shape[:2]
         flat = _flatten(prompts)
         gates = (gates if gates.dim() > len(self.layout.shape) else gates[None]).to(flat.tokens.device)
-        owners = torch.zeros(n, dtype=torch.long) if owner is None else owner
-        run = _Run(
-            slots=flat.slots,
-            gates=self.layout.features(gates),
-            owner=owners.to(gates.device).repeat_interleave(c),
-            ablated=self._ablation_values(flat, ablation),
-            errors=self._clean_errors(flat) if error == "keep" else None,
-            head_gates=self.layout.heads(gates) if self.head_means is not None else None,
-            heads=self.ablated_heads(flat.counterfactual, flat.slots, ablation),
-        )
+        owner = torch.zeros(n, dtype=torch.long) if owner is None else owner
+        run = self._run(flat, gates, owner.repeat_interleave(c), ablation, error)
         self.evaluations += n * (3 if gates.requires_grad else 1)
         with self._prefix.resumed(flat.tokens), self._patched(run, zero=ablation == "zero"):
+            logits = self.lm.logits_at(flat.tokens, flat.scored)
+        return logits.unflatten(0, (n, c))
+
+    def logits_between(
+        self, prompts: Prompts, gates: Tensor, share: float, *, ablation: Ablation, error: ErrorMode
+    ) -> Tensor:
+        """Logits `[N, C, A, V]` with token embeddings at `share` of the way from the counterfactual to the prompt.
+
+        A gate g adds (g − 1) times the node's deviation on the prompt itself, so the gradient at g = 1 is that of the
+        node on the mixed input times its deviation from the ablation value on the clean one.
+
+        Args:
+            prompts: N prompts.
+            gates: `[*gate_shape]`.
+            share: 1 is the prompt, 0 the counterfactual.
+            ablation: value of a node whose gate is 0.
+            error: error term at its mean, or kept from the clean run.
+        """
+        n, c = prompts.tokens.shape[:2]
+        flat = _flatten(prompts)
+        owner = torch.zeros(n * c, dtype=torch.long)
+        run = self._run(flat, gates[None].to(flat.tokens.device), owner, ablation, error)
+        clean = self.features(flat.tokens)[0]
+        ablated = self.means.features[:, flat.slots.clamp(min=0)] if run.ablated is None else run.ablated
+        run = replace(
+            run,
+            deviations=clean if ablation == "zero" else clean - ablated,
+            head_deviations=None if run.heads is None else self.heads(flat.tokens) - run.heads,
+        )
+        self.evaluations += n * (3 if gates.requires_grad else 1)
+        start = self.lm.embedding(flat.counterfactual)
+
+        def mix(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            return torch.lerp(start, output, share)
+
+        with ExitStack() as stack:
+            stack.callback(self.lm.embedding.register_forward_hook(mix).remove)
+            stack.enter_context(self._patched(run, zero=ablation == "zero"))
             logits = self.lm.logits_at(flat.tokens, flat.scored)
         return logits.unflatten(0, (n, c))
 
@@ -137,6 +169,18 @@ class PatchedModel:
         with self._prefix.resumed(flat.tokens):
             logits = self.lm.logits_at(flat.tokens, flat.scored)
         return logits.unflatten(0, prompts.tokens.shape[:2])
+
+    def _run(self, flat: Prompts, gates: Tensor, owner: Tensor, ablation: Ablation, error: ErrorMode) -> _Run:
+        """Sequences `[B, T]` under gates `[G, *gate_shape]`, of which `owner` `[B]` tells each one's."""
+        return _Run(
+            slots=flat.slots,
+            gates=self.layout.features(gates),
+            owner=owner.to(gates.device),
+            ablated=self._ablation_values(flat, ablation),
+            errors=self._clean_errors(flat) if error == "keep" else None,
+            head_gates=self.layout.heads(gates) if self.head_means is not None else None,
+            heads=self.ablated_heads(flat.counterfactual, flat.slots, ablation),
+        )
 
     def features(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Clean features `[L, B, T, m]` and errors `[L, B, T, d]` of sequences `[B, T]`."""
@@ -192,7 +236,10 @@ class PatchedModel:
             y = output if isinstance(output, Tensor) else output[0]
             x = inputs[0] if self.transcoders.site == "mlp" else y
             f = transcoder.encode(x)
-            f = gate * f if zero else ablated + gate * (f - ablated)
+            if run.deviations is not None:
+                f = f + (gate - 1) * run.deviations[index]
+            else:
+                f = gate * f if zero else ablated + gate * (f - ablated)
             features[index:] = [f]
             patched = (self.transcoders.reconstruct(index, features, x) + error).to(y.dtype)
             return patched if isinstance(output, Tensor) else (patched, *output[1:])
@@ -207,6 +254,8 @@ def _head_patch(run: _Run) -> Callable[[int, Tensor], Tensor]:
         assert run.head_gates is not None and run.heads is not None
         gate = run.head_gates[:, index][run.owner[:, None], run.slots.clamp(min=0)]  # [B, T, H]
         wide = torch.promote_types(z.dtype, torch.float32)
+        if run.head_deviations is not None:
+            return z.to(wide) + (gate[..., None] - 1).to(wide) * run.head_deviations[index].to(wide)
         # lerp is exact at both ends: an open gate gives z itself.
         return torch.lerp(run.heads[index].to(wide), z.to(wide), gate[..., None].to(wide))
 

@@ -140,8 +140,8 @@ def _ranking(searched: Searched, config: SearchConfig, seed: int, generator: tor
     match config.method:
         case "attribution":
             return baselines.by_attribution(searched.graph)
-        case "gradient_activation":
-            return baselines.by_method(searched.discovery, searched.graph, searched.graph_config, "gradient_activation")
+        case "gradient_activation" | "integrated_gradients_inputs":
+            return baselines.by_method(searched.discovery, searched.graph, searched.graph_config, config.method)
         case "greedy":
             report = lambda done, total: searched.progress("greedy", done, total)  # noqa: E731
             return baselines.by_greedy_pruning(searched.discovery, searched.graph, generator, report)

@@ -12,6 +12,7 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.config.model import Architecture
 from hagd.config.stages import Ablation, ErrorMode, GraphConfig
 from hagd.patching.objective import Objective
+from hagd.tasks.scoring import logit_difference
 from tests.builders import (
     VARIANTS,
     patched_model,
@@ -20,6 +21,7 @@ from tests.builders import (
     random_prompts,
     random_transcoders,
 )
+from tests.reference import encode, features_of, run
 
 
 def objective(
@@ -115,6 +117,59 @@ def test_one_step_at_the_end_is_gradient_times_activation() -> None:
             gates.view(-1)[j] += sign * step
             ends.append(target.outcome(gates).logit_difference.mean().item())
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(found.flatten()[j].item(), rel=0.02)
+
+
+@pytest.mark.parametrize(("share", "ablation"), [(0.25, "mean"), (0.75, "resample"), (0.5, "zero")])
+def test_on_mixed_inputs_a_gate_moves_the_deviation_of_the_clean_prompt(share: float, ablation: Ablation) -> None:
+    """Against the model wired by hand: mixed embeddings, clean errors, and one feature moved by (g − 1) · (f − v)."""
+    target = objective(k=12, ablation=ablation, error="keep")
+    patched, prompts, lm = target.patched, target.prompts, target.patched.lm
+    tokens, other, slots = (x[:, 0] for x in (prompts.tokens, prompts.counterfactual, prompts.slots))
+    clean, errors = features_of(lm, patched.transcoders, tokens)
+    ablated = {
+        "mean": patched.means.features[:, slots.clamp(min=0)],
+        "resample": features_of(lm, patched.transcoders, other)[0],
+        "zero": torch.zeros_like(clean),
+    }[ablation]
+    deviation = clean - ablated
+
+    def score(j: int, g: float) -> float:
+        moved = torch.zeros(patched.gate_shape)
+        moved.view(-1)[j] = g - 1
+        moved = moved[:, slots.clamp(min=0)] * deviation
+
+        def write(layer: int, read: Tensor, _: Tensor) -> Tensor:
+            transcoder = patched.transcoders.transcoders[layer]
+            f = encode(transcoder, read) + moved[layer]
+            return f @ transcoder.W_dec + transcoder.b_dec + errors[layer]
+
+        nudge = (1 - share) * (lm.embedding.weight[other] - lm.embedding.weight[tokens])
+        hidden = run(lm, tokens, write, nudge=nudge).logits
+        at = prompts.scored[:, 0, :, None].clamp(min=0).expand(-1, -1, hidden.shape[-1])
+        return logit_difference(hidden.gather(1, at)[:, None], prompts, False).mean().item()
+
+    gates = torch.ones(patched.gate_shape, requires_grad=True)
+    target.metric_between("logit_difference", gates, torch.arange(len(target)), share).mean().backward()
+    assert gates.grad is not None
+    for j in gates.grad.abs().flatten().topk(4).indices.tolist():
+        change = (score(j, 1.01) - score(j, 0.99)) / 0.02
+        assert change == pytest.approx(gates.grad.flatten()[j].item(), rel=0.02)
+
+
+@pytest.mark.parametrize("head_layers", [(), (0, 1)])
+def test_integrated_gradients_on_inputs_end_in_gradient_times_activation(head_layers: tuple[int, ...]) -> None:
+    target = objective(k=12, error="keep", head_layers=head_layers)
+    steps = 50
+    found = attribute_nodes(target, GraphConfig(attribution="integrated_gradients_inputs", ig_steps=steps)).signed
+    parts = []
+    for share in [(i + 0.5) / steps for i in range(steps)] + [1.0]:
+        gates = torch.ones(target.patched.gate_shape, requires_grad=True)
+        target.metric_between("logit_difference", gates, torch.arange(len(target)), share).mean().backward()
+        parts.append(gates.grad)
+    torch.testing.assert_close(found, torch.stack(parts[:-1]).mean(0), rtol=1e-3, atol=1e-5)
+    last = attribute_nodes(target, GraphConfig(attribution="gradient_activation")).signed
+    torch.testing.assert_close(parts[-1], last, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(found, last, rtol=0.1)
 
 
 def test_of_a_head_it_is_the_gradient_at_its_output_times_the_deviation() -> None:

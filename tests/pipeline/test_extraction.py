@@ -230,7 +230,9 @@ def test_effects_in_the_report_are_single_ablations(tiny_runs: Path) -> None:
         assert node.ablation_effect == pytest.approx(ablated - with_it, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["attribution", "gradient_activation", "gates", "greedy", "random"])
+@pytest.mark.parametrize(
+    "method", ["attribution", "integrated_gradients_inputs", "gradient_activation", "gates", "greedy", "random"]
+)
 def test_every_method_gives_a_validated_circuit(tiny_runs: Path, tmp_path: Path, method: str) -> None:
     metrics = extract(tiny_extract(tiny_runs, search__method=method), tmp_path)
     assert metrics["circuit.nodes"] == 8 and math.isfinite(metrics["validation.faithfulness"])
