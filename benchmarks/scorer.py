@@ -8,8 +8,9 @@ finds in them without a scorer. A scorer with messages along edges and one witho
 - `task`, `architecture`: trained without the task or the architecture that is tested.
 
 A ranking is judged by `cpr_log` on the validation split, without any search, beside the rankings by integrated
-gradients (which is one of the scorer's inputs) and the circuits of the search without a scorer. Intervals: 95 %
-t-intervals of paired differences over the test graphs. One thread; ends with one line of JSON.
+gradients (which is one of the scorer's inputs) and the circuits of the search without a scorer. `--search` also
+searches the test graphs of the split `seed` with the scorer without edges, which halves where elimination begins.
+Intervals: 95 % t-intervals of paired differences over the test graphs. One thread; ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from affinities import pipeline
 from rich.console import Console
 from search import interval
 
+from hagd.artifacts.codec import save_record
 from hagd.config.run import GNNConfig
 from hagd.pipeline.pipeline import Pipeline
 from hagd.search.records import SearchResult
@@ -110,6 +112,14 @@ def judge(split: str, tested: Cell, scorers: dict[str, TrainedScorer]) -> Result
     )
 
 
+def guided(tested: Cell, scorer: Path) -> tuple[float, float]:
+    """What a scorer changes of a search: its `cpr_log` on the validation split, and its evaluations."""
+    p = tested.stages
+    plain, before = p.get("validation").metrics["curve.cpr_log"], p.get("search").evaluations
+    other = Pipeline(p.config, Console(quiet=True), scorer=scorer)
+    return other.get("validation").metrics["curve.cpr_log"] - plain, other.get("search").evaluations - before
+
+
 def folds(split: str, train: Sequence[Cell], test: Sequence[Cell]) -> Iterable[tuple[list[Cell], list[Cell]]]:
     """What is trained on and what is tested, for each task or architecture that is held out."""
     if split == "seed":
@@ -149,6 +159,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--splits", nargs="+", default=["seed", "task", "architecture"])
     parser.add_argument("--epochs", type=int, default=GNNConfig().epochs)
+    parser.add_argument("--search", action="store_true", help="also search with the scorer without edges")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
@@ -169,6 +180,13 @@ def main() -> None:
                 for name, edges in SCORERS.items()
             }
             results += [judge(split, each, scorers) for each in held_out]
+            if split == "seed" and arguments.search:
+                with TemporaryDirectory() as folder:
+                    save_record(scorers["no edges"], Path(folder))
+                    gains = [guided(each, Path(folder)) for each in held_out]
+                names = ("cpr_log", "evaluations")
+                told = zip(names, (interval(values) for values in zip(*gains, strict=True)), strict=True)
+                print("search with less search without it: ", dict(told), flush=True)
         print(table(results), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1))

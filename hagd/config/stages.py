@@ -78,8 +78,8 @@ class TranscoderConfig(Section):
     )
     selection: Literal["exact", "bfloat16"] = Field(
         "exact",
-        description="precision of the product that ranks features for topk; with bfloat16 more candidates than k are "
-        "taken and computed again in full precision",
+        description="precision of the product that ranks features for topk; with bfloat16 the k pre-activations are "
+        "computed again in full precision",
     )
     bandwidth: float = Field(0.1, gt=0, description="width of the straight-through gradient of jumprelu thresholds")
     lambda_prediction: float = Field(0.1, ge=0, description="λ1, weight of the cross-layer prediction term")

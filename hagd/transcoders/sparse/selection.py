@@ -22,8 +22,6 @@ _CHUNK_BYTES = 2**28
 again and costs a dozen launches, so a chunk is as large as memory spares. Reasoned, not measured."""
 
 _GROUPS = (8, 4, 2)
-_SPARE = 4
-"""With low-precision scores, k + k / _SPARE candidates are rescored: the true top k are then found but for 1 in 1e5."""
 
 
 @torch.no_grad()
@@ -35,21 +33,15 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -
         W_enc: `[m, d]`.
         b_enc: `[m]`.
         k: how many.
-        dtype: of the dense product that ranks features. Where it is not `x`'s own, more candidates than k are taken
-            and their pre-activations computed again in `x`'s.
+        dtype: of the dense product that ranks features. Where it is not `x`'s own, the pre-activations of the k
+            features are computed again in `x`'s.
 
     Returns:
         The pairs, and their pre-activations `[B · k]` in `x`'s precision; without gradient.
     """
     m = len(W_enc)
-    exact = dtype == x.dtype
-    wanted = k if exact else min(m, k + max(1, k // _SPARE))
-    values, index = (torch.cat(parts) for parts in zip(*_top_of_chunks(x, W_enc, b_enc, wanted, dtype), strict=True))
-    if not exact and wanted > k:
-        values = _rescored(x, W_enc, b_enc, index)
-        values, best = values.topk(k, dim=-1, sorted=False)
-        index = index.gather(1, best)
-    elif not exact:
+    values, index = (torch.cat(parts) for parts in zip(*_top_of_chunks(x, W_enc, b_enc, k, dtype), strict=True))
+    if dtype != x.dtype:
         values = _rescored(x, W_enc, b_enc, index)
     return _constant_rows(index, m), values.flatten()
 
