@@ -6,7 +6,7 @@ logarithm of circuit size; `evaluations` are forward passes over the discovery s
 being three.
 
 - `hagd`: the default search. `edgeless_scorer`: the ranking of a scorer without edges alone (`--scorer`, from
-  `python train.py stage=gnn gnn.edges=false`), left out where none is given.
+  `python train.py stage=gnn`), left out where none is given.
 - `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gpt2_mini", "pythia_mini", "llama_mini"])
     parser.add_argument("--tasks", nargs="+", default=["modular_addition", "parity", "sorting"])
     parser.add_argument("--parts", action="store_true", help="also HAGD without each of its parts")
-    parser.add_argument("--scorer", type=Path, help="folder of a scorer trained with gnn.edges=false")
+    parser.add_argument("--scorer", type=Path, help="folder of a scorer (stage=gnn)")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)

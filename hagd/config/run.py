@@ -180,7 +180,9 @@ class GNNConfig(Section):
     models: tuple[str, ...] = Field(("gpt2_mini", "pythia_mini", "llama_mini"), description="configs of conf/model")
     tasks: tuple[str, ...] = Field(("modular_addition", "parity", "sorting"), description="configs of conf/task")
     seeds: tuple[int, ...] = Field((100, 101), description="model seeds, apart from those that are evaluated")
-    edges: bool = Field(True, description="message passing over edges; false = the edge-less control")
+    edges: bool = Field(
+        False, description="message passing over the graph's edges (GATv2); not shown to help (docs/results/search.md)"
+    )
     hidden: int = Field(64, ge=1, description="width, a multiple of heads")
     heads: int = Field(4, ge=1, description="attention heads of GATv2")
     n_layers: int = Field(2, ge=1, description="message-passing layers")

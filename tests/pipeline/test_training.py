@@ -72,7 +72,15 @@ def test_stage_lm_refuses_pretrained_models(tmp_path: Path) -> None:
         run_training(config, no_sections, tmp_path / "run", None, QUIET)
 
 
-GNN = {"models": ["tiny"], "tasks": ["12", "13"], "seeds": [100, 101], "epochs": 2, "hidden": 8, "heads": 2}
+GNN = {
+    "edges": True,
+    "models": ["tiny"],
+    "tasks": ["12", "13"],
+    "seeds": [100, 101],
+    "epochs": 2,
+    "hidden": 8,
+    "heads": 2,
+}
 
 
 @pytest.fixture(scope="module")

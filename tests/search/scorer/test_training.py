@@ -25,7 +25,7 @@ from hagd.search.scorer.training import spearman, standardised_ranks, train_scor
 from tests.search.scorer.family import N_LAYERS, member
 
 UNSEEN = 99
-SETTINGS = {"hidden": 16, "heads": 2, "n_layers": 2, "learning_rate": 1e-2}
+SETTINGS = {"edges": True, "hidden": 16, "heads": 2, "n_layers": 2, "learning_rate": 1e-2}
 
 
 def train(folder: Path, n_graphs: int = 7, loggers: Sequence[Logger] = (), **options: Any) -> TrainedScorer:
