@@ -170,6 +170,35 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def overview(results: Sequence[Result]) -> str:
+    """One row a method over all cells: in how many HAGD has the larger mean, or a significantly smaller one."""
+    ours = {(r.model, r.task, r.seed): r.cpr_log for r in results if r.method == "hagd"}
+    columns = (
+        "method",
+        "cpr_log",
+        "HAGD's gain",
+        "HAGD better in",
+        "significantly worse in",
+        "evaluations",
+        "preservation",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for method in dict.fromkeys(r.method for r in results):
+        own = [r for r in results if r.method == method]
+        gains: dict[tuple[str, str], list[float]] = {}
+        for r in own:
+            gains.setdefault((r.model, r.task), []).append(ours[r.model, r.task, r.seed] - r.cpr_log)
+        cells = [interval(each) for each in gains.values()]
+        gain, half = interval([one for each in gains.values() for one in each])
+        better, worse = sum(middle > 0 for middle, _ in cells), sum(middle + wide < 0 for middle, wide in cells)
+        told = (
+            ["", "", ""] if method == "hagd" else [f"{gain:+.3f} ± {half:.3f}", f"{better} of {len(cells)}", f"{worse}"]
+        )
+        area, evaluations, kept = (mean(getattr(r, n) for r in own) for n in ("cpr_log", "evaluations", "preservation"))
+        lines.append("| " + " | ".join([method, f"{area:.3f}", *told, f"{evaluations:,.0f}", f"{kept:.3f}"]) + " |")
+    return "\n".join(lines)
+
+
 def cheapest(cells: Cells, wanted: float) -> tuple[str, float]:
     """The first of `LADDER` whose mean `cpr_log` is `wanted`, and its evaluations; the last one if none is."""
     for name, options in LADDER.items():
@@ -205,7 +234,7 @@ def main() -> None:
     if arguments.parts:
         for part, options in PARTS.items():
             compared += runs.run(part, options, "hagd" if part in EQUAL_COST else None)
-    print("\n" + table(compared) + "\n")
+    print("\n" + overview(compared) + "\n\n" + table(compared) + "\n")
     print(f"quality of 200 steps of flat gates reached by: {name}\n", flush=True)
     nodes = {
         target: runs.run(
