@@ -331,3 +331,6 @@ class ReportConfig(Section):
     effect_prompts: int = Field(
         128, ge=1, description="discovery prompts on which every node of the circuit is ablated alone"
     )
+    max_nodes: int = Field(
+        200, ge=0, description="circuits of the search up to this size, and the reported one, can be chosen on the page"
+    )

@@ -318,7 +318,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         ReportData,
-        3,
+        4,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),
@@ -334,7 +334,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_report": Stage(
         PromptReport,
-        2,
+        3,
         ("prompts", "lm", "transcoders", "prompt_graph"),
         lambda _: {},
         lambda p, _, __: prompt_stages.report_prompt(

@@ -9,14 +9,21 @@ Report.Canvas = class {
     this.element = element;
     this.context = element.getContext("2d");
     this.circuit = circuit;
-    const box = element.getBoundingClientRect(), { left, top } = Report.Canvas.gutter;
-    this.layout = new Report.Layout(circuit, (box.width - left) / (box.height - top));
+    this.texts = new Map();
+    this.plan(element.getBoundingClientRect());
     this.edgeLimit = 300;
     this.selected = null; // key of an item
     this.hovered = null;
     this.frame = 0;
     this.readTheme();
     this.rebuild();
+  }
+
+  // Cells for a canvas of this size.
+  plan({ width, height }) {
+    const { left, top } = Report.Canvas.gutter;
+    this.aspect = (width - left) / (height - top);
+    this.layout = new Report.Layout(this.circuit, this.aspect);
   }
 
   readTheme() {
@@ -32,11 +39,6 @@ Report.Canvas = class {
     this.layout.arrange(this.items, this.circuit);
     this.edges = this.circuit.itemEdges(this.items.length);
     this.byKey = new Map(this.items.map((item) => [item.key, item]));
-    this.edgesOf = this.items.map(() => []);
-    for (const edge of this.edges) {
-      this.edgesOf[edge.from].push(edge);
-      this.edgesOf[edge.to].push(edge);
-    }
     this.draw();
   }
 
@@ -47,6 +49,11 @@ Report.Canvas = class {
     this.element.width = Math.round(box.width * ratio);
     this.element.height = Math.round(box.height * ratio);
     this.ratio = ratio;
+    const { left, top } = Report.Canvas.gutter, change = (box.width - left) / (box.height - top) / this.aspect;
+    if (this.fitted && Math.abs(Math.log(change)) > 0.25) {
+      this.plan(box);
+      this.layout.arrange(this.items, this.circuit);
+    }
     if (!this.zoom || this.fitted) this.fit();
     this.paint(); // at once: the new size has emptied the canvas
   }
@@ -121,7 +128,7 @@ Report.Canvas = class {
   // Edges to draw: those of the selected or hovered item, else the strongest overall.
   visibleEdges() {
     const focus = this.byKey.get(this.selected) || this.byKey.get(this.hovered);
-    return focus ? this.edgesOf[focus.index].slice(0, this.edgeLimit) : this.edges.slice(0, this.edgeLimit);
+    return this.edges.strongest(this.edgeLimit, focus ? focus.index : -1);
   }
 
   draw() {
@@ -265,7 +272,17 @@ Report.Canvas = class {
     c.fillText(text, x, y + r + 3);
   }
 
+  // The part of a text that fits. Measuring is slow, so what was found is kept until the zoom changes.
   shorten(c, text, room) {
+    if (this.textsZoom !== this.zoom) this.texts.clear();
+    this.textsZoom = this.zoom;
+    const key = `${c.font}|${room}|${text}`;
+    let fits = this.texts.get(key);
+    if (fits === undefined) this.texts.set(key, (fits = this.cut(c, text, room)));
+    return fits;
+  }
+
+  cut(c, text, room) {
     if (c.measureText(text).width <= room) return text;
     let length = Math.min(text.length, Math.floor(room / 4));
     while (length > 1 && c.measureText(text.slice(0, length) + "…").width > room) length--;
