@@ -1,7 +1,7 @@
 """A page in headless Chromium, driven by its DevTools protocol over two pipes.
 
-[The protocol](https://chromedevtools.github.io/devtools-protocol/): JSON messages, each ended by a zero byte. Pipes need
-no port and no client library.
+[The protocol](https://chromedevtools.github.io/devtools-protocol/): JSON messages, each ended by a zero byte. Pipes
+need no port and no client library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 
 import psutil
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 """The browser's program; None where there is none."""
 
 _SWITCHES = (
@@ -54,7 +56,13 @@ class Browser:
         self._from, answers = os.pipe()
         self._pid = os.posix_spawn(
             CHROMIUM,
-            [CHROMIUM, *_SWITCHES, *(_SOFTWARE_GL if webgl else ("--disable-gpu",)), f"--user-data-dir={self._folder.name}", "about:blank"],
+            [
+                CHROMIUM,
+                *_SWITCHES,
+                *(_SOFTWARE_GL if webgl else ("--disable-gpu",)),
+                f"--user-data-dir={self._folder.name}",
+                "about:blank",
+            ],
             os.environ,
             setpgroup=0,
             file_actions=[

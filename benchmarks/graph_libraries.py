@@ -29,7 +29,7 @@ DRAWN = """(() => {
   view.fit();
   const colours = Report.Canvas.colours, places = view.items.map((item) => ({ x: item.x, y: item.y, r: item.radius,
     colour: colours[Math.max(0, view.circuit.colourOf(item.nodes[0])) % colours.length] }));
-  return { nodes: places, edges: view.edges.map(({ from, to, drawn }) => ({ from, to, drawn })),
+  return { nodes: places, edges: view.edges.strongest(3000),
     width: view.width, height: view.height, zoom: view.zoom, x: view.panX, y: view.panY };
 })()"""
 
@@ -56,26 +56,30 @@ const ready = performance.now();
 STARTS = {
     "cytoscape": """
 const strongest = Math.abs(graph.edges[0].drawn);
-const cy = cytoscape({ container: stage, layout: { name: "preset" },
-  elements: [
-    ...graph.nodes.map((n, i) => ({ data: { id: "n" + i, size: 2 * n.r, colour: n.colour }, position: { x: n.x, y: n.y } })),
-    ...graph.edges.map((e, i) => ({ data: { id: "e" + i, source: "n" + e.from, target: "n" + e.to,
-      width: 0.4 + 3.4 * Math.abs(e.drawn) / strongest, colour: e.drawn > 0 ? "#0072b2" : "#c24e00" } })),
-  ],
-  style: [
-    { selector: "node", style: { width: "data(size)", height: "data(size)", "background-color": "data(colour)" } },
-    { selector: "edge", style: { width: "data(width)", "line-color": "data(colour)", opacity: 0.4, "curve-style": "haystack" } },
-  ] });
+const nodes = graph.nodes.map(({ x, y, r, colour }, i) =>
+  ({ data: { id: "n" + i, size: 2 * r, colour }, position: { x, y } }));
+const edges = graph.edges.map(({ from, to, drawn }, i) => ({ data: { id: "e" + i, source: "n" + from, target: "n" + to,
+  width: 0.4 + 3.4 * Math.abs(drawn) / strongest, colour: drawn > 0 ? "#0072b2" : "#c24e00" } }));
+const edgeStyle = { width: "data(width)", "line-color": "data(colour)", opacity: 0.4, "curve-style": "haystack" };
+const cy = cytoscape({ container: stage, layout: { name: "preset" }, elements: [...nodes, ...edges], style: [
+  { selector: "node", style: { width: "data(size)", height: "data(size)", "background-color": "data(colour)" } },
+  { selector: "edge", style: edgeStyle },
+] });
 cy.zoom(graph.zoom);
 cy.pan({ x: graph.x, y: graph.y });
 const pan = (x, y) => cy.panBy({ x, y });
 """,
     "sigma": """
 const made = new graphology.Graph();
-graph.nodes.forEach((n, i) => made.addNode("n" + i, { x: n.x, y: -n.y, size: Math.max(1, n.r * graph.zoom), color: n.colour }));
-graph.edges.forEach((e) => made.mergeEdge("n" + e.from, "n" + e.to, { size: 1, color: e.drawn > 0 ? "#0072b2" : "#c24e00" }));
+graph.nodes.forEach(({ x, y, r, colour }, i) =>
+  made.addNode("n" + i, { x, y: -y, size: Math.max(1, r * graph.zoom), color: colour }));
+graph.edges.forEach(({ from, to, drawn }) =>
+  made.mergeEdge("n" + from, "n" + to, { size: 1, color: drawn > 0 ? "#0072b2" : "#c24e00" }));
 const renderer = new Sigma(made, stage, { renderLabels: false }), camera = renderer.getCamera();
-const pan = (x, y) => { const at = camera.getState(); camera.setState({ x: at.x + x / 1000, y: at.y + y / 1000 }); };
+const pan = (x, y) => {
+  const at = camera.getState();
+  camera.setState({ x: at.x + x / 1000, y: at.y + y / 1000 });
+};
 """,
 }
 SCRIPTS = {
@@ -131,7 +135,7 @@ def main() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         report = folder / "report.html"
-        write_report(build_report(5000, 50_000, 12), (), report)
+        write_report(build_report(5000, 50_000, 12), report)
         with Browser() as browser:
             browser.open(report)
             browser.run(HELPERS + "undefined")
@@ -143,7 +147,11 @@ def main() -> None:
                 library: library_figures(library, options.modules, shown, folder, options.frames) for library in STARTS
             }
             for library, row in rows.items():
-                print(f"{edges:>6,} edges  {library:12}", *(f"{key} {value:8.1f}" for key, value in row.items()), flush=True)
+                print(
+                    f"{edges:>6,} edges  {library:12}",
+                    *(f"{key} {value:8.1f}" for key, value in row.items()),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def _members(graph: AttributionGraph, score: np.ndarray, *circuits: Circuit) -> 
 def _with_ends(graph: AttributionGraph, members: np.ndarray) -> tuple[np.ndarray, Edges]:
     """Rows of these nodes and of the errors, tokens and logits that edges join to them; edges between all of them."""
     ends = np.arange(graph.n_candidates, len(graph.nodes))
-    edges = joined(Edges(*graph.edge_index, graph.edge_attr), np.concatenate([members, ends]))
+    source, target = graph.edge_index
+    edges = joined(Edges(source, target, graph.edge_attr), np.concatenate([members, ends]))
     touched = np.isin(ends, np.concatenate([edges.source, edges.target]))
     return np.concatenate([members, ends[touched]]), edges
 

@@ -47,7 +47,9 @@ def render(data: ReportData) -> str:
         warnings=fragments.warning_lines(data.warnings),
         controls=fragments.comparison_bars(data),
         curves=curve_charts(data) + fragments.curve_table(data),
-        view=circuit_view("Circuit", "Circuit size", "chooses among the circuits that the search found at several sizes"),
+        view=circuit_view(
+            "Circuit", "Circuit size", "chooses among the circuits that the search found at several sizes"
+        ),
         search=fragments.search_table(data),
         reconstruction=fragments.reconstruction_table(data.reconstruction, data.slot_names),
         hierarchy=fragments.hierarchy_table(data),
@@ -65,7 +67,9 @@ def page_head(title: str) -> str:
 
 def circuit_view(title: str, slider: str, does: str) -> str:
     """The section that shows nodes and edges, with the name of the size slider and what it does."""
-    return Template(asset("circuit_view.html")).substitute(title=escape(title), slider=escape(slider), does=escape(does))
+    return Template(asset("circuit_view.html")).substitute(
+        title=escape(title), slider=escape(slider), does=escape(does)
+    )
 
 
 def scripts() -> str:

@@ -278,7 +278,10 @@ class ReportData:
         touched = np.concatenate([kept.source, kept.target, members])
         shown = np.isin(ids, touched)
         return replace(
-            self, nodes=tuple(node for node, stays in zip(self.nodes, shown, strict=True) if stays), edges=kept, circuits=()
+            self,
+            nodes=tuple(node for node, stays in zip(self.nodes, shown, strict=True) if stays),
+            edges=kept,
+            circuits=(),
         )
 
     def coarsest(self) -> int | None:

@@ -10,7 +10,7 @@ from hagd.report.records import ReportData
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # scripts beside each other, not a package
 
-from synthetic_report import build_report  # noqa: E402
+from synthetic_report import build_report
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ Report.Canvas = class {
 
   readTheme() {
     const style = getComputedStyle(document.documentElement);
-    const names = ["ink", "muted", "surface", "cell", "positive", "negative", "plain", "focus"];
+    const names = ["ink", "muted", "surface", "cell", "veil", "positive", "negative", "plain", "focus"];
     this.theme = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
     this.font = style.getPropertyValue("--sans");
   }
@@ -220,7 +220,7 @@ Report.Canvas = class {
   // Tokens and logits are their own labels.
   paintEnd(c, item, x, y) {
     c.font = `12px ${this.font}`;
-    const text = this.shorten(c, this.circuit.title(item), item.room * this.zoom - 16), width = c.measureText(text).width + 14;
+    const { text, width: inner } = this.shorten(c, this.circuit.title(item), item.room * this.zoom - 16), width = inner + 14;
     c.beginPath();
     c.roundRect(x - width / 2, y - 11, width, 22, 5);
     c.fillStyle = this.theme.surface;
@@ -261,24 +261,25 @@ Report.Canvas = class {
     }
     const room = item.room * this.zoom - 6;
     if (room < 44 || r < 5) return;
-    c.fillStyle = this.theme.ink;
     c.font = `11px ${this.font}`;
     c.textBaseline = "top";
-    const text = this.shorten(c, this.circuit.title(item), room);
-    c.lineWidth = 3;
-    c.lineJoin = "round";
-    c.strokeStyle = this.theme.cell;
-    c.strokeText(text, x, y + r + 3);
+    const { text, width } = this.shorten(c, this.circuit.title(item), room);
+    c.fillStyle = this.theme.veil;
+    c.fillRect(x - width / 2 - 2, y + r + 1, width + 4, 14);
+    c.fillStyle = this.theme.ink;
     c.fillText(text, x, y + r + 3);
   }
 
-  // The part of a text that fits. Measuring is slow, so what was found is kept until the zoom changes.
+  // The part of a text that fits, and its width. Measuring is slow, so what was found is kept until the zoom changes.
   shorten(c, text, room) {
     if (this.textsZoom !== this.zoom) this.texts.clear();
     this.textsZoom = this.zoom;
     const key = `${c.font}|${room}|${text}`;
     let fits = this.texts.get(key);
-    if (fits === undefined) this.texts.set(key, (fits = this.cut(c, text, room)));
+    if (fits === undefined) {
+      const part = this.cut(c, text, room);
+      this.texts.set(key, (fits = { text: part, width: c.measureText(part).width }));
+    }
     return fits;
   }
 
@@ -312,7 +313,7 @@ Report.Canvas = class {
     c.font = `600 12px ${this.font}`;
     this.circuit.slots.forEach((name, slot) => {
       const x = (layout.left[slot] + layout.widths[slot] / 2) * this.zoom + this.panX;
-      if (x > left) c.fillText(this.shorten(c, name, layout.widths[slot] * this.zoom), x, top / 2 - 1);
+      if (x > left) c.fillText(this.shorten(c, name, layout.widths[slot] * this.zoom).text, x, top / 2 - 1);
     });
   }
 };
