@@ -56,7 +56,7 @@ class PromptReport:
         reconstruction: one record a decomposed layer.
         nodes: `slot` is the position and `score` the influence. edges: between them.
         score: an attention score, where one was asked for.
-        levels: none; the page shows supernodes where there are some.
+        levels: coarse to fine.
         circuits: none.
         warnings: what the reader must know before believing a number.
     """
