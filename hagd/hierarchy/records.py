@@ -50,7 +50,7 @@ class Hierarchy:
     levels: tuple[Level, ...]
     nodes_key: str
 
-    def require(self, graph: AttributionGraph) -> None:
+    def require(self, graph: AttributionGraph | PromptGraph) -> None:
         """Make sure that it divides the nodes of `graph`.
 
         Raises:

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from synthetic_report import build_report
 
 from hagd.report.records import ReportData
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # scripts beside each other, not a package
-
-from synthetic_report import build_report
 
 
 @pytest.fixture
