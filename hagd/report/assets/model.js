@@ -34,10 +34,8 @@ Report.Circuit = class {
     this.order.forEach((node, rank) => (this.rank[node] = rank));
     this.isEnd = data.nodes.kind.map((kind) => kind !== "feature" && kind !== "head");
     this.sizes = data.circuits.length || this.size; // positions of the size slider
-    this.choose(this.sizes);
     this.opened = new Set(); // keys "level:supernode"
-    this.members = data.levels.map((level) => level.labels.map(() => []));
-    data.nodes.path.forEach((path, node) => path.forEach((group, level) => this.members[level][group].push(node)));
+    this.choose(this.sizes);
     this.colourLevel = Math.max(0, data.levels.findIndex((level) => level.labels.length > 1));
     this.rowOf = data.nodes.row;
     this.openLevels(this.colourLevel);
@@ -53,6 +51,9 @@ Report.Circuit = class {
       for (const node of circuit.nodes) this.inside[node] = 1;
     } else this.inside = Uint8Array.from(this.rank, (rank) => rank < position);
     this.shown = this.inside.reduce((a, b) => a + b, 0);
+    this.members = this.levels.map((level) => level.labels.map(() => [])); // of each supernode, shown ones alone
+    for (const node of this.order)
+      if (this.inside[node]) this.nodes.path[node].forEach((group, level) => this.members[level][group].push(node));
   }
 
   // The first position of the size slider that shows a node.

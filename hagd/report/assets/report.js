@@ -32,7 +32,7 @@ Report.start = () => {
     select(item ? item.key : null);
   };
   const open = (level, group) => {
-    const node = (view.byKey.get(view.selected) || { nodes: circuit.members[level][group] }).nodes[0];
+    const node = (view.byKey.get(view.selected) || { nodes: circuit.members[level][group] }).nodes[0] ?? null;
     circuit.open(level, group);
     find("level").value = "mixed";
     refresh(node);
