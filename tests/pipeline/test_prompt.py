@@ -84,6 +84,28 @@ def test_the_shared_file_groups_the_features_by_supernode(tiny_runs: Path, tmp_p
     assert sizes == [np.bincount(level.supernode).tolist() for level in hierarchy.levels]
 
 
+def test_supernodes_promote_what_their_features_write_together(tiny_runs: Path) -> None:
+    config = prompt_config(tiny_runs, graph__pruning={"nodes": 1.0, "edges": 1.0}, hierarchy__min_size=4)
+    pipeline = Pipeline(config, QUIET)
+    graph, report, task = (pipeline.get(name) for name in ("prompt_graph", "prompt_report", "task"))
+    decoders = {each.layer: each.W_dec for each in pipeline.get("transcoders").transcoders}
+    compared = 0
+    for number, supernode in enumerate(report.levels[-1].supernodes):
+        rows = [view.id for view in report.nodes if view.kind == "feature" and view.supernodes[-1] == number]
+        terms = [
+            float(graph.nodes.value[i]) * decoders[int(graph.nodes.layer[i])][int(graph.nodes.feature[i])] for i in rows
+        ]
+        if not terms:
+            assert supernode.promoted == ()
+            continue
+        logits = pipeline.lm.unembedding.weight @ sum(terms)
+        best = int(logits.argmax())
+        token, value = supernode.promoted[0]
+        assert (token, value) == (task.vocabulary[best], pytest.approx(float(logits[best] - logits.mean()), rel=1e-4))
+        compared += 1
+    assert compared > 1
+
+
 def test_a_task_run_shares_everything_up_to_the_dictionaries(tiny_runs: Path) -> None:
     task, prompt, other = (
         Pipeline(config, QUIET)
