@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import re
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -66,7 +68,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 
 def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
-    """Write `sweep.json` and `summary.md` into `sweep_dir`."""
+    """Write `sweep.json`, `summary.md` and `summary.html` into `sweep_dir`."""
     (sweep_dir / "sweep.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
     header, rows = _columns(jobs), [_row(job, jobs) for job in jobs]
     text = _markdown(header, rows)
@@ -74,6 +76,23 @@ def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
         text += "\nMean ± standard deviation over seeds:\n\n" + _markdown(*over_seeds)
     errors = "".join(f"\n- `{_label(job, jobs)}`: {job.error}" for job in jobs if job.error)
     (sweep_dir / "summary.md").write_text(text + (f"\nFailed:\n{errors}\n" if errors else ""))
+    _write_page(sweep_dir, jobs)
+
+
+def _write_page(sweep_dir: Path, jobs: list[Job]) -> None:
+    """The table of all jobs, sortable, each linked to its report."""
+    from hagd.report.html import publish
+    from hagd.report.table_page import Cell, table_page
+
+    rows = []
+    for job in jobs:
+        report = Path(job.folder) / "report.html"
+        link = quote(os.path.relpath(report, sweep_dir)) if report.is_file() else None
+        label, status, *texts = _row(job, jobs)
+        figures = [Cell(text, job.figures.get(name)) for name, text in zip(_shown(jobs), texts, strict=True)]
+        rows.append([Cell(label, link=link), Cell(f"{status}: {job.error}" if job.error else status), *figures])
+    lead = f"{sum(job.status == 'done' for job in jobs)} of {len(jobs)} jobs done."
+    publish(table_page(f"Sweep {sweep_dir.name}", _columns(jobs), rows, lead), sweep_dir / "summary.html")
 
 
 def aggregate(jobs: list[Job]) -> tuple[list[str], list[list[str]]] | None:

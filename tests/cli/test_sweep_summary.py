@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hagd.cli.sweep_summary import Job, Status, aggregate, read_jobs
+from hagd.cli.sweep_summary import Job, Status, aggregate, read_jobs, write_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,6 +94,18 @@ def test_truncated_metrics_are_no_success(tmp_path: Path) -> None:
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[]")
     (tmp_path / "0" / "metrics.json").write_text('{"circuit.nodes": 1')
     assert read_jobs(tmp_path)[0].status == "unfinished"
+
+
+def test_the_page_links_each_job_to_its_report(tmp_path: Path) -> None:
+    figures = {"validation.preservation": 0.9}
+    (tmp_path / "0 a").mkdir()
+    (tmp_path / "0 a" / "report.html").write_text("")
+    done = Job(str(tmp_path / "0 a"), ("seed=0",), "done", figures, None)
+    failed = Job(str(tmp_path / "1"), ("seed=1",), "failed", {}, "task.p: too small")
+    write_summary(tmp_path, [done, failed])
+    page = (tmp_path / "summary.html").read_text()
+    assert '<a class="link" href="0%20a/report.html">seed=0</a>' in page and page.count("<a ") == 1
+    assert 'data-value="0.9">0.900</td>' in page and "failed: task.p: too small" in page and "1 of 2 jobs done" in page
 
 
 def test_means_over_seeds() -> None:
