@@ -59,7 +59,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
             "memory.graph_mb": pipeline.used["prompt_graph"].peak_mb,
         }
         with disk_errors(folder):
-            write_manifest(config, pipeline.used, folder)
+            write_manifest(pipeline, folder)
             (folder / "graph.json").write_text(json.dumps(graph_json(graph, data), indent=1, allow_nan=False))
             shared = neuronpedia_graph(graph, data, config.graph.pruning)
             (folder / "neuronpedia.json").write_text(json.dumps(shared, allow_nan=False))
