@@ -1,0 +1,185 @@
+"""A table with what is there: measured cells, empty ones, rows that cannot run, published figures in their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hagd.errors import ConfigError
+from hagd.pipeline.extraction import find_scorer
+from hagd.pipeline.job_key import job_key
+from hagd.tables.definition import Cell, Column, Published, Table
+from hagd.tables.runs import FinishedRun
+from hagd.tables.statistics import Measured, measure
+
+
+@dataclass(frozen=True)
+class CellRuns:
+    """A cell and its runs.
+
+    Attributes:
+        cell: what was asked for.
+        keys: seed → address of the job.
+        done: seed → its finished run.
+    """
+
+    cell: Cell
+    keys: dict[int, str]
+    done: dict[int, FinishedRun]
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Seeds without a finished run."""
+        return tuple(seed for seed in self.keys if seed not in self.done)
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A published figure: text that nothing is computed with, and the number of its source in `View.sources`."""
+
+    text: str
+    source: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        labels: one an axis that varies.
+        measured: one a column of ours; None where nothing was measured.
+        quoted: one a published column; None where nothing is published.
+        seeds: finished ones; None for rows that are not run.
+        asked: how many seeds the table asks for.
+        needs: what a row that cannot run here would need, else None.
+        folders: run folder of each finished seed.
+    """
+
+    labels: tuple[str, ...]
+    measured: tuple[Measured | None, ...]
+    quoted: tuple[Quoted | None, ...]
+    seeds: tuple[int, ...] | None = None
+    asked: int = 0
+    needs: str | None = None
+    folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that is shown of a table.
+
+    Attributes:
+        name: of its experiment.
+        title: one line.
+        note: what a reader must know.
+        axes: heads of the labels.
+        columns: our figures.
+        published: heads of the columns of published figures.
+        rows: as shown.
+        controls: mark → what the control is.
+        sources: of the published figures, numbered from 1.
+        fixed: axis label → value, of axes with one value.
+    """
+
+    name: str
+    title: str
+    note: str
+    axes: tuple[str, ...]
+    columns: tuple[Column, ...]
+    published: tuple[str, ...]
+    rows: tuple[Row, ...]
+    controls: dict[str, str]
+    sources: tuple[str, ...]
+    fixed: dict[str, str]
+
+
+def match_runs(table: Table, runs: Mapping[str, FinishedRun]) -> list[CellRuns]:
+    """Each cell of the table with the runs that it asks for."""
+    found = []
+    for cell in table.cells:
+        keys = {seed: job_key(config, find_scorer(config)) for seed, config in cell.configs.items()}
+        found.append(CellRuns(cell, keys, {seed: runs[key] for seed, key in keys.items() if key in runs}))
+    return found
+
+
+def view(table: Table, cells: list[CellRuns]) -> View:
+    """Put the table together.
+
+    Raises:
+        ConfigError: a published figure belongs to more than one row.
+    """
+    spec = table.spec
+    everywhere = [each.cell.values for each in cells] + [each.row for each in spec.not_run]
+    varying = [axis for axis in spec.axes if len({values.get(axis) for values in everywhere}) > 1]
+    shown = varying or list(spec.axes)
+    quoted_columns = [name for name in spec.columns if any(name in each.figures for each in spec.published)]
+    sources = list(dict.fromkeys(_source(each) for each in spec.published))
+    beside = [_beside(table, each, everywhere) for each in spec.published]
+
+    def labels(values: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(spec.axes[axis].values.get(values.get(axis, ""), values.get(axis, "")) for axis in shown)
+
+    def quoted(row: int | None, only: Published | None = None) -> tuple[Quoted | None, ...]:
+        here = [only] if only else [each for each, at in zip(spec.published, beside, strict=True) if at == row]
+        figures = {name: Quoted(text, sources.index(_source(p)) + 1) for p in here for name, text in p.figures.items()}
+        return tuple(figures.get(name) for name in quoted_columns)
+
+    rows = [
+        Row(
+            labels=labels(each.cell.values),
+            measured=tuple(_measured(each, column) for column in spec.columns.values()),
+            quoted=quoted(number),
+            seeds=tuple(each.done),
+            asked=len(each.keys),
+            folders=tuple(str(run.folder) for run in each.done.values()),
+        )
+        for number, each in enumerate(cells)
+    ]
+    nothing = (None,) * len(spec.columns)
+    rows += [
+        Row(labels(each.row), nothing, quoted(number), needs=each.needs)
+        for number, each in enumerate(spec.not_run, start=len(cells))
+    ]
+    rows += [
+        Row((each.of, *[""] * (len(shown) - 1)), nothing, quoted(None, each))
+        for each, at in zip(spec.published, beside, strict=True)
+        if at is None
+    ]
+    return View(
+        name=table.name,
+        title=spec.title,
+        note=spec.note,
+        axes=tuple(spec.axes[axis].label for axis in shown),
+        columns=tuple(spec.columns.values()),
+        published=tuple(f"{spec.columns[name].label}, published" for name in quoted_columns),
+        rows=tuple(rows),
+        controls=spec.controls,
+        sources=tuple(sources),
+        fixed={
+            spec.axes[axis].label: spec.axes[axis].values.get(everywhere[0][axis], everywhere[0][axis])
+            for axis in spec.axes
+            if axis not in shown
+        },
+    )
+
+
+def _measured(cell: CellRuns, column: Column) -> Measured | None:
+    return measure([run.metrics for run in cell.done.values()], column.metric, column.controls)
+
+
+def _source(published: Published) -> str:
+    return f"{published.of}: {published.source}"
+
+
+def _beside(table: Table, published: Published, rows: list[dict[str, str]]) -> int | None:
+    """Number of the row that a published figure belongs to; None when it has a row of its own."""
+    if published.row is None:
+        return None
+    wanted = published.row
+    found = [i for i, values in enumerate(rows) if all(values.get(axis) == value for axis, value in wanted.items())]
+    if len(found) > 1:
+        raise ConfigError(
+            f"table {table.name}: expected a published figure to belong to one row, found {len(found)} rows for "
+            f"{wanted}; name more of the axes {', '.join(table.spec.axes)}"
+        )
+    return found[0] if found else None
