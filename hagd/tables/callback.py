@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -22,4 +23,10 @@ class WriteTable(Callback):
 
         from hagd.tables.command import show
 
-        show(str(config.hydra.runtime.choices.experiment), str(config.paths.runs), None, Console())
+        sweep = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()  # the cells are composed anew, which Hydra does for one application at a time
+        try:
+            show(str(config.hydra.runtime.choices.experiment), str(config.paths.runs), None, Console())
+        finally:
+            if sweep is not None:
+                GlobalHydra.instance().initialize(sweep)

@@ -29,8 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     try:
         if options.action == "run":
-            sys.exit(_run(options.name, options.runs, overrides, console))
-        if options.action == "show":
+            code = _run(options.name, options.runs, overrides, console)
+            if code:
+                sys.exit(code)
+        elif options.action == "show":
             show(options.name, options.runs, Path(options.out) if options.out else None, console)
         elif options.action == "list":
             _list_cells(options.name, options.runs, console)

@@ -187,11 +187,16 @@ def _swept(params: Any) -> dict[str, list[str]]:
     """Key → values; Hydra's own parser, so `1,2`, `range(1,5)` and `choice(a,b)` mean what they mean in a sweep."""
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     return {
-        override.get_key_element(): [str(value) for value in override.sweep_string_iterator()]
+        override.get_key_element(): [_as_yaml(value) for value in override.sweep_string_iterator()]
         if override.is_sweep_override()
         else [override.get_value_element_as_str()]
         for override in parsed
     }
+
+
+def _as_yaml(value: str) -> str:
+    """Hydra's iterator gives booleans as Python has them."""
+    return value.lower() if value in ("True", "False") else value
 
 
 def _cell(values: dict[str, str], seeds: list[int], common: list[str]) -> Cell:

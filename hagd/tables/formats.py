@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hagd.tables.statistics import Measured
@@ -48,14 +48,15 @@ def measured_text(cell: Measured | None, digits: int, seeds: int, raised: Marker
     return text + (raised(",".join(cell.marks)) if cell.marks else "")
 
 
-def quoted_text(cell: Quoted | None, raised: Marker) -> str:
-    """A published figure with the number of its source."""
-    return "–" if cell is None else cell.text + raised(f"[{cell.source}]")
+def quoted_text(quoted: Sequence[Quoted], raised: Marker) -> str:
+    """Published figures of a row, each with its name and the number of its source."""
+    return ", ".join(f"{each.label} {each.text}{raised(f'[{each.source}]')}" for each in quoted) or "–"
 
 
 def header(view: View) -> list[str]:
-    """Heads of all columns: labels, number of seeds, ours, published."""
-    return [*view.axes, "n", *(column.label for column in view.columns), *view.published]
+    """Heads of all columns: labels, number of seeds, ours, and one for what is published."""
+    published = ["published"] if view.sources else []
+    return [*view.axes, "n", *(column.label for column in view.columns), *published]
 
 
 def cells(view: View, row: Row, raised: Marker) -> list[str]:
@@ -66,7 +67,8 @@ def cells(view: View, row: Row, raised: Marker) -> list[str]:
     ]
     if row.needs is not None:
         ours[0] = not_run(row)
-    return [*row.labels, count(row), *ours, *(quoted_text(cell, raised) for cell in row.quoted)]
+    published = [quoted_text(row.quoted, raised)] if view.sources else []
+    return [*row.labels, count(row), *ours, *published]
 
 
 def not_run(row: Row) -> str:
@@ -125,14 +127,14 @@ def latex(view: View) -> str:
         wide = rf"\multicolumn{{{last - first}}}{{l}}{{{_latex_text(texts[first])}}}"
         return " & ".join([*map(_latex_text, texts[:first]), wide, *map(_latex_text, texts[last:])]) + r" \\"
 
-    labels, figures = len(view.axes), 1 + len(view.columns) + len(view.published)
+    labels = len(view.axes)
     notes = r" \\ ".join(_latex_text(note) for note in footnotes(view, _placeholder))
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape_latex(view.title)}}}",
-            rf"\begin{{tabular}}{{{'l' * labels}{'r' * figures}}}",
+            rf"\begin{{tabular}}{{{'l' * labels}{'r' * (1 + len(view.columns))}{'l' * bool(view.sources)}}}",
             r"\toprule",
             line(header(view)),
             r"\midrule",
@@ -171,10 +173,9 @@ def long_rows(view: View) -> tuple[list[str], list[list[str | float | int | None
                 low, high = cell.interval or (None, None)
                 figures = [cell.mean, cell.sd, cell.n, low, high, ",".join(cell.marks)]
                 lines.append([*row.labels, "measured", column.label, *figures, None, None, runs])
-        for label, quoted in zip(view.published, row.quoted, strict=True):
-            if quoted is not None:
-                source = view.sources[quoted.source - 1]
-                lines.append([*row.labels, "published", label, *[None] * 6, quoted.text, source, None])
+        for quoted in row.quoted:
+            source = view.sources[quoted.source - 1]
+            lines.append([*row.labels, "published", quoted.label, *[None] * 6, quoted.text, source, None])
         if row.needs is not None:
             lines.append([*row.labels, "not run", None, *[None] * 6, f"needs {row.needs}", None, None])
     return heads, lines

@@ -13,16 +13,16 @@ from hagd.tables.view import CellRuns, View
 
 
 def print_view(view: View, console: Console) -> None:
-    """The table with its notes; rows that are not run are dimmed, published columns are in italics."""
+    """The table with its notes; rows without runs of ours are dimmed."""
     shown = RichTable(title=escape(view.title), box=box.SIMPLE_HEAD, pad_edge=False)
     n_labels = len(view.axes)
     for number, head in enumerate(header(view)):
-        published = number >= n_labels + 1 + len(view.columns)
+        ours = n_labels <= number <= n_labels + len(view.columns)
         shown.add_column(
             escape(head),
-            justify="left" if number < n_labels else "right",
+            justify="right" if ours else "left",
             overflow="fold",
-            style="italic" if published else None,
+            min_width=max(map(len, head.split())),
         )
     for row in view.rows:
         texts = cells(view, row, lambda mark: f" {mark}")

@@ -35,8 +35,9 @@ class CellRuns:
 
 @dataclass(frozen=True)
 class Quoted:
-    """A published figure: text that nothing is computed with, and the number of its source in `View.sources`."""
+    """A published figure: its name, text that nothing is computed with, the number of its source in `View.sources`."""
 
+    label: str
     text: str
     source: int
 
@@ -48,7 +49,7 @@ class Row:
     Attributes:
         labels: one an axis that varies.
         measured: one a column of ours; None where nothing was measured.
-        quoted: one a published column; None where nothing is published.
+        quoted: published figures that stand beside it.
         seeds: finished ones; None for rows that are not run.
         asked: how many seeds the table asks for.
         needs: what a row that cannot run here would need, else None.
@@ -57,7 +58,7 @@ class Row:
 
     labels: tuple[str, ...]
     measured: tuple[Measured | None, ...]
-    quoted: tuple[Quoted | None, ...]
+    quoted: tuple[Quoted, ...]
     seeds: tuple[int, ...] | None = None
     asked: int = 0
     needs: str | None = None
@@ -74,7 +75,6 @@ class View:
         note: what a reader must know.
         axes: heads of the labels.
         columns: our figures.
-        published: heads of the columns of published figures.
         rows: as shown.
         controls: mark → what the control is.
         sources: of the published figures, numbered from 1.
@@ -86,7 +86,6 @@ class View:
     note: str
     axes: tuple[str, ...]
     columns: tuple[Column, ...]
-    published: tuple[str, ...]
     rows: tuple[Row, ...]
     controls: dict[str, str]
     sources: tuple[str, ...]
@@ -112,23 +111,25 @@ def view(table: Table, cells: list[CellRuns]) -> View:
     everywhere = [each.cell.values for each in cells] + [each.row for each in spec.not_run]
     varying = [axis for axis in spec.axes if len({values.get(axis) for values in everywhere}) > 1]
     shown = varying or list(spec.axes)
-    quoted_columns = [name for name in spec.columns if any(name in each.figures for each in spec.published)]
     sources = list(dict.fromkeys(_source(each) for each in spec.published))
     beside = [_beside(table, each, everywhere) for each in spec.published]
 
     def labels(values: Mapping[str, str]) -> tuple[str, ...]:
         return tuple(spec.axes[axis].values.get(values.get(axis, ""), values.get(axis, "")) for axis in shown)
 
-    def quoted(row: int | None, only: Published | None = None) -> tuple[Quoted | None, ...]:
-        here = [only] if only else [each for each, at in zip(spec.published, beside, strict=True) if at == row]
-        figures = {name: Quoted(text, sources.index(_source(p)) + 1) for p in here for name, text in p.figures.items()}
-        return tuple(figures.get(name) for name in quoted_columns)
+    def quoted(published: Published) -> tuple[Quoted, ...]:
+        source = sources.index(_source(published)) + 1
+        return tuple(Quoted(spec.columns[name].label, text, source) for name, text in published.figures.items())
+
+    def at(row: int) -> tuple[Quoted, ...]:
+        here = [each for each, place in zip(spec.published, beside, strict=True) if place == row]
+        return tuple(figure for each in here for figure in quoted(each))
 
     rows = [
         Row(
             labels=labels(each.cell.values),
             measured=tuple(_measured(each, column) for column in spec.columns.values()),
-            quoted=quoted(number),
+            quoted=at(number),
             seeds=tuple(each.done),
             asked=len(each.keys),
             folders=tuple(str(run.folder) for run in each.done.values()),
@@ -137,13 +138,13 @@ def view(table: Table, cells: list[CellRuns]) -> View:
     ]
     nothing = (None,) * len(spec.columns)
     rows += [
-        Row(labels(each.row), nothing, quoted(number), needs=each.needs)
+        Row(labels(each.row), nothing, at(number), needs=each.needs)
         for number, each in enumerate(spec.not_run, start=len(cells))
     ]
     rows += [
-        Row((each.of, *[""] * (len(shown) - 1)), nothing, quoted(None, each))
-        for each, at in zip(spec.published, beside, strict=True)
-        if at is None
+        Row((each.of, *[""] * (len(shown) - 1)), nothing, quoted(each))
+        for each, place in zip(spec.published, beside, strict=True)
+        if place is None
     ]
     return View(
         name=table.name,
@@ -151,7 +152,6 @@ def view(table: Table, cells: list[CellRuns]) -> View:
         note=spec.note,
         axes=tuple(spec.axes[axis].label for axis in shown),
         columns=tuple(spec.columns.values()),
-        published=tuple(f"{spec.columns[name].label}, published" for name in quoted_columns),
         rows=tuple(rows),
         controls=spec.controls,
         sources=tuple(sources),
