@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.action == "show":
             show(options.name, options.runs, Path(options.out) if options.out else None, console)
         elif options.action == "list":
-            _list_cells(options.name, options.runs, console)
+            _list(options.names, options.runs, console)
         else:
-            _list_tables(options.runs, console)
+            _overview(console)
     except HagdError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -47,14 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--runs", metavar="FOLDER", help="root of the results (default: paths.runs)")
     parser = argparse.ArgumentParser(
-        prog="hagd-tables", description="Tables of measured runs. Without a command: all tables.", parents=[common]
+        prog="hagd-tables", description="Tables of measured runs. Without a command: their names."
     )
     actions = parser.add_subparsers(dest="action", metavar="list | run | show")
-    listed = actions.add_parser("list", parents=[common], help="cells of a table: done, missing, cost")
+    listed = actions.add_parser("list", parents=[common], help="what is done, what is missing, what it would cost")
+    listed.add_argument(
+        "names", nargs="*", metavar="name", help="tables whose cells are shown (default: a line a table)"
+    )
     run = actions.add_parser("run", parents=[common], help="run what is missing; further arguments go to extract.py")
     shown = actions.add_parser("show", parents=[common], help="print a table; write it as Markdown, LaTeX, CSV, W&B")
     shown.add_argument("--out", metavar="FOLDER", help="where it is written (default: RUNS/tables)")
-    for action in (listed, run, shown):
+    for action in (run, shown):
         action.add_argument("name", help="an experiment that is a table, for example quick/main")
     return parser
 
@@ -70,31 +74,39 @@ def _read(name: str, runs: str | None) -> tuple[Table, list[CellRuns], Path]:
     return table, match_runs(table, finished_runs(root)), root
 
 
-def _list_tables(runs: str | None, console: Console) -> None:
+def _overview(console: Console) -> None:
+    """Names, titles and sizes alone: finding out what is done composes every job, which takes a while."""
+    from hagd.tables.definition import SEED, descriptions
+
+    for name, (spec, swept) in descriptions().items():
+        *axes, seeds = [len(swept[axis]) for axis in (*spec.axes, SEED)]
+        console.print(
+            f"[bold]{name}[/bold]: {spec.title}; {prod(axes)} cells, {prod(axes) * seeds} jobs", highlight=False
+        )
+    console.print(
+        "hagd-tables list [NAME ...]: what is done, what is missing and what it would cost; run NAME: what is missing; "
+        "show NAME: the table",
+        style="dim",
+    )
+
+
+def _list(names: Sequence[str], runs: str | None, console: Console) -> None:
+    """Every cell of the named tables; without names, a line a table."""
     from hagd.tables.cost import estimate, total
     from hagd.tables.definition import table_names
-    from hagd.tables.terminal import duration
-
-    for name in table_names():
-        table, cells, root = _read(name, runs)
-        missing = [estimate(each, seed, cells, root) for each in cells for seed in each.missing]
-        jobs = sum(len(each.keys) for each in cells)
-        cost = f"; the missing ones: {duration(total(missing))} on one core" if missing else ""
-        console.print(f"[bold]{name}[/bold]: {table.spec.title}", highlight=False)
-        console.print(f"  {len(cells)} cells; {jobs - len(missing)} of {jobs} jobs done{cost}", highlight=False)
-    console.print("hagd-tables list NAME: its cells; run NAME: what is missing; show NAME: the table", style="dim")
-
-
-def _list_cells(name: str, runs: str | None, console: Console) -> None:
-    from hagd.tables.cost import estimate, total
     from hagd.tables.terminal import duration, print_cells
 
-    _, cells, root = _read(name, runs)
-    estimates = {(i, seed): estimate(each, seed, cells, root) for i, each in enumerate(cells) for seed in each.missing}
-    print_cells(cells, estimates, console)
-    if estimates:
-        cost = duration(total(list(estimates.values())))
-        console.print(f"{len(estimates)} jobs missing: {cost} on one core, what they share counted once")
+    for name in names or table_names():
+        table, cells, root = _read(name, runs)
+        missing = {
+            (i, seed): estimate(each, seed, cells, root) for i, each in enumerate(cells) for seed in each.missing
+        }
+        jobs = sum(len(each.keys) for each in cells)
+        cost = f", {len(missing)} missing: {duration(total(list(missing.values())))} on one core" if missing else ""
+        console.print(f"[bold]{name}[/bold]: {table.spec.title}", highlight=False)
+        if names:
+            print_cells(cells, missing, console)
+        console.print(f"  {len(cells)} cells, {jobs - len(missing)} of {jobs} jobs done{cost}", highlight=False)
 
 
 def _run(name: str, runs: str | None, overrides: Sequence[str], console: Console) -> int:

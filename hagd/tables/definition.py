@@ -45,6 +45,14 @@ class Column(Section):
     controls: dict[str, str] = Field({}, description="mark → metric that the figure is compared with, of the same runs")
 
 
+class Fit(Section):
+    """A power law through all finished runs of the table: figure ∝ x to some exponent."""
+
+    column: str = Field(description="the figure")
+    x: str = Field(description="metric that it grows with")
+    label: str = Field(description="what x is")
+
+
 class Published(Section):
     """Figures that a publication reports: shown in columns of their own, never computed with."""
 
@@ -69,6 +77,7 @@ class TableSpec(Section):
     axes: dict[str, Axis] = Field(min_length=1, description="swept key → rows, in the order of their columns")
     columns: dict[str, Column] = Field(min_length=1, description="name → figure")
     controls: dict[str, str] = Field({}, description="mark → what the control is")
+    fits: tuple[Fit, ...] = Field((), description="exponents below the table")
     published: tuple[Published, ...] = Field((), description="figures of publications")
     not_run: tuple[NotRun, ...] = Field((), description="rows that cannot be run here")
 
@@ -80,12 +89,11 @@ class TableSpec(Section):
             for mark in column.controls
             if mark not in self.controls
         ]
-        for published in self.published:
-            problems += [
-                f"published: expected a column ({', '.join(self.columns)}), found {name}"
-                for name in published.figures
-                if name not in self.columns
-            ]
+        problems += [
+            f"published and fits: expected a column ({', '.join(self.columns)}), found {name}"
+            for name in [*(n for each in self.published for n in each.figures), *(fit.column for fit in self.fits)]
+            if name not in self.columns
+        ]
         problems += [
             f"row: expected the axes ({', '.join(self.axes)}), found {key}"
             for row in [*(each.row or {} for each in self.published), *(each.row for each in self.not_run)]
@@ -148,18 +156,24 @@ def load_table(name: str, runs: str | None = None, conf: Path | None = None) -> 
         raise ConfigError(f"table: expected one of {', '.join(table_names(conf)) or 'none'}, found {name}")
     common = [f"experiment={name}", *([f"paths.runs={runs}"] if runs else [])]
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-        spec, swept = describe(name)
+        spec, swept = _describe(name)
         seeds = [int(seed) for seed in swept.pop(SEED)]
         cells = [_cell(dict(zip(swept, values, strict=True)), seeds, common) for values in product(*swept.values())]
     return Table(name, spec, tuple(cells))
 
 
-def describe(name: str) -> tuple[TableSpec, dict[str, list[str]]]:
-    """The description of a table and its swept keys with their values; Hydra must have been initialised.
+def descriptions(conf: Path | None = None) -> dict[str, tuple[TableSpec, dict[str, list[str]]]]:
+    """Name → description, and swept keys with their values, of every table below `conf`.
 
     Raises:
-        ConfigError: the description is wrong.
+        ConfigError: a description is wrong.
     """
+    conf = conf or conf_dir()
+    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        return {name: _describe(name) for name in table_names(conf)}
+
+
+def _describe(name: str) -> tuple[TableSpec, dict[str, list[str]]]:
     hydra: Any = compose("extract", overrides=[f"experiment={name}"], return_hydra_config=True).hydra
     described: Any = OmegaConf.to_container(hydra.callbacks.table, resolve=True)
     swept = {SEED: ["0"], **_swept(OmegaConf.to_container(hydra.sweeper.params) or {})}

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hagd.tables.statistics import Measured
+from hagd.tables.statistics import Exponent, Measured
 from hagd.tables.view import Quoted, Row, View
 
 Marker = Callable[[str], str]
@@ -96,8 +96,18 @@ def footnotes(view: View, raised: Marker) -> list[str]:
             "Marked where the 95 % interval (Student’s over seeds; for one seed the bootstrap over prompts) is not "
             f"shown to lie above that of a control in the same runs: {marks}."
         )
+    if view.fits:
+        parts.append("Least squares through the logarithms of all runs: " + "; ".join(map(_fit, view.fits)) + ".")
     parts += [f"{raised(f'[{i}]')} Published, not ours: {source}." for i, source in enumerate(view.sources, start=1)]
     return parts
+
+
+def _fit(fit: tuple[str, str, Exponent | None]) -> str:
+    y, x, found = fit
+    if found is None:
+        return f"{y} over {x}: not enough runs"
+    interval = "" if found.interval is None else f" [{found.interval[0]:.2f}, {found.interval[1]:.2f}]"
+    return f"{y} grows with the power {found.value:.2f}{interval} of {x} (n = {found.n})"
 
 
 def markdown(view: View) -> str:

@@ -62,5 +62,32 @@ def interval_of(runs: Sequence[Mapping[str, float]], metric: str) -> tuple[float
     return float(values.mean() - half), float(values.mean() + half)
 
 
+@dataclass(frozen=True)
+class Exponent:
+    """y ∝ x to the power `value`.
+
+    Attributes:
+        value: slope of the least-squares line through logarithms.
+        interval: 95 %, Student's; None with two runs, through which every line is exact.
+        n: runs.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+    n: int
+
+
+def exponent(runs: Sequence[Mapping[str, float]], x: str, y: str) -> Exponent | None:
+    """How `y` grows with `x` over `runs`; None with fewer than two different positive x."""
+    points = np.array([(run[x], run[y]) for run in runs if run.get(x, 0) > 0 and run.get(y, 0) > 0])
+    if len(points) < 2 or len(set(points[:, 0])) < 2:
+        return None
+    line = stats.linregress(*np.log(points).T)
+    if len(points) == 2:
+        return Exponent(float(line.slope), None, 2)
+    half = float(stats.t.ppf(0.975, len(points) - 2)) * float(line.stderr)
+    return Exponent(float(line.slope), (float(line.slope) - half, float(line.slope) + half), len(points))
+
+
 def _above(interval: tuple[float, float] | None, control: tuple[float, float] | None) -> bool:
     return interval is not None and control is not None and interval[0] > control[1]

@@ -10,7 +10,7 @@ from hagd.pipeline.extraction import find_scorer
 from hagd.pipeline.job_key import job_key
 from hagd.tables.definition import Cell, Column, Published, Table
 from hagd.tables.runs import FinishedRun
-from hagd.tables.statistics import Measured, measure
+from hagd.tables.statistics import Exponent, Measured, exponent, measure
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class View:
         rows: as shown.
         controls: mark → what the control is.
         sources: of the published figures, numbered from 1.
+        fits: y, x, and how y grows with x over all finished runs.
         fixed: axis label → value, of axes with one value.
     """
 
@@ -89,6 +90,7 @@ class View:
     rows: tuple[Row, ...]
     controls: dict[str, str]
     sources: tuple[str, ...]
+    fits: tuple[tuple[str, str, Exponent | None], ...]
     fixed: dict[str, str]
 
 
@@ -136,6 +138,7 @@ def view(table: Table, cells: list[CellRuns]) -> View:
         )
         for number, each in enumerate(cells)
     ]
+    done = [run.metrics for each in cells for run in each.done.values()]
     nothing = (None,) * len(spec.columns)
     rows += [
         Row(labels(each.row), nothing, at(number), needs=each.needs)
@@ -155,6 +158,10 @@ def view(table: Table, cells: list[CellRuns]) -> View:
         rows=tuple(rows),
         controls=spec.controls,
         sources=tuple(sources),
+        fits=tuple(
+            (spec.columns[fit.column].label, fit.label, exponent(done, fit.x, spec.columns[fit.column].metric))
+            for fit in spec.fits
+        ),
         fixed={
             spec.axes[axis].label: spec.axes[axis].values.get(everywhere[0][axis], everywhere[0][axis])
             for axis in spec.axes

@@ -48,11 +48,22 @@ def test_every_option_composes(group: str, name: str) -> None:
             assert section.model_dump(mode="json")[key] == value
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))])
+EXPERIMENTS = CONF / "experiment"
+
+
+@pytest.mark.parametrize(
+    "name", [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in sorted(EXPERIMENTS.rglob("*.yaml"))]
+)
 @pytest.mark.parametrize("entry", ["extract", "train"])
 def test_every_experiment_composes(entry: str, name: str) -> None:
     schema: Any = {"extract": ExtractConfig, "train": TrainConfig}[entry]
     assert isinstance(load_config(schema, container(f"experiment={name}", entry=entry)), schema)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "variant").glob("*.yaml"))])
+def test_every_variant_changes_what_it_names(name: str) -> None:
+    chosen, plain = (load_config(ExtractConfig, container(*extra)) for extra in ([f"variant={name}"], []))
+    assert (chosen == plain) == (name == "full")
 
 
 @pytest.mark.parametrize(("entry", "schema"), [("extract", ExtractConfig), ("train", TrainConfig)])

@@ -50,7 +50,7 @@ def test_two_cells_from_missing_to_shown(
     stages = ("search", "validation", "report")
     assert known.seconds == pytest.approx(sum(took[name].seconds for name in stages)), "the rest is stored"
     main(["list", "tiny"])
-    assert "1 jobs missing" in capsys.readouterr().out
+    assert "1 of 2 jobs done, 1 missing: " in capsys.readouterr().out
 
     metrics = run_extraction(configs[1], other, None, Console(quiet=True))
     main(["show", "tiny", "--out", str(tmp_path / "out")])
@@ -64,6 +64,8 @@ def test_two_cells_from_missing_to_shown(
     assert manifest["runs"][0]["job_key"] == json.loads((one / "manifest.json").read_text())["job_key"]
     main(["run", "tiny"])
     assert "all jobs are done" in capsys.readouterr().out
+    main([])
+    assert "tiny: Tiny & small; 2 cells, 2 jobs" in capsys.readouterr().out
 
 
 def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_an_experiment_runs_and_writes_its_table(tmp_path: Path) -> None:
     assert "1 of 1 jobs done" in call(str(source / "extract.py"), "experiment=tiny", "search.pruning=true")
     assert (runs / "tables" / "tiny.md").read_text().count("0 of 1") == 1, "written at the end, one cell missing"
     listed = call("-m", "hagd.tables", "list", "tiny")
-    assert "1 jobs missing" in listed and "unknown" not in listed
+    assert "1 of 2 jobs done, 1 missing: " in listed and "unknown" not in listed
     assert "1 of 1 jobs done" in call("-m", "hagd.tables", "run", "tiny"), "the missing one alone"
     assert "0 of 1" not in call("-m", "hagd.tables", "show", "tiny")
     last = read_run(offline_runs(runs)[-1])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hagd.tables.statistics import Measured, interval_of, measure
+from hagd.tables.statistics import Measured, exponent, interval_of, measure
 
 T_975 = {1: 12.7062, 2: 4.3027, 4: 2.7764}
 """Student's quantiles from a printed table, by degrees of freedom."""
@@ -52,3 +52,23 @@ def test_marks_over_seeds() -> None:
     assert found is not None and found.marks == ("n", "u")
     lone = measure([{"m": 1.0, "c": 0.0}], "m", {"c": "c"})
     assert lone is not None and lone.marks == ("c",), "without intervals nothing is shown"
+
+
+def test_the_exponent_is_numpys_line_through_logarithms() -> None:
+    rng = np.random.default_rng(0)
+    x = np.array([1.0, 2.0, 5.0, 10.0, 20.0, 50.0])
+    y = 3 * x**1.7 * np.exp(0.1 * rng.normal(size=6))
+    found = exponent([{"x": a, "y": b} for a, b in zip(x, y, strict=True)], "x", "y")
+    (slope, _), covariance = np.polyfit(np.log(x), np.log(y), 1, cov=True)
+    assert found is not None and found.n == 6 and found.interval is not None
+    assert found.value == pytest.approx(slope)
+    half = T_975[4] * math.sqrt(covariance[0, 0])
+    assert found.interval == pytest.approx((slope - half, slope + half), abs=1e-4)
+
+
+def test_what_has_no_exponent() -> None:
+    two = [{"x": 1.0, "y": 2.0}, {"x": 10.0, "y": 200.0}]
+    found = exponent(two, "x", "y")
+    assert found is not None and found.value == pytest.approx(2) and found.interval is None
+    assert exponent([two[0], {"x": 1.0, "y": 3.0}], "x", "y") is None, "one x"
+    assert exponent([two[0], {"x": 5.0}, {"y": 1.0}, {"x": 0.0, "y": 1.0}], "x", "y") is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hagd.errors import ConfigError
+from hagd.tables.formats import markdown
 from hagd.tables.statistics import Measured
 from hagd.tables.view import Quoted, view
 from tests.tables.cases import SPEC, finished, table, with_runs
@@ -54,3 +55,13 @@ def test_a_published_figure_belongs_to_one_row() -> None:
     tiny = table()  # its first published figure names the pruning alone, which two rows have
     with pytest.raises(ConfigError, match="belong to one row, found 2 rows"):
         view(tiny, with_runs(tiny, DONE, DONE))
+
+
+def test_exponents_are_those_of_all_finished_runs() -> None:
+    fit = {"column": "preservation", "x": "circuit.nodes", "label": "nodes"}
+    tiny = table(fits=[fit], published=[])
+    runs = [{i: finished("x", circuit__nodes=n, validation__preservation=n**3)} for i, n in enumerate((2.0, 4.0))]
+    (found,) = view(tiny, with_runs(tiny, *runs)).fits
+    assert found[:2] == ("φ", "nodes") and found[2] is not None and found[2].value == pytest.approx(3)
+    assert "φ grows with the power 3.00 of nodes (n = 2)" in markdown(view(tiny, with_runs(tiny, *runs)))
+    assert "φ over nodes: not enough runs" in markdown(view(tiny, with_runs(tiny, {}, {})))
