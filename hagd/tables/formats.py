@@ -174,20 +174,34 @@ def _latex_text(text: str) -> str:
 
 def long_rows(view: View) -> tuple[list[str], list[list[str | float | int | None]]]:
     """One line a figure, for CSV and W&B; published ones are marked as such and have no statistics."""
-    heads = [*view.axes, "record", "figure", "value", "sd", "n", "low", "high", "marks", "text", "source", "runs"]
+    heads = [
+        *view.axes,
+        "record",
+        "figure",
+        "value",
+        "sd",
+        "n",
+        "low",
+        "high",
+        "marks",
+        "text",
+        "source",
+        "runs",
+        "wandb",
+    ]
     lines: list[list[str | float | int | None]] = []
     for row in view.rows:
-        runs = " ".join(row.folders)
+        links = [" ".join(row.folders), " ".join(row.tracked)]
         for column, cell in zip(view.columns, row.measured, strict=True):
             if cell is not None:
                 low, high = cell.interval or (None, None)
                 figures = [cell.mean, cell.sd, cell.n, low, high, ",".join(cell.marks)]
-                lines.append([*row.labels, "measured", column.label, *figures, None, None, runs])
+                lines.append([*row.labels, "measured", column.label, *figures, None, None, *links])
         for quoted in row.quoted:
             source = view.sources[quoted.source - 1]
-            lines.append([*row.labels, "published", quoted.label, *[None] * 6, quoted.text, source, None])
+            lines.append([*row.labels, "published", quoted.label, *[None] * 6, quoted.text, source, None, None])
         if row.needs is not None:
-            lines.append([*row.labels, "not run", None, *[None] * 6, f"needs {row.needs}", None, None])
+            lines.append([*row.labels, "not run", None, *[None] * 6, f"needs {row.needs}", None, None, None])
     return heads, lines
 
 

@@ -31,6 +31,7 @@ class FinishedRun:
         stages: name → cost.
         git_revision: code that made it.
         versions: of the packages.
+        tracked: its W&B run: the page or, offline, the folder; None when it was not tracked.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class FinishedRun:
     stages: dict[str, StageCost]
     git_revision: str | None
     versions: dict[str, str]
+    tracked: str | None
 
 
 def finished_runs(runs: Path) -> dict[str, FinishedRun]:
@@ -62,7 +64,23 @@ def _read(folder: Path) -> FinishedRun | None:
     }
     for name, stage in stages.items():
         metrics |= {f"stage.{name}.seconds": stage.seconds, f"stage.{name}.peak_mb": stage.peak_mb}
-    return FinishedRun(folder, manifest["job_key"], metrics, stages, manifest["git_revision"], manifest["versions"])
+    return FinishedRun(
+        folder,
+        manifest["job_key"],
+        metrics,
+        stages,
+        manifest["git_revision"],
+        manifest["versions"],
+        _tracked(folder),
+    )
+
+
+def _tracked(folder: Path) -> str | None:
+    """From `tracking.json` of the run folder."""
+    link = _json(folder / "tracking.json")
+    if link is None:
+        return None
+    return str(link["url"]) if "url" in link else str((folder / link["folder"]).resolve())
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -54,6 +54,7 @@ class Row:
         asked: how many seeds the table asks for.
         needs: what a row that cannot run here would need, else None.
         folders: run folder of each finished seed.
+        tracked: W&B run of each that has one.
     """
 
     labels: tuple[str, ...]
@@ -63,6 +64,7 @@ class Row:
     asked: int = 0
     needs: str | None = None
     folders: tuple[str, ...] = ()
+    tracked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def view(table: Table, cells: list[CellRuns]) -> View:
             seeds=tuple(each.done),
             asked=len(each.keys),
             folders=tuple(str(run.folder) for run in each.done.values()),
+            tracked=tuple(run.tracked for run in each.done.values() if run.tracked),
         )
         for number, each in enumerate(cells)
     ]

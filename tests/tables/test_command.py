@@ -90,7 +90,9 @@ def test_the_newest_of_two_runs_counts(tmp_path: Path) -> None:
         )
         (folder / "metrics.json").write_text('{"m": 1}')
         os.utime(folder / "manifest.json", ns=(time, time))
+    (tmp_path / "sweeps" / "a" / "0" / "tracking.json").write_text('{"id": "i", "folder": "../../../wandb/offline-i"}')
     (run,) = finished_runs(tmp_path).values()
+    assert run.tracked == str(tmp_path / "wandb" / "offline-i")
     assert run.folder == tmp_path / "sweeps" / "a" / "0"
     assert run.metrics == {"m": 1, "stage.lm.seconds": 2.5, "stage.lm.peak_mb": 3}
 
@@ -142,6 +144,6 @@ def test_an_experiment_runs_and_writes_its_table(tmp_path: Path) -> None:
     assert "0 of 1" not in call("-m", "hagd.tables", "show", "tiny")
     last = read_run(offline_runs(runs)[-1])
     logged = last.tables["tiny"]
-    assert logged.columns[:4] == ("pruning", "record", "figure", "value") and logged.columns[-1] == "runs"
+    assert logged.columns[:4] == ("pruning", "record", "figure", "value") and logged.columns[-2:] == ("runs", "wandb")
     measured = [row for row in logged.rows if row[1] == "measured"]
-    assert len(measured) == 4 and all(Path(row[-1]).is_dir() for row in measured)
+    assert len(measured) == 4 and all(Path(row[-2]).is_dir() for row in measured)

@@ -71,7 +71,8 @@ def test_csv_keeps_published_figures_apart(seen: View) -> None:
     published = [line for line in lines if line["record"] == "published"]
     assert [line["figure"] for line in measured] == ["φ", "nodes"]
     assert float(measured[0]["value"]) == pytest.approx(0.6) and measured[0]["n"] == "2" and measured[0]["marks"] == "r"
-    assert measured[0]["runs"] == "x_1 y_1 z_1" and not measured[0]["source"] and not measured[0]["text"]
+    assert measured[0]["runs"] == "x_1 y_1 z_1" and measured[0]["wandb"] == "wandb/x_1 wandb/y_1 wandb/z_1"
+    assert not measured[0]["source"] and not measured[0]["text"]
     assert [(line["figure"], line["text"]) for line in published] == [
         ("φ", "0.97"),
         ("nodes", "47"),
