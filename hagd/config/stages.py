@@ -310,6 +310,9 @@ class SearchConfig(Section):
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
     pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
     pruning_prompts: int = Field(256, ge=1, description="discovery prompts a test of pruning; fewer test more nodes")
+    memory_limit_mb: int | None = Field(
+        None, ge=1, description="a search during which the process holds more memory is stopped (null = no limit)"
+    )
 
     @model_validator(mode="after")
     def _sizes_are_sizes(self) -> SearchConfig:

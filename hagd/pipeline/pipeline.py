@@ -303,7 +303,10 @@ STAGES: dict[str, Stage] = {
         SearchResult,
         2,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy"),
-        lambda p: {**p.config.search.model_dump(mode="json", exclude={"scorer"}), "scorer": _scorer_identity(p)},
+        lambda p: {
+            **p.config.search.model_dump(mode="json", exclude={"scorer", "memory_limit_mb"}),
+            "scorer": _scorer_identity(p),
+        },
         lambda p, _, progress: stages.search(
             p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("hierarchy"), _search_scores(p), progress
         ),

@@ -66,12 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 def _read(name: str, runs: str | None) -> tuple[Table, list[CellRuns], Path]:
     """A table, its cells with their runs, and the root of the results."""
     from hagd.tables.definition import load_table
-    from hagd.tables.runs import finished_runs
+    from hagd.tables.runs import finished_runs, stopped_runs
     from hagd.tables.view import match_runs
 
     table = load_table(name, runs)
     root = Path(next(iter(table.cells[0].configs.values())).paths.runs)
-    return table, match_runs(table, finished_runs(root)), root
+    return table, match_runs(table, finished_runs(root), stopped_runs(root)), root
 
 
 def _overview(console: Console) -> None:

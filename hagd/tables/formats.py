@@ -53,6 +53,12 @@ def quoted_text(quoted: Sequence[Quoted], raised: Marker) -> str:
     return ", ".join(f"{each.label} {each.text}{raised(f'[{each.source}]')}" for each in quoted) or "–"
 
 
+def out_of_memory(row: Row) -> str:
+    """What stands in place of the figures of a row whose runs were stopped."""
+    worst = max(row.stopped, key=lambda run: run.peak_mb)
+    return f"out of memory ({worst.peak_mb:,.0f} MB, limit {worst.limit_mb:,.0f} MB)"
+
+
 def header(view: View) -> list[str]:
     """Heads of all columns: labels, number of seeds, ours, and one for what is published."""
     published = ["published"] if view.sources else []
@@ -60,13 +66,15 @@ def header(view: View) -> list[str]:
 
 
 def cells(view: View, row: Row, raised: Marker) -> list[str]:
-    """One text a column of `header`; a row that is not run has what it needs in the first column of figures."""
+    """One text a column of `header`; a row without runs says why in the first column of figures."""
     ours = [
         measured_text(cell, column.digits, len(row.seeds or ()), raised)
         for cell, column in zip(row.measured, view.columns, strict=True)
     ]
     if row.needs is not None:
         ours[0] = not_run(row)
+    elif row.stopped and not row.seeds:
+        ours[0] = out_of_memory(row)
     published = [quoted_text(row.quoted, raised)] if view.sources else []
     return [*row.labels, count(row), *ours, *published]
 
@@ -81,7 +89,8 @@ def count(row: Row) -> str:
     if row.seeds is None:
         return "–"
     done = len(row.seeds)
-    return str(done) if done == row.asked else f"{done} of {row.asked}"
+    stopped = f", {len(row.stopped)} out of memory" if row.stopped else ""
+    return str(done) if done == row.asked else f"{done} of {row.asked}{stopped}"
 
 
 def footnotes(view: View, raised: Marker) -> list[str]:
@@ -131,7 +140,7 @@ def latex(view: View) -> str:
 
     def body(row: Row) -> str:
         texts = cells(view, row, _placeholder)
-        if row.needs is None:
+        if row.needs is None and (row.seeds or not row.stopped):
             return line(texts)
         first, last = labels + 1, labels + 1 + len(view.columns)
         wide = rf"\multicolumn{{{last - first}}}{{l}}{{{_latex_text(texts[first])}}}"
@@ -200,6 +209,10 @@ def long_rows(view: View) -> tuple[list[str], list[list[str | float | int | None
         for quoted in row.quoted:
             source = view.sources[quoted.source - 1]
             lines.append([*row.labels, "published", quoted.label, *[None] * 6, quoted.text, source, None, None])
+        for run in row.stopped:
+            figures = [run.peak_mb, None, 1, None, None, None]
+            text = f"limit {run.limit_mb:.0f} MB"
+            lines.append([*row.labels, "out of memory", "memory held [MB]", *figures, text, None, None, None])
         if row.needs is not None:
             lines.append([*row.labels, "not run", None, *[None] * 6, f"needs {row.needs}", None, None, None])
     return heads, lines

@@ -43,6 +43,25 @@ class FinishedRun:
     tracked: str | None
 
 
+@dataclass(frozen=True)
+class StoppedRun:
+    """A run whose search held more memory than it might: what it held and what it might hold, in MB."""
+
+    peak_mb: float
+    limit_mb: float
+
+
+def stopped_runs(runs: Path) -> dict[str, StoppedRun]:
+    """Address → the run of that job below `runs` that was stopped with the largest memory."""
+    found: dict[str, StoppedRun] = {}
+    for file in (file for root in ROOTS for file in (runs / root).rglob("stopped.json")):
+        content = _json(file)
+        if content is not None:
+            run = StoppedRun(content["peak_mb"], content["limit_mb"])
+            found[content["job_key"]] = max(run, found.get(content["job_key"], run), key=lambda each: each.peak_mb)
+    return found
+
+
 def finished_runs(runs: Path) -> dict[str, FinishedRun]:
     """Address → the newest finished run of that job below `runs`; folders without metrics or address are no runs."""
     files = [file for root in ROOTS for file in (runs / root).rglob("manifest.json")]

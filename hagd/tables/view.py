@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from hagd.errors import ConfigError
 from hagd.pipeline.extraction import find_scorer
 from hagd.pipeline.job_key import job_key
 from hagd.tables.definition import Cell, Column, Published, Table
-from hagd.tables.runs import FinishedRun
+from hagd.tables.runs import FinishedRun, StoppedRun
 from hagd.tables.statistics import Exponent, Measured, exponent, measure
 
 
@@ -21,16 +22,18 @@ class CellRuns:
         cell: what was asked for.
         keys: seed → address of the job.
         done: seed → its finished run.
+        stopped: seed → its run that held more memory than the table allows.
     """
 
     cell: Cell
     keys: dict[int, str]
     done: dict[int, FinishedRun]
+    stopped: dict[int, StoppedRun]
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Seeds without a finished run."""
-        return tuple(seed for seed in self.keys if seed not in self.done)
+        """Seeds that neither finished nor were stopped."""
+        return tuple(seed for seed in self.keys if seed not in self.done and seed not in self.stopped)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Row:
         needs: what a row that cannot run here would need, else None.
         folders: run folder of each finished seed.
         tracked: W&B run of each that has one.
+        stopped: runs that held too much memory.
     """
 
     labels: tuple[str, ...]
@@ -65,6 +69,7 @@ class Row:
     needs: str | None = None
     folders: tuple[str, ...] = ()
     tracked: tuple[str, ...] = ()
+    stopped: tuple[StoppedRun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,20 @@ class View:
     fixed: dict[str, str]
 
 
-def match_runs(table: Table, runs: Mapping[str, FinishedRun]) -> list[CellRuns]:
-    """Each cell of the table with the runs that it asks for."""
+def match_runs(table: Table, runs: Mapping[str, FinishedRun], stopped: Mapping[str, StoppedRun]) -> list[CellRuns]:
+    """Each cell of the table with the runs that it asks for.
+
+    A job that was stopped counts as long as it held more than its `search.memory_limit_mb` in the table.
+    """
     found = []
     for cell in table.cells:
         keys = {seed: job_key(config, find_scorer(config)) for seed, config in cell.configs.items()}
-        found.append(CellRuns(cell, keys, {seed: runs[key] for seed, key in keys.items() if key in runs}))
+        done = {seed: runs[key] for seed, key in keys.items() if key in runs}
+        beyond = {seed: stopped[key] for seed, key in keys.items() if key in stopped and seed not in done}
+        limits = {seed: config.search.memory_limit_mb for seed, config in cell.configs.items()}
+        found.append(
+            CellRuns(cell, keys, done, {s: run for s, run in beyond.items() if run.peak_mb > (limits[s] or math.inf)})
+        )
     return found
 
 
@@ -138,6 +151,7 @@ def view(table: Table, cells: list[CellRuns]) -> View:
             asked=len(each.keys),
             folders=tuple(str(run.folder) for run in each.done.values()),
             tracked=tuple(run.tracked for run in each.done.values() if run.tracked),
+            stopped=tuple(each.stopped.values()),
         )
         for number, each in enumerate(cells)
     ]

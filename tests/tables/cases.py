@@ -64,7 +64,7 @@ def finished(name: str, seconds: float = 1.0, **metrics: float) -> FinishedRun:
 def with_runs(of: Table, *runs: dict[int, FinishedRun]) -> list[CellRuns]:
     """The cells of a table with given runs a seed, of three asked for."""
     keys = {0: "a", 1: "b", 2: "c"}
-    return [CellRuns(cell, keys, done) for cell, done in zip(of.cells, runs, strict=True)]
+    return [CellRuns(cell, keys, done, {}) for cell, done in zip(of.cells, runs, strict=True)]
 
 
 def conf_with_tiny(folder: Path, runs: Path, **settings: Any) -> Path:
@@ -79,6 +79,7 @@ def conf_with_tiny(folder: Path, runs: Path, **settings: Any) -> Path:
         "not_run": [],
     }
     sweep = {"params": {"search.pruning": "true,false", "seed": "0"}}
+    tiny["search"] = {**tiny["search"], "memory_limit_mb": 100_000}
     experiment = {
         "defaults": [{"override /task": "sorting"}],
         **tiny,

@@ -9,19 +9,24 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from hagd.errors import MemoryLimitError
 from hagd.pipeline.extraction import run_extraction
+from hagd.pipeline.job_key import job_key
 from hagd.tables import definition
 from hagd.tables.command import main, narrowed
 from hagd.tables.cost import Estimate, estimate, spent, total
 from hagd.tables.definition import load_table
-from hagd.tables.runs import finished_runs
-from hagd.tables.view import CellRuns, match_runs
+from hagd.tables.formats import csv_text, markdown
+from hagd.tables.runs import finished_runs, stopped_runs
+from hagd.tables.view import CellRuns, match_runs, view
 from hagd.tracking.read_back import offline_runs, read_run
+from tests.builders import tiny_extract
 from tests.tables.cases import conf_with_tiny, finished, table, with_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,14 +41,14 @@ def test_two_cells_from_missing_to_shown(
     tiny = load_table("tiny")
     configs = [cell.configs[0] for cell in tiny.cells]
 
-    cells = match_runs(tiny, finished_runs(tiny_runs))
+    cells = match_runs(tiny, finished_runs(tiny_runs), stopped_runs(tiny_runs))
     assert [each.missing for each in cells] == [(0,), (0,)]
     unknown = estimate(cells[1], 0, cells, tiny_runs)
     assert unknown.seconds is None and set(unknown.stages.values()) == {None}, "nothing of this table was timed"
 
     one, other = tiny_runs / "extract" / "one", tiny_runs / "sweeps" / "s" / "1"
     run_extraction(configs[0], one, None, Console(quiet=True))
-    cells = match_runs(tiny, finished_runs(tiny_runs))
+    cells = match_runs(tiny, finished_runs(tiny_runs), stopped_runs(tiny_runs))
     assert [each.missing for each in cells] == [(), (0,)] and cells[0].done[0].folder == one
     known = estimate(cells[1], 0, cells, tiny_runs)
     took = cells[0].done[0].stages
@@ -66,6 +71,23 @@ def test_two_cells_from_missing_to_shown(
     assert "all jobs are done" in capsys.readouterr().out
     main([])
     assert "tiny: Tiny & small; 2 cells, 2 jobs" in capsys.readouterr().out
+
+
+def test_a_search_beyond_the_limit_is_out_of_memory_until_the_limit_is_raised(tiny_runs: Path, tmp_path: Path) -> None:
+    limited = tiny_extract(tiny_runs, search__memory_limit_mb=5, search__n_nodes=6)
+    assert job_key(limited) == job_key(tiny_extract(tiny_runs, search__n_nodes=6)), "the limit decides no result"
+    with pytest.raises(MemoryLimitError, match=r"search\.memory_limit_mb: expected a search of at most 5 MB, found"):
+        run_extraction(limited, tmp_path / "extract" / "a", None, Console(quiet=True))
+    (stopped,) = stopped_runs(tmp_path).values()
+    assert stopped.limit_mb == 5 < stopped.peak_mb
+    raised = tiny_extract(tiny_runs, search__memory_limit_mb=int(stopped.peak_mb) + 1, search__n_nodes=6)
+    tiny = table(published=[], not_run=[])
+    tiny = replace(tiny, cells=tuple(replace(tiny.cells[0], configs={0: config}) for config in (limited, raised)))
+    cells = match_runs(tiny, {}, stopped_runs(tmp_path))
+    assert [each.missing for each in cells] == [(), (0,)]
+    text = markdown(view(tiny, cells))
+    assert f"0 of 1, 1 out of memory | out of memory ({stopped.peak_mb:,.0f} MB, limit 5 MB) |" in text
+    assert f"out of memory,memory held [MB],{stopped.peak_mb}" in csv_text(view(tiny, cells))
 
 
 def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
