@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hagd.tables.statistics import Exponent, Measured
@@ -181,41 +181,29 @@ def _latex_text(text: str) -> str:
     return escape_latex(text).replace("\x02", r"\textsuperscript{").replace("\x03", "}")
 
 
-def long_rows(view: View) -> tuple[list[str], list[list[str | float | int | None]]]:
+Line = list[str | float | int | None]
+_STATISTICS = ("value", "sd", "n", "low", "high", "marks")
+
+
+def long_rows(view: View) -> tuple[list[str], list[Line]]:
     """One line a figure, for CSV and W&B; published ones are marked as such and have no statistics."""
-    heads = [
-        *view.axes,
-        "record",
-        "figure",
-        "value",
-        "sd",
-        "n",
-        "low",
-        "high",
-        "marks",
-        "text",
-        "source",
-        "runs",
-        "wandb",
-    ]
-    lines: list[list[str | float | int | None]] = []
-    for row in view.rows:
-        links = [" ".join(row.folders), " ".join(row.tracked)]
-        for column, cell in zip(view.columns, row.measured, strict=True):
-            if cell is not None:
-                low, high = cell.interval or (None, None)
-                figures = [cell.mean, cell.sd, cell.n, low, high, ",".join(cell.marks)]
-                lines.append([*row.labels, "measured", column.label, *figures, None, None, *links])
-        for quoted in row.quoted:
-            source = view.sources[quoted.source - 1]
-            lines.append([*row.labels, "published", quoted.label, *[None] * 6, quoted.text, source, None, None])
-        for run in row.stopped:
-            figures = [run.peak_mb, None, 1, None, None, None]
-            text = f"limit {run.limit_mb:.0f} MB"
-            lines.append([*row.labels, "out of memory", "memory held [MB]", *figures, text, None, None, None])
-        if row.needs is not None:
-            lines.append([*row.labels, "not run", None, *[None] * 6, f"needs {row.needs}", None, None, None])
-    return heads, lines
+    heads = [*view.axes, "record", "figure", *_STATISTICS, "text", "source", "runs", "wandb"]
+    return heads, [[*row.labels, *line] for row in view.rows for line in _lines(view, row)]
+
+
+def _lines(view: View, row: Row) -> Iterator[Line]:
+    empty: Line = [None] * len(_STATISTICS)
+    for column, cell in zip(view.columns, row.measured, strict=True):
+        if cell is not None:
+            statistics: Line = [cell.mean, cell.sd, cell.n, *(cell.interval or (None, None)), ",".join(cell.marks)]
+            yield ["measured", column.label, *statistics, None, None, " ".join(row.folders), " ".join(row.tracked)]
+    for quoted in row.quoted:
+        yield ["published", quoted.label, *empty, quoted.text, view.sources[quoted.source - 1], None, None]
+    for run in row.stopped:
+        held: Line = [run.peak_mb, None, 1, None, None, None]
+        yield ["out of memory", "memory held [MB]", *held, f"limit {run.limit_mb:.0f} MB", None, None, None]
+    if row.needs is not None:
+        yield ["not run", None, *empty, f"needs {row.needs}", None, None, None]
 
 
 def csv_text(view: View) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hagd.errors import ConfigError
@@ -118,77 +118,85 @@ def match_runs(table: Table, runs: Mapping[str, FinishedRun], stopped: Mapping[s
     return found
 
 
-def view(table: Table, cells: list[CellRuns]) -> View:
+def view(table: Table, cells: Sequence[CellRuns]) -> View:
     """Put the table together.
 
     Raises:
         ConfigError: a published figure belongs to more than one row.
     """
-    spec = table.spec
-    everywhere = [each.cell.values for each in cells] + [each.row for each in spec.not_run]
-    varying = [axis for axis in spec.axes if len({values.get(axis) for values in everywhere}) > 1]
-    shown = varying or list(spec.axes)
-    sources = list(dict.fromkeys(_source(each) for each in spec.published))
-    beside = [_beside(table, each, everywhere) for each in spec.published]
-
-    def labels(values: Mapping[str, str]) -> tuple[str, ...]:
-        return tuple(spec.axes[axis].values.get(values.get(axis, ""), values.get(axis, "")) for axis in shown)
-
-    def quoted(published: Published) -> tuple[Quoted, ...]:
-        source = sources.index(_source(published)) + 1
-        return tuple(Quoted(spec.columns[name].label, text, source) for name, text in published.figures.items())
-
-    def at(row: int) -> tuple[Quoted, ...]:
-        here = [each for each, place in zip(spec.published, beside, strict=True) if place == row]
-        return tuple(figure for each in here for figure in quoted(each))
-
-    rows = [
-        Row(
-            labels=labels(each.cell.values),
-            measured=tuple(_measured(each, column) for column in spec.columns.values()),
-            quoted=at(number),
-            seeds=tuple(each.done),
-            asked=len(each.keys),
-            folders=tuple(str(run.folder) for run in each.done.values()),
-            tracked=tuple(run.tracked for run in each.done.values() if run.tracked),
-            stopped=tuple(each.stopped.values()),
-        )
-        for number, each in enumerate(cells)
-    ]
+    spec, rows = table.spec, _Rows(table, cells)
     done = [run.metrics for each in cells for run in each.done.values()]
-    nothing = (None,) * len(spec.columns)
-    rows += [
-        Row(labels(each.row), nothing, at(number), needs=each.needs)
-        for number, each in enumerate(spec.not_run, start=len(cells))
-    ]
-    rows += [
-        Row((each.of, *[""] * (len(shown) - 1)), nothing, quoted(each))
-        for each, place in zip(spec.published, beside, strict=True)
-        if place is None
-    ]
     return View(
         name=table.name,
         title=spec.title,
         note=spec.note,
-        axes=tuple(spec.axes[axis].label for axis in shown),
+        axes=tuple(spec.axes[axis].label for axis in rows.shown),
         columns=tuple(spec.columns.values()),
-        rows=tuple(rows),
+        rows=(*rows.measured(), *rows.not_run(), *rows.published()),
         controls=spec.controls,
-        sources=tuple(sources),
+        sources=tuple(rows.sources),
         fits=tuple(
             (spec.columns[fit.column].label, fit.label, exponent(done, fit.x, spec.columns[fit.column].metric))
             for fit in spec.fits
         ),
-        fixed={
-            spec.axes[axis].label: spec.axes[axis].values.get(everywhere[0][axis], everywhere[0][axis])
-            for axis in spec.axes
-            if axis not in shown
-        },
+        fixed=rows.fixed(),
     )
 
 
-def _measured(cell: CellRuns, column: Column) -> Measured | None:
-    return measure([run.metrics for run in cell.done.values()], column.metric, column.controls)
+class _Rows:
+    """The rows of a table: ours, those that are not run, and published figures that stand beside none of them."""
+
+    def __init__(self, table: Table, cells: Sequence[CellRuns]) -> None:
+        self.spec, self.cells = table.spec, cells
+        self.settings = [each.cell.values for each in cells] + [each.row for each in table.spec.not_run]
+        varying = [axis for axis in self.spec.axes if len({values.get(axis) for values in self.settings}) > 1]
+        self.shown = varying or list(self.spec.axes)
+        self.sources = list(dict.fromkeys(_source(each) for each in self.spec.published))
+        self._place = [_beside(table, each, self.settings) for each in self.spec.published]
+
+    def measured(self) -> Iterator[Row]:
+        for number, each in enumerate(self.cells):
+            metrics = [run.metrics for run in each.done.values()]
+            yield Row(
+                labels=self._labels(each.cell.values),
+                measured=tuple(measure(metrics, c.metric, c.controls) for c in self.spec.columns.values()),
+                quoted=self._beside(number),
+                seeds=tuple(each.done),
+                asked=len(each.keys),
+                folders=tuple(str(run.folder) for run in each.done.values()),
+                tracked=tuple(run.tracked for run in each.done.values() if run.tracked),
+                stopped=tuple(each.stopped.values()),
+            )
+
+    def not_run(self) -> Iterator[Row]:
+        for number, each in enumerate(self.spec.not_run, start=len(self.cells)):
+            yield Row(self._labels(each.row), self._nothing, self._beside(number), needs=each.needs)
+
+    def published(self) -> Iterator[Row]:
+        for each, place in zip(self.spec.published, self._place, strict=True):
+            if place is None:
+                yield Row((each.of, *[""] * (len(self.shown) - 1)), self._nothing, self._quoted(each))
+
+    def fixed(self) -> dict[str, str]:
+        """Axis label → value, of axes with one value."""
+        first = self.settings[0]
+        axes = {axis: shown for axis, shown in self.spec.axes.items() if axis not in self.shown}
+        return {shown.label: shown.values.get(first[axis], first[axis]) for axis, shown in axes.items()}
+
+    @property
+    def _nothing(self) -> tuple[None, ...]:
+        return (None,) * len(self.spec.columns)
+
+    def _labels(self, values: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(self.spec.axes[axis].values.get(values.get(axis, ""), values.get(axis, "")) for axis in self.shown)
+
+    def _beside(self, row: int) -> tuple[Quoted, ...]:
+        here = [each for each, place in zip(self.spec.published, self._place, strict=True) if place == row]
+        return tuple(figure for each in here for figure in self._quoted(each))
+
+    def _quoted(self, published: Published) -> tuple[Quoted, ...]:
+        source = self.sources.index(_source(published)) + 1
+        return tuple(Quoted(self.spec.columns[name].label, text, source) for name, text in published.figures.items())
 
 
 def _source(published: Published) -> str:
