@@ -322,7 +322,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         ReportData,
-        4,
+        5,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),
