@@ -51,7 +51,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             "memory.peak_mb": max(each.peak_mb for each in stored),
         }
         with disk_errors(folder):
-            write_manifest(config, pipeline.used, folder)
+            write_manifest(pipeline, folder)
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
         track_dictionaries(run, dictionaries, data.slot_names)

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from hagd.artifacts.manifest import git_revision, versions
-from hagd.artifacts.store import Stored
 from hagd.config.run import StagesConfig
+from hagd.pipeline.job_key import job_key
+from hagd.pipeline.pipeline import Pipeline
 from hagd.report.figures import write_figures
 from hagd.report.html import write_report
 from hagd.report.records import ReportData, SupernodeView
@@ -28,13 +29,14 @@ def write_config(config: StagesConfig, folder: Path) -> None:
     (folder / "config.yaml").write_text(text)
 
 
-def write_manifest(config: StagesConfig, used: dict[str, Stored[Any]], folder: Path) -> None:
-    """`manifest.json`: versions, git revision, seed, and per stage its key, time and peak memory."""
+def write_manifest(pipeline: Pipeline, folder: Path) -> None:
+    """`manifest.json`: versions, git revision, seed, the job's address, and per stage its key, time and peak memory."""
     manifest = {
         "versions": versions(),
         "git_revision": git_revision(),
         "command": sys.argv,
-        "seed": config.seed,
+        "seed": pipeline.config.seed,
+        "job_key": job_key(pipeline.config, pipeline.scorer),
         "stages": {
             name: {
                 "key": stored.key,
@@ -42,7 +44,7 @@ def write_manifest(config: StagesConfig, used: dict[str, Stored[Any]], folder: P
                 "seconds": stored.seconds,
                 "peak_mb": stored.peak_mb,
             }
-            for name, stored in used.items()
+            for name, stored in pipeline.used.items()
         },
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))

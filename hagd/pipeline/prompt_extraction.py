@@ -58,7 +58,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
             "memory.graph_mb": pipeline.used["prompt_graph"].peak_mb,
         }
         with disk_errors(folder):
-            write_manifest(config, pipeline.used, folder)
+            write_manifest(pipeline, folder)
             (folder / "graph.json").write_text(json.dumps(graph_json(graph, data), indent=1, allow_nan=False))
             write_prompt_report(data, folder / "report.html")
             write_metrics(metrics, folder)

@@ -73,7 +73,7 @@ def run_training(
         metrics["memory.peak_mb"] = max(each.peak_mb for each in stored)
         run.summary(metrics)
         with disk_errors(folder):
-            write_manifest(config, pipeline.used, folder)
+            write_manifest(pipeline, folder)
             write_metrics(metrics, folder)
     for key, value in metrics.items():
         if not key.startswith("transcoder.layer"):  # a large model has hundreds of them

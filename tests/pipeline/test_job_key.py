@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hagd.pipeline.extraction import run_extraction
+from hagd.pipeline.job_key import job_key
+from tests.builders import tiny_extract, tiny_train
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"model__d_mlp": 32},
+        {"task__training__steps": 90},
+        {"transcoder__k": 3},
+        {"hierarchy__branching": 2},
+        {"search__pruning": False},
+        {"validation__n_random": 4},
+        {"trainer__precision": "bf16-mixed"},
+        {"graph__scope": "prompt", "graph__prompt": "0 1"},
+        {"report__effect_prompts": 3},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_decides_a_result_is_another_job(changes: dict[str, Any]) -> None:
+    assert job_key(tiny_extract(Path("a"), **changes)) != job_key(tiny_extract(Path("a")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tracking__mode": "offline"},
+        {"trainer__threads": 2},
+        {"trainer__checkpoint_every": 7},
+        {"graph__batch_size": 3},
+        {"validation__batch_size": 3},
+        {"transcoder__activations__storage": "disk"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_decides_no_result_is_the_same_job(changes: dict[str, Any]) -> None:
+    assert job_key(tiny_extract(Path("b"), **changes)) == job_key(tiny_extract(Path("a")))
+
+
+def test_a_plan_and_stages_of_training_are_jobs_of_their_own() -> None:
+    prompt = {"graph__scope": "prompt", "graph__prompt": "0 1"}
+    jobs = [
+        tiny_extract(Path("a")),
+        tiny_extract(Path("a"), **prompt),
+        tiny_extract(Path("a"), mode="plan", **prompt),
+        *(tiny_train(Path("a"), stage=stage) for stage in ("lm", "transcoder", "gnn")),
+        tiny_train(Path("a"), stage="gnn", gnn__edges=False),
+        tiny_train(Path("a"), export__format="hagd", export__path="copy"),
+    ]
+    assert len({job_key(job) for job in jobs}) == len(jobs)
+    assert job_key(tiny_train(Path("a"), stage="lm", gnn__edges=False)) == job_key(tiny_train(Path("a"), stage="lm"))
+
+
+def test_another_scorer_is_another_job(tmp_path: Path) -> None:
+    keys = {job_key(tiny_extract(tmp_path))}
+    for text in ("1", "2"):
+        (tmp_path / "record.json").write_text(text)
+        keys.add(job_key(tiny_extract(tmp_path), tmp_path))
+    assert len(keys) == 3
+
+
+def test_a_run_writes_its_key(tiny_runs: Path, tmp_path: Path) -> None:
+    config = tiny_extract(tiny_runs)
+    run_extraction(config, tmp_path, None, Console(quiet=True))
+    assert json.loads((tmp_path / "manifest.json").read_text())["job_key"] == job_key(config)
