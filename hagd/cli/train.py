@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ def _run(composed: DictConfig) -> float:
     """Returns the stage's figure of merit: held-out accuracy, minus FVU, or rank correlation."""
     from hagd.config.run import TrainConfig
 
-    return run_job(composed, TrainConfig, _train)["objective"]
+    return run_job(composed, TrainConfig, _train).get("objective", math.nan)  # files hold no NaN
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     start(config, folder)
     scorer = find_scorer(config)
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_pipeline(config, console, name, group, "extract", scorer) as (run, pipeline):
+    with tracked_pipeline(config, console, name, group, "extract", folder, scorer) as (run, pipeline):
         stored_report: ReportData = pipeline.get("report")
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored_report, settings=flat_settings(config))

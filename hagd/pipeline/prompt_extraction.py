@@ -41,7 +41,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
     if config.graph.memory_limit_mb is not None:
         refuse_beyond_limit(config, prompt_plan(config))
     name = f"{config.model.name}-prompt-{config.seed}"
-    with tracked_pipeline(config, console, name, group, "prompt") as (run, pipeline):
+    with tracked_pipeline(config, console, name, group, "prompt", folder) as (run, pipeline):
         stored: PromptReport = pipeline.get("prompt_report")
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored, settings=flat_settings(config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,9 +45,13 @@ def tracked_pipeline(
     name: str,
     group: str | None,
     job_type: str,
+    folder: Path,
     scorer: Path | None = None,
 ) -> Iterator[tuple[Run, Pipeline]]:
-    """A W&B run with the resolved configuration, and a pipeline whose trainings log to it."""
+    """A W&B run with the resolved configuration, and a pipeline whose trainings log to it.
+
+    `tracking.json` in the run folder says where the W&B run is.
+    """
     with tracked_run(
         config.tracking,
         name=name,
@@ -54,8 +60,18 @@ def tracked_pipeline(
         config=config.model_dump(mode="json"),
         directory=Path(config.paths.runs),
     ) as run:
+        _link(run, folder)
 
         def loggers() -> list[Logger]:
             return [run.lightning_logger()]
 
         yield run, Pipeline(config, console, loggers, scorer)
+
+
+def _link(run: Run, folder: Path) -> None:
+    """`tracking.json`: id of the W&B run, its page or, offline, its folder relative to the run folder."""
+    if run.dir is None:
+        return
+    where = {"url": run.url} if run.url else {"folder": os.path.relpath(run.dir, folder.absolute())}
+    with disk_errors(folder):
+        (folder / "tracking.json").write_text(json.dumps({"id": run.id, **where}))

@@ -66,7 +66,7 @@ def run_training(
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
     name = f"{config.stage}-{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_pipeline(config, console, name, group, config.stage) as (run, pipeline):
+    with tracked_pipeline(config, console, name, group, config.stage, folder) as (run, pipeline):
         metrics = train(config, pipeline, sections, run)
         stored = pipeline.used.values()
         metrics["time.total_s"] = sum(each.seconds for each in stored)
