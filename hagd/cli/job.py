@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from hagd.cli.launchers import launched_job
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -45,6 +47,9 @@ def run_job(
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
         assert isinstance(container, dict)
         config = load_config(schema, {str(key): value for key, value in container.items()})
+        if sweep and _in_main_thread():
+            with launched_job(hydra, folder, job.__module__):
+                return _reuse_or_run(config, job, folder, group)
         return _reuse_or_run(config, job, folder, group)
     except HagdError as error:
         _fail(str(error), folder, sweep)
