@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -73,6 +74,24 @@ def run_job(
             signal.signal(signal.SIGTERM, previous)
 
 
+def objective(metrics: dict[str, float], wanted: str | None, otherwise: Sequence[str]) -> float:
+    """What a sweeper optimises: the metric `wanted`, or the first of `otherwise` that there is; NaN without any."""
+    names = otherwise if wanted is None else (wanted,)
+    return next((metrics[name] for name in names if name in metrics), math.nan)
+
+
+def _known_metric(wanted: str | None, metrics: dict[str, float]) -> None:
+    from hagd.config.problems import nearest
+    from hagd.errors import ConfigError
+
+    if wanted is not None and wanted not in metrics:
+        near = nearest(wanted, metrics)
+        raise ConfigError(
+            f"optimized_metric: expected a key of metrics.json, found {wanted}"
+            + (f"; did you mean {near}?" if near else "; choose one of those in the run folder")
+        )
+
+
 def _reuse_or_run(
     config: S, job: Callable[[S, Path, str | None], dict[str, float]], folder: Path, group: str | None
 ) -> dict[str, float]:
@@ -82,9 +101,11 @@ def _reuse_or_run(
     if finished is not None:
         refer_to(finished, folder)
         print(f"finished before: {finished.folder}")
+        _known_metric(config.optimized_metric, finished.metrics)
         return finished.metrics
     metrics = job(config, folder, group)
     remember_finished(config, folder)
+    _known_metric(config.optimized_metric, metrics)
     return metrics
 
 

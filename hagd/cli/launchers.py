@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from hydra.conf import HydraConf
 
 _PARENT = os.getppid()
 """Of this process; a worker imports this module while the sweep that started it is alive."""
@@ -26,7 +26,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 @contextmanager
-def launched_job(hydra: DictConfig, folder: Path, entry: str) -> Iterator[None]:
+def launched_job(hydra: HydraConf, folder: Path, entry: str) -> Iterator[None]:
     """For the duration of one job of a sweep; to be entered in the main thread.
 
     - joblib: the worker ends when the sweep that started it was killed.
@@ -49,13 +49,14 @@ def launched_job(hydra: DictConfig, folder: Path, entry: str) -> Iterator[None]:
 
 
 @contextmanager
-def _commanded_alone(hydra: DictConfig, folder: Path, entry: str) -> Iterator[None]:
+def _commanded_alone(hydra: HydraConf, folder: Path, entry: str) -> Iterator[None]:
     """Lightning starts a training's other processes with the command of this one, which must not be the sweep's."""
     from omegaconf import open_dict, read_write
 
     main = sys.modules["__main__"]
     command, spec = sys.argv, main.__spec__
-    with read_write(hydra), open_dict(hydra):
+    node: Any = hydra  # a configuration node, which only claims to be its schema
+    with read_write(node), open_dict(node):
         hydra.run.dir = str(folder)
     sys.argv = [entry, *hydra.overrides.task]
     main.__spec__ = find_spec(entry)

@@ -42,7 +42,7 @@ def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
 def aggregate(jobs: list[Job]) -> tuple[list[str], list[list[str]]] | None:
     """Header and rows of the table over seeds, one row a setting; None when no setting has two finished seeds."""
     groups: dict[tuple[str, ...], list[Job]] = {}
-    for job in jobs:
+    for job in {job.overrides: job for job in jobs}.values():  # a sweeper may ask for the same job twice
         if job.status in ENDED_WELL:
             groups.setdefault(tuple(part for part in job.overrides if not part.startswith("seed=")), []).append(job)
     if all(len(group) < 2 for group in groups.values()):
@@ -130,7 +130,7 @@ def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
 def _title(jobs: list[Job]) -> str:
     done = sum(job.status in ENDED_WELL for job in jobs)
     reused = sum(job.status == "reused" for job in jobs)
-    return f"{done} of {len(jobs)} jobs done" + (f", {reused} of them before this sweep" if reused else "")
+    return f"{done} of {len(jobs)} jobs done" + (f", {reused} of them reused" if reused else "")
 
 
 def _where(jobs: list[Job]) -> list[str]:

@@ -77,6 +77,12 @@ class StagesConfig(Section):
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     paths: PathsConfig = PathsConfig()
+    optimized_metric: str | None = Field(
+        None,
+        description="key of metrics.json that a job returns to a sweeper such as Optuna; null: extract.py returns "
+        "selection.preservation (graph.replacement for a prompt, plan.peak_mb for a plan), train.py objective. Figures "
+        "of validation.* would choose settings by the prompts on which they are reported",
+    )
 
     @model_validator(mode="after")
     def _sections_fit(self) -> StagesConfig:

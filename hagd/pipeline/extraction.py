@@ -46,6 +46,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
         metrics = {
             **data.metrics,
             **flat_metrics(dictionaries, data.slot_names),
+            **_on_selection(data),
             "time.total_s": sum(each.seconds for each in stored),
             "time.wall_s": time.perf_counter() - began,
             "memory.peak_mb": max(each.peak_mb for each in stored),
@@ -58,6 +59,12 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     print_summary(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics
+
+
+def _on_selection(data: ReportData) -> dict[str, float]:
+    """Preservation of the reported circuit on the selection split, by which settings may be chosen."""
+    measured = [part.preservation_after for part in data.search if part.preservation_after is not None]
+    return {"selection.preservation": measured[-1]} if measured else {}
 
 
 def find_scorer(config: ExtractConfig) -> Path | None:

@@ -52,7 +52,7 @@ def test_a_rerun_retries_what_failed_and_nothing_else(tmp_path: Path) -> None:
     overrides = [*tiny_overrides(tmp_path), "tracking=offline", "search.n_nodes=4000,8"]
     run_command(tmp_path, "-m", *overrides)
     again = run_command(tmp_path, "-m", *overrides)
-    assert again.returncode == 1 and "1 of 2 jobs done, 1 of them before this sweep" in again.stdout
+    assert again.returncode == 1 and "1 of 2 jobs done, 1 of them reused" in again.stdout
     first, second = sorted((tmp_path / "sweeps").iterdir())
     failed, reused = json.loads((second / "sweep.json").read_text())
     assert failed["status"] == "failed" and failed["error"].startswith("search.n_nodes: expected at most")

@@ -106,7 +106,7 @@ def test_jobs_that_ran_before_and_jobs_that_never_started(tmp_path: Path) -> Non
     assert jobs[0].figures == {"circuit.nodes": 80} and jobs[0].run == str(tmp_path / "wandb" / "offline-run-abc")
     write_summary(tmp_path, jobs)
     assert (tmp_path / "summary.md").read_text().splitlines() == [
-        "1 of 3 jobs done, 1 of them before this sweep.",
+        "1 of 3 jobs done, 1 of them reused.",
         "",
         "| job | status | nodes | run |",
         "| --- | --- | --- | --- |",
