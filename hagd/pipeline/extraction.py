@@ -13,6 +13,7 @@ from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results
+from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
@@ -56,6 +57,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
         track_dictionaries(run, dictionaries, data.slot_names)
+        for name, each in pipeline.used.items():
+            use(run, name, each)
     print_summary(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics

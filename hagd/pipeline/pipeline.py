@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +30,13 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline import prompt_stages, stages
 from hagd.pipeline.progress import StageProgress
+from hagd.pipeline.stage_runs import ARTIFACTS, StageRuns, log_stage
 from hagd.report.assemble import Extraction, assemble
 from hagd.report.prompt.records import PromptReport
 from hagd.report.records import ReportData
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
+from hagd.tracking.wandb_run import Run
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
 
@@ -83,16 +86,17 @@ class Pipeline:
         self,
         config: StagesConfig,
         console: Console,
-        loggers: Callable[[], list[Logger]] = list,
         scorer: Path | None = None,
+        runs: StageRuns | None = None,
     ) -> None:
         self.config = config
         self.console = console
-        self.loggers = loggers
         self.scorer = scorer
+        self.stage_runs = runs
         self.runs = Path(config.paths.runs)
         self.store = ArtifactStore(self.runs / "artifacts")
         self.used: dict[str, Stored[Any]] = {}
+        self._run: Run | None = None
 
     def get(self, name: str) -> Any:
         """The record of a stage."""
@@ -101,9 +105,18 @@ class Pipeline:
             if not self.store.contains(name, key):
                 for parent in self.parents(name):
                     self.get(parent)
-            self.used[name] = self.store.get_or_compute(
-                name, key, stage.record, lambda work: self._compute(name, work), self._provenance(name), stage.trains
-            )
+            with ExitStack() as computing:
+                self.used[name] = self.store.get_or_compute(
+                    name,
+                    key,
+                    stage.record,
+                    lambda work: self._compute(name, work, computing),
+                    self._provenance(name),
+                    stage.trains,
+                )
+                if self._run is not None:
+                    log_stage(self._run, name, self.used[name], [(p, self.used[p]) for p in self.parents(name)])
+            self._run = None
             self._report(name)
         return self.used[name].record
 
@@ -150,7 +163,13 @@ class Pipeline:
             identity["files"] = hashlib.sha256(repr(listing).encode()).hexdigest()
         return identity
 
-    def _compute(self, name: str, work: Path) -> Any:
+    def loggers(self) -> list[Logger]:
+        """Of the training that runs: its W&B run, if it has one."""
+        return [] if self._run is None else [self._run.lightning_logger()]
+
+    def _compute(self, name: str, work: Path, computing: ExitStack) -> Any:
+        if self.stage_runs is not None and name in ARTIFACTS:
+            self._run = computing.enter_context(self.stage_runs.open(name, self.key(name)))
         self.console.print(f"[bold]{name}[/bold] …", highlight=False)
         with StageProgress(name, self.console) as progress:
             return STAGES[name].compute(self, work, progress)

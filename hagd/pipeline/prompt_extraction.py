@@ -20,6 +20,7 @@ from hagd.attribution.records import KIND_NAMES
 from hagd.config.run import ExtractConfig
 from hagd.pipeline.outputs import write_manifest, write_metrics
 from hagd.pipeline.prompt_plan import prompt_plan, refuse_beyond_limit
+from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.prompt.page import write_prompt_report
@@ -63,6 +64,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
             write_prompt_report(data, folder / "report.html")
             write_metrics(metrics, folder)
         _track(run, data, metrics, folder)
+        use(run, "prompt_graph", pipeline.used["prompt_graph"])
     print_prompt(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -16,11 +15,9 @@ from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig, StagesConfig
 from hagd.pipeline.outputs import write_config
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.stage_runs import StageRuns
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
 
 
 def start(config: ExtractConfig, folder: Path) -> None:
@@ -48,10 +45,11 @@ def tracked_pipeline(
     folder: Path,
     scorer: Path | None = None,
 ) -> Iterator[tuple[Run, Pipeline]]:
-    """A W&B run with the resolved configuration, and a pipeline whose trainings log to it.
+    """A W&B run with the resolved configuration, and a pipeline whose stages have runs of their own in its group.
 
     `tracking.json` in the run folder says where the W&B run is.
     """
+    group = group or f"{folder.parent.name}_{folder.name}"  # date and time
     with tracked_run(
         config.tracking,
         name=name,
@@ -61,11 +59,8 @@ def tracked_pipeline(
         directory=Path(config.paths.runs),
     ) as run:
         _link(run, folder)
-
-        def loggers() -> list[Logger]:
-            return [run.lightning_logger()]
-
-        yield run, Pipeline(config, console, loggers, scorer)
+        tracked = config.tracking.mode != "disabled"
+        yield run, Pipeline(config, console, scorer, StageRuns(config, group) if tracked else None)
 
 
 def _link(run: Run, folder: Path) -> None:

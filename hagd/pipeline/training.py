@@ -20,6 +20,7 @@ from hagd.models.records import TrainedLM
 from hagd.pipeline.dictionaries import export
 from hagd.pipeline.outputs import track_dictionaries, write_config, write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import tracked_pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.wandb_run import Run, tracked_run
@@ -88,7 +89,7 @@ def _train_lm(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Ru
             f"stage=lm: expected a mini model, found model.kind={config.model.kind}; pretrained models need no training"
         )
     trained: TrainedLM = pipeline.get("lm")
-    run.artifact(f"lm-{run.id}", "model", pipeline.used["lm"].path)
+    use(run, "lm", pipeline.used["lm"])
     return {"objective": trained.accuracy, "model.accuracy": trained.accuracy}
 
 
@@ -96,7 +97,7 @@ def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader
     found: TranscoderSet = pipeline.get("transcoders")
     slot_names = pipeline.get("prompts").slot_names
     track_dictionaries(run, found, slot_names)
-    run.artifact(f"transcoders-{run.id}", "transcoders", pipeline.used["transcoders"].path)
+    use(run, "transcoders", pipeline.used["transcoders"])
     if config.export.path is not None and not is_helper():
         with disk_errors(Path(config.export.path)):
             export(found, config.export, config.model, pipeline.lm)
@@ -124,7 +125,7 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
         key,
         TrainedScorer,
         lambda work: train_scorer(
-            graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", pipeline.loggers()
+            graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", [run.lightning_logger()]
         ),
         {"config": settings, "parents": parents, "seed": config.seed},
         joint=True,

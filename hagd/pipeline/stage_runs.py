@@ -1,0 +1,120 @@
+"""A W&B run for every stage that a job computes, with its result as an artifact and the results that it read as inputs.
+
+Artifacts are named after content addresses, so a result that many jobs share is one artifact, whoever made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hagd.artifacts.store import Stored
+from hagd.attribution.prompt.records import PromptGraph
+from hagd.attribution.records import AttributionGraph
+from hagd.config.run import StagesConfig
+from hagd.hierarchy.records import Hierarchy
+from hagd.models.records import TrainedLM
+from hagd.search.records import SearchResult
+from hagd.tracking.wandb_run import Run, tracked_run
+from hagd.transcoders.metrics import SCALARS
+from hagd.transcoders.records import TranscoderSet
+from hagd.validation.records import Validation
+
+ARTIFACTS = {
+    "lm": "model",
+    "transcoders": "transcoders",
+    "graph": "graph",
+    "hierarchy": "hierarchy",
+    "search": "circuit",
+    "validation": "validation",
+    "prompt_graph": "prompt_graph",
+}
+"""Stage → type of its artifact; the other stages are quickly made again and have no run."""
+
+
+@dataclass(frozen=True)
+class StageRuns:
+    """Opens runs of stages in the group of a job.
+
+    Attributes:
+        config: of the job.
+        group: name of the sweep, or of the single run.
+    """
+
+    config: StagesConfig
+    group: str
+
+    @contextmanager
+    def open(self, stage: str, key: str) -> Iterator[Run]:
+        """A run for the time in which `stage` is computed and stored."""
+        config = self.config
+        with tracked_run(
+            config.tracking,
+            name=f"{stage}-{config.model.name}-{config.task.name}-{config.seed}",
+            group=self.group,
+            job_type=stage,
+            config={**config.model_dump(mode="json"), "stage_key": key},
+            directory=Path(config.paths.runs),
+        ) as run:
+            yield run
+
+
+def log_stage(run: Run, stage: str, stored: Stored[Any], parents: Sequence[tuple[str, Stored[Any]]]) -> None:
+    """Figures of a stage's result, the result itself as an artifact, and what it was made from."""
+    for name, parent in parents:
+        use(run, name, parent)
+    if type(stored.record) in _STEPS:
+        for step, values in _STEPS[type(stored.record)](stored.record):
+            run.log(values, step=step)
+    figures = _FIGURES[type(stored.record)](stored.record)
+    run.summary({**figures, f"{stage}.seconds": stored.seconds, f"{stage}.peak_mb": stored.peak_mb})
+    run.artifact(artifact_name(stage, stored.key), ARTIFACTS[stage], stored.path, {"stage": stage, "key": stored.key})
+
+
+def use(run: Run, stage: str, stored: Stored[Any]) -> None:
+    """Note that `run` read the result of `stage`, if that is an artifact."""
+    if stage in ARTIFACTS:
+        run.use(artifact_name(stage, stored.key), ARTIFACTS[stage], stored.path, {"stage": stage, "key": stored.key})
+
+
+def artifact_name(stage: str, key: str) -> str:
+    """`transcoders-1b2c…`; the circuit is the result of the stage `search`."""
+    return f"{ARTIFACTS[stage]}-{key}"
+
+
+def _of_search(result: SearchResult) -> dict[str, float]:
+    return {"circuit.nodes": result.size, "search.evaluations": result.evaluations}
+
+
+def _search_steps(result: SearchResult) -> Iterator[tuple[int, dict[str, float]]]:
+    spent = 0.0
+    for number, step in enumerate(result.steps):
+        spent += step.evaluations
+        yield number, {"search/preservation": step.preservation, "search/evaluations": spent}
+
+
+def _hierarchy_levels(hierarchy: Hierarchy) -> Iterator[tuple[int, dict[str, float]]]:
+    for depth, level in enumerate(hierarchy.levels, start=1):
+        yield depth, {"hierarchy/supernodes": level.n_supernodes, "hierarchy/modularity": level.modularity}
+
+
+def _of_transcoders(found: TranscoderSet) -> dict[str, float]:
+    return {f"layer{q.layer}.{name}": getattr(q, name) for q in found.quality for name in SCALARS}
+
+
+_FIGURES: dict[type[Any], Callable[[Any], dict[str, float]]] = {
+    TrainedLM: lambda trained: {"model.accuracy": trained.accuracy},
+    TranscoderSet: _of_transcoders,
+    AttributionGraph: lambda graph: {"graph.nodes": len(graph.nodes.kind), "graph.edges": len(graph.edge_attr)},
+    Hierarchy: lambda hierarchy: {"hierarchy.levels": len(hierarchy.levels)},
+    SearchResult: _of_search,
+    Validation: lambda validation: validation.metrics,
+    PromptGraph: lambda graph: {"graph.edges": len(graph.edge_attr), "graph.replacement": graph.replacement},
+}
+_STEPS: dict[type[Any], Callable[[Any], Iterator[tuple[int, dict[str, float]]]]] = {
+    SearchResult: _search_steps,
+    Hierarchy: _hierarchy_levels,
+}
