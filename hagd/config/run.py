@@ -54,6 +54,9 @@ class TrackingConfig(Section):
     entity: str | None = Field(None, description="W&B team or user")
     group: str | None = Field(None, description="W&B group (null = the sweep's name)")
     tags: tuple[str, ...] = Field((), description="W&B tags")
+    tensorboard: bool = Field(
+        False, description='curves of trainings also for TensorBoard, below the run folder; needs "hagd[tensorboard]"'
+    )
 
 
 class PathsConfig(Section):

@@ -30,7 +30,7 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline import prompt_stages, stages
 from hagd.pipeline.progress import StageProgress
-from hagd.pipeline.stage_runs import ARTIFACTS, StageRuns, log_stage
+from hagd.pipeline.stage_runs import StageRuns, log_stage
 from hagd.report.assemble import Extraction, assemble
 from hagd.report.prompt.records import PromptReport
 from hagd.report.records import ReportData
@@ -163,12 +163,12 @@ class Pipeline:
             identity["files"] = hashlib.sha256(repr(listing).encode()).hexdigest()
         return identity
 
-    def loggers(self) -> list[Logger]:
-        """Of the training that runs: its W&B run, if it has one."""
-        return [] if self._run is None else [self._run.lightning_logger()]
+    def loggers(self, stage: str) -> list[Logger]:
+        """Where the training of a stage that is being computed logs."""
+        return [] if self.stage_runs is None else self.stage_runs.loggers(stage, self._run)
 
     def _compute(self, name: str, work: Path, computing: ExitStack) -> Any:
-        if self.stage_runs is not None and name in ARTIFACTS:
+        if self.stage_runs is not None:
             self._run = computing.enter_context(self.stage_runs.open(name, self.key(name)))
         self.console.print(f"[bold]{name}[/bold] …", highlight=False)
         with StageProgress(name, self.console) as progress:
@@ -269,7 +269,7 @@ STAGES: dict[str, Stage] = {
         1,
         ("task",),
         _lm_config,
-        lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers()),
+        lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers("lm")),
         trains=True,
     ),
     "prompts": Stage(
@@ -284,7 +284,9 @@ STAGES: dict[str, Stage] = {
         6,
         ("prompts", "lm"),
         _transcoders_config,
-        lambda p, work, progress: stages.fit_transcoders(p.config, p.lm, p.get("prompts"), work, p.loggers(), progress),
+        lambda p, work, progress: stages.fit_transcoders(
+            p.config, p.lm, p.get("prompts"), work, p.loggers("transcoders"), progress
+        ),
         trains=True,
     ),
     "means": Stage(

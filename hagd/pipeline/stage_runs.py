@@ -1,5 +1,6 @@
 """A W&B run for every stage that a job computes, with its result as an artifact and the results that it read as inputs.
 
+Curves of trainings go there and, W&B or not, to `training/<stage>/metrics.csv` in the run folder.
 Artifacts are named after content addresses, so a result that many jobs share is one artifact, whoever made it.
 """
 
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hagd.artifacts.store import Stored
 from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.run import StagesConfig
+from hagd.errors import ConfigError
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
 from hagd.search.records import SearchResult
@@ -22,6 +24,9 @@ from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.transcoders.metrics import SCALARS
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
 
 ARTIFACTS = {
     "lm": "model",
@@ -42,15 +47,20 @@ class StageRuns:
     Attributes:
         config: of the job.
         group: name of the sweep, or of the single run.
+        folder: of the run.
     """
 
     config: StagesConfig
     group: str
+    folder: Path
 
     @contextmanager
-    def open(self, stage: str, key: str) -> Iterator[Run]:
-        """A run for the time in which `stage` is computed and stored."""
+    def open(self, stage: str, key: str) -> Iterator[Run | None]:
+        """A run for the time in which `stage` is computed and stored; None for small stages, and without tracking."""
         config = self.config
+        if stage not in ARTIFACTS or config.tracking.mode == "disabled":
+            yield None
+            return
         with tracked_run(
             config.tracking,
             name=f"{stage}-{config.model.name}-{config.task.name}-{config.seed}",
@@ -60,6 +70,31 @@ class StageRuns:
             directory=Path(config.paths.runs),
         ) as run:
             yield run
+
+    def loggers(self, stage: str, run: Run | None) -> list[Logger]:
+        """Where the training of `stage` logs its curves.
+
+        Raises:
+            ConfigError: TensorBoard is asked for and not installed.
+        """
+        from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+        taken = sum(1 for _ in self.folder.glob(f"training/{stage}*"))  # by attempts that a cluster requeued
+        place: dict[str, Any] = {
+            "save_dir": self.folder,
+            "name": "training",
+            "version": f"{stage}-{taken}" if taken else stage,
+        }
+        loggers: list[Logger] = [CSVLogger(**place)]
+        if self.config.tracking.tensorboard:
+            try:
+                loggers.append(TensorBoardLogger(**place))
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    "tracking.tensorboard: expected the package tensorboard, found none; pip install "
+                    '"hagd[tensorboard]", or set it to false'
+                ) from error
+        return loggers + ([] if run is None else [run.lightning_logger()])
 
 
 def log_stage(run: Run, stage: str, stored: Stored[Any], parents: Sequence[tuple[str, Stored[Any]]]) -> None:

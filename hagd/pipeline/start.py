@@ -59,8 +59,7 @@ def tracked_pipeline(
         directory=Path(config.paths.runs),
     ) as run:
         _link(run, folder)
-        tracked = config.tracking.mode != "disabled"
-        yield run, Pipeline(config, console, scorer, StageRuns(config, group) if tracked else None)
+        yield run, Pipeline(config, console, scorer, StageRuns(config, group, folder))
 
 
 def _link(run: Run, folder: Path) -> None:

@@ -120,13 +120,12 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
     settings |= {"learning_rate": config.gnn.learning_rate, "weight_decay": config.gnn.weight_decay}
     key = stage_key("scorer", _SCORER_VERSION, settings, parents, config.seed)
     graphs = [] if pipeline.store.contains("scorer", key) else [_labelled(source) for source in sources]
+    loggers = [] if pipeline.stage_runs is None else pipeline.stage_runs.loggers("scorer", run)
     stored: Stored[TrainedScorer] = pipeline.store.get_or_compute(
         "scorer",
         key,
         TrainedScorer,
-        lambda work: train_scorer(
-            graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", [run.lightning_logger()]
-        ),
+        lambda work: train_scorer(graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", loggers),
         {"config": settings, "parents": parents, "seed": config.seed},
         joint=True,
     )

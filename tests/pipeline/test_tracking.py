@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from hagd.errors import ConfigError
 from hagd.pipeline.extraction import run_extraction
+from hagd.pipeline.stage_runs import StageRuns
 from hagd.tracking.read_back import LoggedRun, offline_runs, read_run
 from tests.builders import tiny_extract
 
@@ -87,6 +89,28 @@ def test_lineage_leads_from_transcoders_to_the_circuit(folder: Path, runs: dict[
     assert used["search"] == {made[stage] for stage in ("lm", "transcoders", "graph", "hierarchy")}
     assert used["validation"] == {made[stage] for stage in ("lm", "transcoders", "graph", "search")}
     assert set(runs["tiny-sorting-0"].used) == set(made.values())
+
+
+def test_curves_are_in_the_run_folder_too(folder: Path, runs: dict[str, LoggedRun]) -> None:
+    for stage, metric in (("lm", "lm/loss"), ("transcoders", "transcoder/loss")):
+        lines = list(csv.DictReader((folder / "run" / "training" / stage / "metrics.csv").open()))
+        logged = [item[metric] for item in runs[f"{stage}-tiny-sorting-0"].history if metric in item]
+        assert [float(line[metric]) for line in lines if line[metric]] == pytest.approx(logged)
+
+
+def test_curves_for_tensorboard(tiny_runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_extract(tiny_runs, tracking__tensorboard=True, seed=5)
+    loggers = StageRuns(config, "group", tmp_path).loggers("lm", None)
+    for logger in loggers:
+        logger.log_metrics({"lm/loss": 0.5}, step=3)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "training" / "lm"))
+    events.Reload()
+    assert [(each.step, each.value) for each in events.Scalars("lm/loss")] == [(3, 0.5)]
+    assert len(loggers) == 2 and "lm-1" in str(StageRuns(config, "group", tmp_path).loggers("lm", None)[0].log_dir)
 
 
 def test_stages_count_their_own_steps(runs: dict[str, LoggedRun]) -> None:
