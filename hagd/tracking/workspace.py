@@ -34,7 +34,7 @@ def comparison_workspace(entity: str, project: str) -> Workspace:
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
-        from wandb_workspaces.expr import Metric
+        from wandb_workspaces.expr import And, Metric
     except ModuleNotFoundError as error:
         raise ConfigError('workspace: expected wandb-workspaces, found none; pip install "hagd[workspaces]"') from error
 
@@ -74,7 +74,7 @@ def comparison_workspace(entity: str, project: str) -> Workspace:
                 panels=[panels.ParameterImportancePlot(with_respect_to=PRESERVATION)],
             ),
         ],
-        runset_settings=workspaces.RunsetSettings(filters=[Metric("JobType") == "extract"]),
+        runset_settings=workspaces.RunsetSettings(filters=And(Metric("JobType") == "extract")),
     )
 
 

@@ -93,7 +93,7 @@ def test_lineage_leads_from_transcoders_to_the_circuit(folder: Path, runs: dict[
 
 def test_curves_are_in_the_run_folder_too(folder: Path, runs: dict[str, LoggedRun]) -> None:
     for stage, metric in (("lm", "lm/loss"), ("transcoders", "transcoder/loss")):
-        lines = list(csv.DictReader((folder / "run" / "training" / stage / "metrics.csv").open()))
+        lines = list(csv.DictReader((folder / "run" / "training" / stage / "metrics.csv").read_text().splitlines()))
         logged = [item[metric] for item in runs[f"{stage}-tiny-sorting-0"].history if metric in item]
         assert [float(line[metric]) for line in lines if line[metric]] == pytest.approx(logged)
 
