@@ -17,10 +17,11 @@ from tests.cli.jobs import command, environment, run_command, run_here, tiny_ove
 def test_a_job_of_a_sweep_is_not_repeated(
     tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run_here(tmp_path / "0", *tiny_overrides(tiny_runs), mode="MULTIRUN")
+    settings = [*tiny_overrides(tiny_runs), "validation.n_bootstrap=51"]  # a job that no other test has finished
+    first = run_here(tmp_path / "0", *settings, mode="MULTIRUN")
     capsys.readouterr()
     monkeypatch.setattr("hagd.pipeline.extraction.run_extraction", lambda *_: pytest.fail("ran again"))
-    again = run_here(tmp_path / "1", *tiny_overrides(tiny_runs), mode="MULTIRUN")
+    again = run_here(tmp_path / "1", *settings, mode="MULTIRUN")
     assert again == pytest.approx(first)
     assert capsys.readouterr().out == f"finished before: {tmp_path.resolve() / '0'}\n"
     assert [file.name for file in (tmp_path / "1").iterdir()] == ["reused.json"]
