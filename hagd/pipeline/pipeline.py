@@ -96,7 +96,7 @@ class Pipeline:
         self.runs = Path(config.paths.runs)
         self.store = ArtifactStore(self.runs / "artifacts")
         self.used: dict[str, Stored[Any]] = {}
-        self._run: Run | None = None
+        self._runs: dict[str, Run | None] = {}
 
     def get(self, name: str) -> Any:
         """The record of a stage."""
@@ -114,9 +114,10 @@ class Pipeline:
                     self._provenance(name),
                     stage.trains,
                 )
-                if self._run is not None:
-                    log_stage(self._run, name, self.used[name], [(p, self.used[p]) for p in self.parents(name)])
-            self._run = None
+                if (run := self._runs.pop(name, None)) is not None:
+                    # A damaged result is made again without bringing up all that it reads.
+                    read = [(parent, self.used[parent]) for parent in self.parents(name) if parent in self.used]
+                    log_stage(run, name, self.used[name], read)
             self._report(name)
         return self.used[name].record
 
@@ -165,11 +166,11 @@ class Pipeline:
 
     def loggers(self, stage: str) -> list[Logger]:
         """Where the training of a stage that is being computed logs."""
-        return [] if self.stage_runs is None else self.stage_runs.loggers(stage, self._run)
+        return [] if self.stage_runs is None else self.stage_runs.loggers(stage, self._runs[stage])
 
     def _compute(self, name: str, work: Path, computing: ExitStack) -> Any:
         if self.stage_runs is not None:
-            self._run = computing.enter_context(self.stage_runs.open(name, self.key(name)))
+            self._runs[name] = computing.enter_context(self.stage_runs.open(name, self.key(name)))
         self.console.print(f"[bold]{name}[/bold] …", highlight=False)
         with StageProgress(name, self.console) as progress:
             return STAGES[name].compute(self, work, progress)

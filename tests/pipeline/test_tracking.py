@@ -131,6 +131,15 @@ def test_a_stage_that_is_there_has_no_second_run(folder: Path) -> None:
     assert len(offline_runs(folder)) == before + 1
 
 
+def test_a_damaged_result_is_made_again_in_a_run_of_its_own(folder: Path) -> None:
+    key = json.loads((folder / "run" / "manifest.json").read_text())["stages"]["hierarchy"]["key"]
+    (folder / "artifacts" / "hierarchy" / key / "record.json").write_text("{")
+    before = set(offline_runs(folder))
+    run_extraction(tiny_extract(folder, tracking__mode="offline"), folder / "third", "sweep", Console(quiet=True))
+    new = {read_run(run).name for run in set(offline_runs(folder)) - before}
+    assert new == {"tiny-sorting-0", "hierarchy-tiny-sorting-0"}
+
+
 def test_a_failed_extraction_is_a_failed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_extract(tmp_path, tracking__mode="offline", task__n_symbols=3)
     with pytest.raises(ValueError, match="distinct prompts wanted"):
