@@ -4,12 +4,14 @@ For every architecture of each layout: dictionaries saved here are loaded, appli
 saved by the peer are loaded, applied and saved again here, and applied once more by the peer. Features and
 reconstructions are compared on the same inputs, weights bit by bit where nothing was folded. Exits with 1 if anything
 differs. Tokens on which a feature is within rounding of its threshold or of the k-th largest are left out and counted.
+The graph of a prompt, as it is written for Neuronpedia, is read by circuit-tracer's own models.
 
 Shape legend: L layers, n tokens, d = d_model, m dictionary size.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -18,12 +20,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from made_prompt_graph import made_graph, made_report
 from peers_environment import peers_python
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hagd.config.stages import GraphPruningConfig
+from hagd.report.prompt.neuronpedia import neuronpedia_graph
 from hagd.transcoders.formats import circuit_tracer, saelens, sparsify
 from hagd.transcoders.formats.checks import in_precision
 from hagd.transcoders.records import Transcoder, TranscoderSet
@@ -231,6 +236,10 @@ def main() -> int:
         x = torch.randn(3, TOKENS, D, generator=torch.Generator().manual_seed(2))
         save_file({"x": x}, folder / "inputs.safetensors")
         lines = [*from_here(folder / "ours", x), *from_there(folder, x)]
+        graph = made_graph()
+        file = folder / "neuronpedia.json"
+        file.write_text(json.dumps(neuronpedia_graph(graph, made_report(graph), GraphPruningConfig())))
+        run_peers("graph", file)
     table = Table("layout", "dictionary", "way", "features", "reconstruction", "other support", "ties", "same bits", "")
     for line in lines:
         errors = ["–" if error is None else f"{error:.1e}" for error in (line.features, line.outputs)]
@@ -241,6 +250,7 @@ def main() -> int:
     console.print(table)
     differing = sum(not line.agrees for line in lines)
     console.print(f"{len(lines) - differing} of {len(lines)} comparisons agree (tolerance {TOLERANCE:g})")
+    console.print("circuit-tracer reads the graph of a prompt, and names and numbers its nodes alike")
     return int(differing > 0)
 
 

@@ -4,11 +4,14 @@
 `FOLDER/../inputs.safetensors` to `<case>.out` beside it and saves the dictionaries again to `<case>.again`.
 `python format_peers.py make FOLDER` first makes dictionaries of each peer's architectures there, with random weights.
 
+`python format_peers.py graph FILE` reads one prompt's graph.
+
 Shape legend: L layers, n tokens, d = d_model, m dictionary size.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -182,10 +185,40 @@ def cases(folder: Path) -> Iterator[Path]:
     yield from sorted(path for layout in READ for path in (folder / layout).iterdir() if path.suffix == "")
 
 
+def read_graph(file: Path) -> None:
+    """One prompt's graph: circuit-tracer's models accept it and write the same, and make the same nodes.
+
+    Raises:
+        ValueError: they do not.
+    """
+    from circuit_tracer.frontend.graph_models import Model, Node
+
+    written = json.loads(file.read_text())
+    nodes = Model.model_validate(written).model_dump()["nodes"]
+    own = {
+        "cross layer transcoder": lambda n: Node.feature_node(
+            int(n["layer"]), n["ctx_idx"], int(n["node_id"].split("_")[1]), n["influence"], n["activation"]
+        ),
+        "embedding": lambda n: Node.token_node(n["ctx_idx"], n["node_id"].split("_")[1], n["influence"]),
+        "logit": lambda n: Node.logit_node(
+            n["ctx_idx"], n["feature"], n["clerp"].split('"')[1], int(n["layer"]) - 1, token_prob=n["token_prob"]
+        ),
+    }
+    same = ("node_id", "feature", "layer", "ctx_idx", "feature_type", "token_prob", "activation")
+    for node, read in zip(written["nodes"], nodes, strict=True):
+        if read != node:
+            raise ValueError(f"circuit-tracer reads {read}, written was {node}")
+        made = own[node["feature_type"]](node).model_dump() if node["feature_type"] in own else node
+        if any(made[name] != node[name] for name in same):
+            raise ValueError(f"circuit-tracer makes {made}, written was {node}")
+
+
 @torch.no_grad()
 def main(what: str, folder: Path) -> None:
     """See the module."""
     torch.set_num_threads(1)
+    if what == "graph":
+        return read_graph(folder)
     x = load_file(folder.parent / "inputs.safetensors")["x"]
     if what == "make":
         for layout, make in MAKE.items():

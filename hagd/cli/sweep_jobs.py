@@ -38,7 +38,7 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        folder: its output folder.
+        folder: its output folder; of one that is reused, that of the earlier job.
         overrides: as `key=value`.
         status: `reused` when an earlier job has its results, `unfinished` when it left neither result nor error
             (killed, or still running).
@@ -93,7 +93,7 @@ def _read_job(folder: Path) -> Job:
         status = "done" if earlier is None else "reused"
     tracked = _read_json(results / "tracking.json")
     run = tracked.get("url") or (str((results / tracked["folder"]).resolve()) if "folder" in tracked else None)
-    return Job(str(folder), tuple(map(str, overrides)), status, figures, error, tracked.get("id"), run)
+    return Job(str(results.resolve()), tuple(map(str, overrides)), status, figures, error, tracked.get("id"), run)
 
 
 def _first_line(file: Path) -> str | None:

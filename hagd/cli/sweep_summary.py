@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -26,17 +27,41 @@ _NARROW: dict[str, Any] = {"pad_edge": False, "show_edge": False, "padding": (0,
 
 
 def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
-    """Write `sweep.json` and `summary.md` into `sweep_dir`."""
+    """Write `sweep.json`, `summary.md` and `summary.html` into `sweep_dir`."""
     (sweep_dir / "sweep.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
     header, rows = _columns(jobs), [_row(job, jobs) for job in jobs]
     for job, row in zip(jobs, rows, strict=True):
-        if job.run:
-            row[-1] = f"[{row[-1]}]({job.run if '://' in job.run else os.path.relpath(job.run, sweep_dir)})"
+        if link := _run_link(job, sweep_dir):
+            row[-1] = f"[{row[-1]}]({link})"
     text = f"{_title(jobs)}.\n\n" + _markdown(header, rows)
     if over_seeds := aggregate(jobs):
         text += "\nMean ± standard deviation over seeds:\n\n" + _markdown(*over_seeds)
     errors = "".join(f"\n- `{_label(job, jobs)}`: {job.error}" for job in jobs if job.error)
     (sweep_dir / "summary.md").write_text(text + (f"\nFailed:\n{errors}\n" if errors else ""))
+    _write_page(sweep_dir, jobs)
+
+
+def _write_page(sweep_dir: Path, jobs: list[Job]) -> None:
+    """The table of all jobs, sortable, each linked to its report and its W&B run."""
+    from hagd.report.html import publish
+    from hagd.report.table_page import Cell, table_page
+
+    rows = []
+    for job in jobs:
+        report = Path(job.folder) / "report.html"
+        link = quote(os.path.relpath(report, sweep_dir)) if job.folder and report.is_file() else None
+        label, status, *texts = _row(job, jobs)
+        figures = [Cell(text, job.figures.get(name)) for name, text in zip(_shown(jobs), texts, strict=False)]
+        run = [Cell(texts[-1], link=_run_link(job, sweep_dir))] if _tracked(jobs) else []
+        rows.append([Cell(label, link=link), Cell(f"{status}: {job.error}" if job.error else status), *figures, *run])
+    publish(table_page(f"Sweep {sweep_dir.name}", _columns(jobs), rows, f"{_title(jobs)}."), sweep_dir / "summary.html")
+
+
+def _run_link(job: Job, sweep_dir: Path) -> str | None:
+    """The page of a W&B run, or the folder of an offline one."""
+    if job.run is None:
+        return None
+    return job.run if "://" in job.run else quote(os.path.relpath(job.run, sweep_dir))
 
 
 def aggregate(jobs: list[Job]) -> tuple[list[str], list[list[str]]] | None:

@@ -254,7 +254,8 @@ class HierarchyConfig(Section):
         "edges",
         description="what draws nodes together: edges: strength of the edges between them; attribution: attribution "
         "that flows over them; targets: cosine of outgoing edges; effects: cosine of first-order effects on discovery "
-        "prompts; coactivation: cosine of activations on discovery prompts",
+        "prompts; coactivation: cosine of activations on discovery prompts. The graph of one prompt is always divided "
+        "by the influence that flows over its edges",
     )
     neighbours: int = Field(16, ge=1, description="most alike nodes joined to a node (affinities that are cosines)")
     branching: int = Field(4, ge=2, description="children of a supernode (b)")
@@ -330,4 +331,7 @@ class ReportConfig(Section):
 
     effect_prompts: int = Field(
         128, ge=1, description="discovery prompts on which every node of the circuit is ablated alone"
+    )
+    max_nodes: int = Field(
+        200, ge=0, description="circuits of the search up to this size, and the reported one, can be chosen on the page"
     )

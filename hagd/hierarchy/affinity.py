@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array, diags_array, vstack
 
+from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import ERROR, FEATURE, HEAD, AttributionGraph
 
 _PRODUCTS_AT_ONCE = 1 << 24
@@ -22,8 +23,14 @@ def edge_affinity(graph: AttributionGraph) -> csr_array:
 
     Tokens and the logit are joined to nearly everything: with them in, the first division is the hubs against the rest.
     """
-    index, weight = _inner(graph)
+    index, weight = _inner(graph.nodes.kind, graph.edge_index, graph.edge_attr)
     return affinity(index, weight, len(graph.nodes))
+
+
+def influence_affinity(graph: PromptGraph) -> csr_array:
+    """Influence that flows over the edges between features, heads and errors of one prompt's graph."""
+    index, influence = _inner(graph.nodes.kind, graph.edge_index, graph.edge_influence)
+    return affinity(index, influence, len(graph.nodes))
 
 
 def attribution_affinity(graph: AttributionGraph) -> csr_array:
@@ -31,7 +38,7 @@ def attribution_affinity(graph: AttributionGraph) -> csr_array:
 
     A target's importance is divided over its incoming edges, tokens included, in proportion to their strength.
     """
-    index, weight = _inner(graph)
+    index, weight = _inner(graph.nodes.kind, graph.edge_index, graph.edge_attr)
     incoming = np.bincount(graph.edge_index[1], weights=np.abs(graph.edge_attr), minlength=len(graph.nodes))
     share = np.abs(weight) / np.maximum(incoming[index[1]], 1e-30)
     return affinity(index, share * graph.nodes.importance[index[1]], len(graph.nodes))
@@ -42,7 +49,7 @@ def target_affinity(graph: AttributionGraph, neighbours: int) -> csr_array:
 
     The logit is no target here: nearly every node has an edge to it. A node without other targets has no neighbours.
     """
-    index, weight = _inner(graph)
+    index, weight = _inner(graph.nodes.kind, graph.edge_index, graph.edge_attr)
     n = len(graph.nodes)
     incoming = np.bincount(graph.edge_index[1], weights=np.abs(graph.edge_attr), minlength=n)
     profile = csr_array((weight / np.maximum(incoming[index[1]], 1e-30), (index[0], index[1])), shape=(n, n))
@@ -100,8 +107,7 @@ def nearest(x: csr_array, k: int) -> csr_array:
     return affinity(index, np.concatenate(values), n)
 
 
-def _inner(graph: AttributionGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Edges between features, heads and errors."""
-    inner = np.isin(graph.nodes.kind, (FEATURE, ERROR, HEAD))
-    kept = inner[graph.edge_index].all(0)
-    return graph.edge_index[:, kept], graph.edge_attr[kept]
+def _inner(kind: np.ndarray, edge_index: np.ndarray, edge_attr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges between features, heads and errors, and what is known of them."""
+    kept = np.isin(kind, (FEATURE, ERROR, HEAD))[edge_index].all(0)
+    return edge_index[:, kept], edge_attr[kept]

@@ -8,9 +8,16 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse import csr_array
 
+from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.stages import HierarchyConfig
-from hagd.hierarchy.affinity import attribution_affinity, edge_affinity, profile_affinity, target_affinity
+from hagd.hierarchy.affinity import (
+    attribution_affinity,
+    edge_affinity,
+    influence_affinity,
+    profile_affinity,
+    target_affinity,
+)
 from hagd.hierarchy.division import arrange, divide
 from hagd.hierarchy.quality import conductance, modularity
 from hagd.hierarchy.records import Hierarchy, Level, nodes_key
@@ -41,6 +48,15 @@ def build_hierarchy(
     """
     levels = partition(_affinity(graph, config, profile), config, seed, progress)
     return Hierarchy(config.branching, levels, nodes_key(graph))
+
+
+def build_prompt_hierarchy(graph: PromptGraph, config: HierarchyConfig, seed: int) -> Hierarchy:
+    """The same division of one prompt's graph, by the influence that flows over its edges.
+
+    `branching` and `min_size` of `config` are read: edges into different kinds of nodes have different units, and one
+    prompt has no profiles to compare.
+    """
+    return Hierarchy(config.branching, partition(influence_affinity(graph), config, seed), nodes_key(graph))
 
 
 def _affinity(graph: AttributionGraph, config: HierarchyConfig, profile: np.ndarray | None) -> csr_array:

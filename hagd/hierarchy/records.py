@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hagd.attribution.prompt.records import PromptGraph, PromptNodes
 from hagd.attribution.records import AttributionGraph
 from hagd.errors import ArtifactError
 
@@ -49,7 +50,7 @@ class Hierarchy:
     levels: tuple[Level, ...]
     nodes_key: str
 
-    def require(self, graph: AttributionGraph) -> None:
+    def require(self, graph: AttributionGraph | PromptGraph) -> None:
         """Make sure that it divides the nodes of `graph`.
 
         Raises:
@@ -63,8 +64,9 @@ class Hierarchy:
             )
 
 
-def nodes_key(graph: AttributionGraph) -> str:
+def nodes_key(graph: AttributionGraph | PromptGraph) -> str:
     """16 hexadecimal digits that identify the nodes of a graph, in their order."""
     nodes = graph.nodes
-    identity = np.stack([nodes.kind, nodes.layer, nodes.slot, nodes.feature]).astype(np.int64)
+    place = nodes.position if isinstance(nodes, PromptNodes) else nodes.slot
+    identity = np.stack([nodes.kind, nodes.layer, place, nodes.feature]).astype(np.int64)
     return hashlib.sha256(identity.tobytes()).hexdigest()[:16]

@@ -1,13 +1,17 @@
-"""Jobs that have finished: `runs/jobs/<key>.json` says in which folder, so that a sweep need not repeat them."""
+"""Jobs that have finished: `runs/jobs/<key>-<tracking>.json` says in which folder, so that a sweep need not repeat them.
+
+The second part is a hash of where the job is tracked.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hagd.artifacts.keys import canonical_json
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig, StagesConfig, TrainConfig
 from hagd.pipeline.extraction import find_scorer
@@ -48,7 +52,7 @@ def finished_job(config: StagesConfig) -> FinishedJob | None:
         return None
     exported = config.export.path if isinstance(config, TrainConfig) else None
     there = exported is None or Path(exported).expanduser().is_dir()
-    return FinishedJob(folder, metrics) if there and found["tracking"] == _tracking(config) else None
+    return FinishedJob(folder, metrics) if there else None
 
 
 def remember_finished(config: StagesConfig, folder: Path) -> None:
@@ -58,7 +62,7 @@ def remember_finished(config: StagesConfig, folder: Path) -> None:
         return
     # The key is the job's own: while it ran, a newer scorer may have appeared.
     marker = _marker(config, json.loads(manifest.read_text())["job_key"])
-    content = {"folder": os.path.relpath(folder.absolute(), marker.parent), "tracking": _tracking(config)}
+    content = {"folder": os.path.relpath(folder.absolute(), marker.parent)}
     with disk_errors(marker):
         marker.parent.mkdir(parents=True, exist_ok=True)
         partial = marker.with_name(f".{marker.name}.{os.getpid()}")
@@ -74,8 +78,6 @@ def refer_to(finished: FinishedJob, folder: Path) -> None:
 
 
 def _marker(config: StagesConfig, key: str) -> Path:
-    return Path(config.paths.runs).absolute() / "jobs" / f"{key}.json"
-
-
-def _tracking(config: StagesConfig) -> dict[str, Any]:
-    return config.tracking.model_dump(mode="json", include=_TRACKED)
+    tracked = canonical_json(config.tracking.model_dump(mode="json", include=_TRACKED))
+    name = f"{key}-{hashlib.sha256(tracked.encode()).hexdigest()[:8]}.json"
+    return Path(config.paths.runs).absolute() / "jobs" / name

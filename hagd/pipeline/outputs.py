@@ -52,9 +52,10 @@ def write_manifest(pipeline: Pipeline, folder: Path) -> None:
 
 def write_results(data: ReportData, metrics: dict[str, float], folder: Path) -> tuple[Path, ...]:
     """`circuit.json`, `figures/*.png`, `report.html` and, last, `metrics.json`; returns the figures."""
-    (folder / "circuit.json").write_text(json.dumps(circuit_json(data), indent=1, allow_nan=False))
-    figures = write_figures(data, folder / "figures")
-    write_report(data, figures, folder / "report.html")
+    reported = data.reported()
+    (folder / "circuit.json").write_text(json.dumps(circuit_json(reported), indent=1, allow_nan=False))
+    figures = write_figures(reported, folder / "figures")
+    write_report(data, folder / "report.html")
     write_metrics(metrics, folder)
     return figures
 

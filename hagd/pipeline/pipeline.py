@@ -23,6 +23,7 @@ from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import StagesConfig
+from hagd.hierarchy.partition import build_prompt_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
@@ -340,27 +341,34 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         ReportData,
-        3,
+        4,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),
     ),
     "prompt_graph": Stage(
         PromptGraph,
-        1,
+        2,
         ("prompts", "lm", "transcoders"),
         _prompt_graph_config,
         lambda p, work, progress: prompt_stages.explain_prompt(
             p.config, p.lm, p.get("prompts"), p.get("transcoders"), work, progress
         ),
     ),
+    "prompt_hierarchy": Stage(
+        Hierarchy,
+        1,
+        ("prompt_graph",),
+        lambda p: p.config.hierarchy.model_dump(mode="json", include={"branching", "min_size"}),
+        lambda p, _, __: build_prompt_hierarchy(p.get("prompt_graph"), p.config.hierarchy, p.config.seed),
+    ),
     "prompt_report": Stage(
         PromptReport,
-        2,
-        ("prompts", "lm", "transcoders", "prompt_graph"),
+        3,
+        ("prompts", "lm", "transcoders", "prompt_graph", "prompt_hierarchy"),
         lambda _: {},
         lambda p, _, __: prompt_stages.report_prompt(
-            p.config, p.lm, p.get("prompts"), p.get("transcoders"), p.get("prompt_graph")
+            p.config, p.lm, p.get("prompts"), p.get("transcoders"), p.get("prompt_graph"), p.get("prompt_hierarchy")
         ),
     ),
 }

@@ -23,6 +23,7 @@ from hagd.pipeline.prompt_plan import prompt_plan, refuse_beyond_limit
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
+from hagd.report.prompt.neuronpedia import neuronpedia_graph
 from hagd.report.prompt.page import write_prompt_report
 from hagd.report.prompt.records import PromptReport
 from hagd.report.prompt.terminal import print_prompt
@@ -61,6 +62,8 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
         with disk_errors(folder):
             write_manifest(pipeline, folder)
             (folder / "graph.json").write_text(json.dumps(graph_json(graph, data), indent=1, allow_nan=False))
+            shared = neuronpedia_graph(graph, data, config.graph.pruning)
+            (folder / "neuronpedia.json").write_text(json.dumps(shared, allow_nan=False))
             write_prompt_report(data, folder / "report.html")
             write_metrics(metrics, folder)
         _track(run, data, metrics, folder)

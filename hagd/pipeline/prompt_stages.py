@@ -15,6 +15,7 @@ from hagd.attribution.prompt.trace import Trace, trace
 from hagd.config.run import StagesConfig
 from hagd.config.stages import LogitsConfig
 from hagd.errors import ConfigError
+from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.stages import head_layers
@@ -65,11 +66,16 @@ def explain_prompt(
 
 
 def report_prompt(
-    config: StagesConfig, lm: LanguageModel, task: TaskData, transcoders: TranscoderSet, graph: PromptGraph
+    config: StagesConfig,
+    lm: LanguageModel,
+    task: TaskData,
+    transcoders: TranscoderSet,
+    graph: PromptGraph,
+    hierarchy: Hierarchy,
 ) -> PromptReport:
     """Stage `prompt_report`."""
     text: Callable[[int], str] = task.vocabulary.__getitem__ if task.vocabulary else lm.token_text
-    return assemble_prompt(config, lm, transcoders.to(lm.device), graph, text)
+    return assemble_prompt(config, lm, transcoders.to(lm.device), graph, hierarchy, text)
 
 
 def prompt_tokens(prompt: str, tokenizer: PreTrainedTokenizerBase | None, vocabulary: Sequence[str]) -> tuple[int, ...]:

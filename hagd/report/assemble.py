@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,12 @@ from hagd.report.records import (
     NodeView,
     ReportData,
     SearchPart,
+    SizedCircuit,
     TopPrompt,
+    joined,
 )
 from hagd.report.supernodes import Observed, Supernodes
-from hagd.search.records import SearchResult
+from hagd.search.records import Circuit, SearchResult
 from hagd.tasks.records import TaskData
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
@@ -59,12 +62,9 @@ class Extraction:
 def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportData:
     """Everything that is shown of one extraction; examples and effects come from the discovery split."""
     config, task, graph, result = run.config, run.task, run.graph, run.result
-    members = _members(graph, result)
-    rows = np.concatenate([members, np.arange(graph.n_candidates, len(graph.nodes))])
-    edges = _edges(graph, rows)
-    touched = np.union1d(edges.source, edges.target)
-    rows = np.concatenate([members, [row for row in rows[len(members) :] if row in touched]]).astype(np.int64)
-    metrics = _metrics(run, len(edges.weight))
+    circuits = tuple(c for c in result.circuits if len(c) <= max(result.size, config.report.max_nodes))
+    rows, edges = _with_ends(graph, _members(graph, result.score, *circuits))
+    metrics = _metrics(run, len(_with_ends(graph, _members(graph, result.score, result.circuit))[1].weight))
     observed = _observe(run)
     return ReportData(
         model=config.model.name,
@@ -86,6 +86,7 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
         ),
         nodes=_node_views(run, observed, rows, progress),
         edges=edges,
+        circuits=_sized(run, circuits),
         levels=tuple(map(Supernodes(run.patched, graph, observed).level, run.hierarchy.levels)),
         warnings=_warnings(run, metrics),
     )
@@ -116,7 +117,7 @@ def _metrics(run: Extraction, n_edges: int) -> dict[str, float]:
 def _head_metrics(graph: AttributionGraph, result: SearchResult) -> dict[str, float]:
     """How many of the graph's and the circuit's nodes are heads."""
     is_head = graph.nodes.kind == HEAD
-    inside = int(is_head[_members(graph, result)].sum())
+    inside = int(is_head[_members(graph, result.score, result.circuit)].sum())
     return {
         "graph.heads": float(is_head.sum()),
         "circuit.heads": float(inside),
@@ -134,19 +135,32 @@ def _hierarchy_metrics(hierarchy: Hierarchy) -> dict[str, float]:
     }
 
 
-def _members(graph: AttributionGraph, result: SearchResult) -> np.ndarray:
-    """Rows of the circuit's nodes in the graph, best first."""
-    inside = np.flatnonzero(np.isin(graph.flat, result.circuit.nodes))
-    return inside[np.argsort(-result.score[inside], kind="stable")]
+def _members(graph: AttributionGraph, score: np.ndarray, *circuits: Circuit) -> np.ndarray:
+    """Rows in the graph of the nodes of these circuits, best first."""
+    inside = np.flatnonzero(np.isin(graph.flat, np.concatenate([circuit.nodes for circuit in circuits])))
+    return inside[np.argsort(-score[inside], kind="stable")]
 
 
-def _edges(graph: AttributionGraph, rows: np.ndarray) -> Edges:
-    """Edges of the graph between the circuit's nodes, and from errors and tokens to them and to the logit."""
-    inside = np.zeros(len(graph.nodes), dtype=bool)
-    inside[rows] = True
-    kept = inside[graph.edge_index].all(0)
-    source, target = graph.edge_index[:, kept]
-    return Edges(source, target, graph.edge_attr[kept])
+def _with_ends(graph: AttributionGraph, members: np.ndarray) -> tuple[np.ndarray, Edges]:
+    """Rows of these nodes and of the errors, tokens and logits that edges join to them; edges between all of them."""
+    ends = np.arange(graph.n_candidates, len(graph.nodes))
+    source, target = graph.edge_index
+    edges = joined(Edges(source, target, graph.edge_attr), np.concatenate([members, ends]))
+    touched = np.isin(ends, np.concatenate([edges.source, edges.target]))
+    return np.concatenate([members, ends[touched]]), edges
+
+
+def _sized(run: Extraction, circuits: Sequence[Circuit]) -> tuple[SizedCircuit, ...]:
+    """The circuits by row, with what validation measured at their sizes."""
+    curve = next((c for c in run.validation.curves if c.method == "circuit"), None)
+    points = zip(curve.sizes, curve.preservation, curve.faithfulness, strict=True) if curve else ()
+    measured = {size: (preservation, faithfulness) for size, preservation, faithfulness in points}
+    return tuple(
+        SizedCircuit(
+            np.flatnonzero(np.isin(run.graph.flat, circuit.nodes)), *measured.get(len(circuit), (math.nan, math.nan))
+        )
+        for circuit in circuits
+    )
 
 
 @torch.no_grad()
@@ -164,7 +178,7 @@ def _node_views(
 ) -> tuple[NodeView, ...]:
     patched, task, graph, result = run.patched, run.task, run.graph, run.result
     tokens, slots, text = observed.tokens, observed.slots, observed.text
-    effects = _ablation_effects(run, rows[rows < graph.n_candidates])
+    effects = _ablation_effects(run, _members(graph, result.score, result.circuit))
     mean_writes = patched.mean_head_writes()
     nodes, views = graph.nodes, []
     for done, row in enumerate(rows.tolist()):
@@ -186,7 +200,7 @@ def _node_views(
             else:
                 direction = mean_writes[patched.layout.head_layers.index(layer), slot, feature]
             common |= {
-                "ablation_effect": effects[row],
+                "ablation_effect": effects.get(row),
                 "prompts": _top_prompts(activation, tokens, slots, text),
                 "promoted": promoted(direction, patched.lm, text),
                 "inputs": _inputs(activation, tokens, text),

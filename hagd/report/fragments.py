@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 from hagd.report.records import LayerReconstruction, ReportData
 from hagd.report.wording import METRIC_NAMES, bounds, comparisons, number, percent, verdict
@@ -146,17 +144,3 @@ def metrics_table(data: ReportData) -> str:
 def settings_table(settings: Mapping[str, str]) -> str:
     """The resolved configuration."""
     return table(("Key", "Value"), sorted(settings.items()), frozenset({1}))
-
-
-def figure_section(figures: Sequence[Path]) -> str:
-    """PNG figures, embedded; nothing when there are none."""
-    if not figures:
-        return ""
-    images = "".join(
-        f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-        for path in figures
-    )
-    return (
-        '<section id="figures" class="figures" aria-labelledby="figures-title"><h2 id="figures-title">Figures</h2>'
-        f"<details><summary>PNG figures of this run</summary>{images}</details></section>"
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -19,15 +18,14 @@ SCRIPTS = ("model.js", "layout.js", "canvas.js", "details.js", "report.js")
 """In the order in which they run; `report.js` starts the page."""
 
 
-def write_report(data: ReportData, figures: Sequence[Path], path: Path) -> None:
+def write_report(data: ReportData, path: Path) -> None:
     """Write the page to `path`, replacing an earlier one only when the new one is complete.
 
     Args:
         data: results of one extraction.
-        figures: PNG files to embed (`write_figures` returns them).
         path: where `report.html` goes; its folder is made if missing.
     """
-    publish(render(data, figures), path)
+    publish(render(data), path)
 
 
 def publish(page: str, path: Path) -> None:
@@ -38,7 +36,7 @@ def publish(page: str, path: Path) -> None:
     os.replace(unfinished, path)
 
 
-def render(data: ReportData, figures: Sequence[Path] = ()) -> str:
+def render(data: ReportData) -> str:
     """The page as text."""
     run = f"{data.model} · {data.task} · seed {data.seed}"
     return Template(asset("report.html")).substitute(
@@ -49,13 +47,14 @@ def render(data: ReportData, figures: Sequence[Path] = ()) -> str:
         warnings=fragments.warning_lines(data.warnings),
         controls=fragments.comparison_bars(data),
         curves=curve_charts(data) + fragments.curve_table(data),
-        view=circuit_view("Circuit", "; it does not search a smaller circuit"),
+        view=circuit_view(
+            "Circuit", "Circuit size", "chooses among the circuits that the search found at several sizes"
+        ),
         search=fragments.search_table(data),
         reconstruction=fragments.reconstruction_table(data.reconstruction, data.slot_names),
         hierarchy=fragments.hierarchy_table(data),
         metrics=fragments.metrics_table(data),
         settings=fragments.settings_table(data.settings),
-        figures=fragments.figure_section(figures),
         data=embed(payload(data)),
         scripts=scripts(),
     )
@@ -66,9 +65,11 @@ def page_head(title: str) -> str:
     return Template(asset("page_head.html")).substitute(title=escape(title), style=asset("report.css"))
 
 
-def circuit_view(title: str, note: str = "") -> str:
-    """The section that shows nodes and edges; `note` ends the sentence on the size slider."""
-    return Template(asset("circuit_view.html")).substitute(view_title=escape(title), view_note=escape(note))
+def circuit_view(title: str, slider: str, does: str) -> str:
+    """The section that shows nodes and edges, with the name of the size slider and what it does."""
+    return Template(asset("circuit_view.html")).substitute(
+        title=escape(title), slider=escape(slider), does=escape(does)
+    )
 
 
 def scripts() -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hagd.report.records import Edges, HierarchyLevel, LayerReconstruction, NodeView, TopPrompt
+from hagd.report.records import Edges, HierarchyLevel, LayerReconstruction, NodeView, SizedCircuit, TopPrompt
 from hagd.report.wording import node_label
 
 
@@ -25,7 +25,13 @@ class Shown(Protocol):
     def slot_names(self) -> tuple[str, ...]: ...
 
     @property
+    def metrics(self) -> dict[str, float]: ...
+
+    @property
     def levels(self) -> tuple[HierarchyLevel, ...]: ...
+
+    @property
+    def circuits(self) -> tuple[SizedCircuit, ...]: ...
 
     @property
     def value_names(self) -> dict[str, str]: ...
@@ -79,6 +85,8 @@ def payload(data: Shown) -> dict[str, Any]:
             "prompts": shown,
         },
         "edges": _edges(data),
+        "circuits": _circuits(data),
+        "reported": data.metrics.get("circuit.nodes"),
     }
 
 
@@ -109,6 +117,19 @@ def _edges(data: Shown) -> dict[str, list[Any]]:
     weight, influence = data.edges.weight, data.edges.influence
     drawn = {} if influence is None else {"drawn": _rounded(np.sign(weight) * influence)}
     return {**place, "weight": _rounded(weight), **drawn}
+
+
+def _circuits(data: Shown) -> list[dict[str, Any]]:
+    """Circuits by position of their nodes."""
+    place = {node.id: index for index, node in enumerate(data.nodes)}
+    return [
+        {
+            "nodes": sorted(place[i] for i in circuit.nodes.tolist()),
+            "preservation": _short(circuit.preservation),
+            "faithfulness": _short(circuit.faithfulness),
+        }
+        for circuit in data.circuits
+    ]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

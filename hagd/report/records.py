@@ -7,7 +7,7 @@ without the model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -195,6 +195,20 @@ class HierarchyLevel:
 
 
 @dataclass(frozen=True)
+class SizedCircuit:
+    """A circuit that the search found at one size.
+
+    Attributes:
+        nodes: ids of its features and heads, int64 `[n]`.
+        preservation, faithfulness: φ and F on the validation split; NaN where not measured.
+    """
+
+    nodes: np.ndarray
+    preservation: float = math.nan
+    faithfulness: float = math.nan
+
+
+@dataclass(frozen=True)
 class ReportData:
     """The results of one extraction.
 
@@ -207,8 +221,9 @@ class ReportData:
         search: parts of the search that ran, in order.
         curves: the extracted circuit's method first.
         reconstruction: one record a decomposed layer.
-        nodes, edges: the circuit.
+        nodes, edges: of all `circuits`, with the tokens, errors and logits that edges join to them.
         levels: coarse to fine.
+        circuits: ascending by size, the reported one among them; without any, `nodes` are the reported circuit.
         warnings: what the reader must know before believing a number.
 
     Raises:
@@ -227,6 +242,7 @@ class ReportData:
     nodes: tuple[NodeView, ...]
     edges: Edges
     levels: tuple[HierarchyLevel, ...]
+    circuits: tuple[SizedCircuit, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -235,6 +251,7 @@ class ReportData:
             *chain.from_iterable(_curve_problems(curve) for curve in self.curves),
             *self._node_problems(),
             *self._edge_problems(),
+            *self._circuit_problems(),
         ]
         if problems:
             raise ArtifactError("ReportData does not fit together: " + "; ".join(problems))
@@ -248,6 +265,24 @@ class ReportData:
         """The 95 % interval of a metric, None where there is none or it is undefined."""
         low, high = self.metrics.get(f"{key}.low", math.nan), self.metrics.get(f"{key}.high", math.nan)
         return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+    def reported(self) -> ReportData:
+        """This record with the nodes and edges of the reported circuit alone."""
+        if not self.circuits:
+            return self
+        size = int(self.metrics["circuit.nodes"])
+        members = next(circuit.nodes for circuit in self.circuits if len(circuit.nodes) == size)
+        ids = np.array([node.id for node in self.nodes], dtype=np.int64)
+        is_end = np.array([node.kind not in ("feature", "head") for node in self.nodes], dtype=bool)
+        kept = joined(self.edges, ids[is_end | np.isin(ids, members)])
+        touched = np.concatenate([kept.source, kept.target, members])
+        shown = np.isin(ids, touched)
+        return replace(
+            self,
+            nodes=tuple(node for node, stays in zip(self.nodes, shown, strict=True) if stays),
+            edges=kept,
+            circuits=(),
+        )
 
     def coarsest(self) -> int | None:
         """The coarsest level that divides the circuit, whose supernodes give the colours; None without one."""
@@ -267,6 +302,19 @@ class ReportData:
             problems.append(f"node.supernodes must index levels of sizes {widths}, found others in nodes {lost[:5]}")
         return problems
 
+    def _circuit_problems(self) -> list[str]:
+        if not self.circuits:
+            return []
+        ids, sizes = [node.id for node in self.nodes], [len(circuit.nodes) for circuit in self.circuits]
+        stray = [i for i, circuit in enumerate(self.circuits) if not np.isin(circuit.nodes, ids).all()]
+        problems = [f"circuits must hold nodes of the report, found others in circuits {stray}"] if stray else []
+        if sizes != sorted(set(sizes)) or self.metrics.get("circuit.nodes") not in sizes:
+            problems.append(
+                f"circuits must ascend by size and hold that of circuit.nodes ({self.metrics.get('circuit.nodes')}), "
+                f"found sizes {sizes}"
+            )
+        return problems
+
     def _edge_problems(self) -> list[str]:
         edges, ids = self.edges, np.array([node.id for node in self.nodes], dtype=np.int64)
         shapes = (edges.source.shape, edges.target.shape, edges.weight.shape)
@@ -274,6 +322,13 @@ class ReportData:
             return [f"edges.source, target and weight must be vectors of one length, found shapes {shapes}"]
         stray = np.setdiff1d(np.concatenate([edges.source, edges.target]), ids)
         return [f"edges must join nodes of the report, found ids {stray[:5].tolist()}"] if stray.size else []
+
+
+def joined(edges: Edges, ids: np.ndarray) -> Edges:
+    """The edges with both ends among `ids`."""
+    kept = np.isin(edges.source, ids) & np.isin(edges.target, ids)
+    influence = None if edges.influence is None else edges.influence[kept]
+    return Edges(edges.source[kept], edges.target[kept], edges.weight[kept], influence)
 
 
 def _path_fits(path: tuple[int, ...], widths: tuple[int, ...]) -> bool:

@@ -6,7 +6,7 @@ L, m, K, H as in `hagd.patching.patched_model`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,30 +72,21 @@ class Supernodes:
         )
         size = np.maximum(np.asarray(members.sum(axis=1)), 1)[:, None]
         read, prompts = members @ self._by_token / size, members @ self._by_prompt / size
-        promoted = self._promoted(members @ self._written)
+        promoted = promoted_together(members @ self._written, self._unembedding, self._observed.text)
         order = np.argsort(level.supernode, kind="stable")
         cuts = np.searchsorted(level.supernode[order], np.arange(1, level.n_supernodes))
         views = []
         for i, rows in enumerate(np.split(order, cuts)):
-            slot, span = self._place(rows)
+            slot, span = place(self._graph.nodes.layer[rows], self._graph.nodes.slot[rows], self._observed.slot_names)
             inputs = _strongest(read[i], lambda j: self._observed.text(int(self._vocabulary[j])))
             written = promoted[i] if (rows < n_candidates).any() else ()
             n_heads = int((self._graph.nodes.kind[rows] == HEAD).sum())
-            count = f"{len(rows)}, heads: {n_heads}" if n_heads else f"{len(rows)}"
-            label = f"{slot} {span}{_named(inputs, written, slot)} ({count})"
+            label = named(slot, span, inputs, written, len(rows), n_heads)
             views.append(SupernodeView(label, len(rows), slot, span, inputs, written, self._prompts(prompts[i], slot)))
         assert sum(view.n_nodes for view in views) == n
         return HierarchyLevel(
             tuple(views), level.modularity, level.eigengap, level.conductance, level.coherence, level.coherence_null
         )
-
-    def _place(self, rows: np.ndarray) -> tuple[str, str]:
-        """Most frequent slot, and the range of layers."""
-        nodes = self._graph.nodes
-        slot = self._observed.slot_names[int(np.bincount(nodes.slot[rows]).argmax())]
-        low, high = int(nodes.layer[rows].min()), int(nodes.layer[rows].max())
-        span = f"L{low}" if low == high else f"L{low}–{high}"
-        return slot, span.replace("L-1", "tokens")
 
     def _prompts(self, activity: np.ndarray, slot: str) -> tuple[TopPrompt, ...]:
         observed = self._observed
@@ -109,17 +100,27 @@ class Supernodes:
             found.append(TopPrompt(tokens, here[-1] if here else len(tokens) - 1, float(activity[i])))
         return tuple(found)
 
-    @torch.no_grad()
-    def _promoted(self, written: np.ndarray) -> list[tuple[tuple[str, float], ...]]:
-        """Tokens whose logits what supernodes write `[S, d]` raises most, through the unembedding alone."""
-        weight = self._unembedding.weight.float().cpu()
-        found = []
-        for part in torch.as_tensor(written).float().split(max(1, _LOGITS_AT_ONCE // len(weight))):
-            logits = part @ weight.T
-            best = (logits - logits.mean(1, keepdim=True)).topk(min(_TOKENS, len(weight)))
-            for values, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                found.append(tuple((self._observed.text(t), v) for t, v in zip(tokens, values, strict=True)))
-        return found
+
+def place(layer: np.ndarray, slot: np.ndarray, slot_names: Sequence[str]) -> tuple[str, str]:
+    """Most frequent slot of some nodes, and their range of layers."""
+    low, high = int(layer.min()), int(layer.max())
+    span = f"L{low}" if low == high else f"L{low}–{high}"
+    return slot_names[int(np.bincount(slot).argmax())], span.replace("L-1", "tokens")
+
+
+@torch.no_grad()
+def promoted_together(
+    written: np.ndarray, unembedding: Any, text: Callable[[int], str]
+) -> list[tuple[tuple[str, float], ...]]:
+    """Tokens whose logits what supernodes write `[S, d]` raises most, through the unembedding alone."""
+    weight = unembedding.weight.float().cpu()
+    found = []
+    for part in torch.as_tensor(written).float().split(max(1, _LOGITS_AT_ONCE // len(weight))):
+        logits = part @ weight.T
+        best = (logits - logits.mean(1, keepdim=True)).topk(min(_TOKENS, len(weight)))
+        for values, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            found.append(tuple((text(t), v) for t, v in zip(tokens, values, strict=True)))
+    return found
 
 
 def _written(patched: PatchedModel, graph: AttributionGraph) -> np.ndarray:
@@ -170,7 +171,20 @@ def _strongest(values: np.ndarray, text: Callable[[int], str]) -> tuple[tuple[st
     return tuple((text(int(j)), float(values[j])) for j in best if values[j] > 0)
 
 
-def _named(inputs: tuple[tuple[str, float], ...], promoted: tuple[tuple[str, float], ...], slot: str) -> str:
+def named(
+    slot: str,
+    span: str,
+    inputs: tuple[tuple[str, float], ...],
+    promoted: tuple[tuple[str, float], ...],
+    n_nodes: int,
+    n_heads: int = 0,
+) -> str:
+    """The label of a supernode: slot, layers, tokens in and out, and how many nodes it has."""
+    count = f"{n_nodes}, heads: {n_heads}" if n_heads else f"{n_nodes}"
+    return f"{slot} {span}{_in_and_out(inputs, promoted, slot)} ({count})"
+
+
+def _in_and_out(inputs: tuple[tuple[str, float], ...], promoted: tuple[tuple[str, float], ...], slot: str) -> str:
     """`: in → out`, without tokens in that the slot's name already says."""
     read = [text.strip() for text, _ in inputs[:_NAMED] if text.strip() != slot]
     write = [text.strip() for text, _ in promoted[:_NAMED]]

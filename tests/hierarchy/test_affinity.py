@@ -4,18 +4,23 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_prompt_graph import made_graph
 from scipy.sparse import csr_array
 
 from hagd.attribution.records import ERROR, HEAD, LOGIT, TOKEN, AttributionGraph
+from hagd.config.stages import HierarchyConfig
 from hagd.hierarchy import affinity as affinities
 from hagd.hierarchy.affinity import (
     affinity,
     attribution_affinity,
     edge_affinity,
+    influence_affinity,
     nearest,
     profile_affinity,
     target_affinity,
 )
+from hagd.hierarchy.partition import build_prompt_hierarchy
+from hagd.hierarchy.records import nodes_key
 from tests.hierarchy.graphs import feature_graph, sparse_graph
 
 
@@ -52,6 +57,17 @@ def mixed_graph(seed: int) -> AttributionGraph:
     graph.nodes.kind[6:] = (HEAD, HEAD, ERROR, TOKEN, LOGIT)
     graph.nodes.importance[:8] = rng.random(8)
     return graph
+
+
+def test_a_prompts_graph_is_divided_by_influence_between_features_heads_and_errors() -> None:
+    graph = made_graph()
+    inner = [row for row, kind in enumerate(graph.nodes.kind.tolist()) if kind not in (TOKEN, LOGIT)]
+    kept = np.isin(graph.edge_index, inner).all(0)
+    expected = slow_affinity(graph.edge_index[:, kept], graph.edge_influence[kept], len(graph.nodes))
+    np.testing.assert_allclose(influence_affinity(graph).toarray(), expected, rtol=1e-6)
+    hierarchy = build_prompt_hierarchy(graph, HierarchyConfig(branching=2, min_size=2), 0)
+    assert hierarchy.nodes_key == nodes_key(graph) and hierarchy.levels[-1].n_supernodes > 1
+    assert len(hierarchy.levels[0].supernode) == len(graph.nodes)
 
 
 @given(n=st.integers(1, 30), degree=st.sampled_from([0, 0.5, 3]), seed=st.integers(0, 1000))

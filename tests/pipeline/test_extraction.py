@@ -219,8 +219,10 @@ def test_effects_in_the_report_are_single_ablations(tiny_runs: Path) -> None:
     report = pipeline.get("report")
     patched, graph, circuit = pipeline.patched, pipeline.get("graph"), pipeline.get("search").circuit
     objective = discovery_objective(config, patched, pipeline.get("prompts"))
-    features = [node for node in report.nodes if node.kind == "feature"]
-    assert len(features) == len(circuit)
+    features = [node for node in report.reported().nodes if node.kind == "feature"]
+    assert sorted(graph.flat[[node.id for node in features]]) == circuit.nodes.tolist()
+    others = {node.id for node in report.nodes if node.kind == "feature"} - {node.id for node in features}
+    assert others and all(node.ablation_effect is None for node in report.nodes if node.id in others)
     for node in features:
         without = Circuit(circuit.nodes[circuit.nodes != graph.flat[node.id]])
         assert len(without) == len(circuit) - 1
@@ -228,6 +230,21 @@ def test_effects_in_the_report_are_single_ablations(tiny_runs: Path) -> None:
             float(objective.divergence(each.gates(patched.gate_shape), torch.arange(10))) for each in (circuit, without)
         )
         assert node.ablation_effect == pytest.approx(ablated - with_it, abs=1e-5)
+
+
+def test_the_report_holds_the_circuits_up_to_its_size(tiny_runs: Path) -> None:
+    pipeline = Pipeline(tiny_extract(tiny_runs, report__max_nodes=12), QUIET)
+    report, graph, result = pipeline.get("report"), pipeline.get("graph"), pipeline.get("search")
+    expected = [circuit.nodes.tolist() for circuit in result.circuits if len(circuit) <= 12]
+    assert 1 < len(expected) < len(result.circuits)
+    assert [sorted(graph.flat[circuit.nodes]) for circuit in report.circuits] == expected
+    curve = next(curve for curve in pipeline.get("validation").curves if curve.method == "circuit")
+    for circuit in report.circuits:
+        at = curve.sizes.index(len(circuit.nodes))
+        assert (circuit.preservation, circuit.faithfulness) == (curve.preservation[at], curve.faithfulness[at])
+    assert report.metrics["circuit.edges"] == len(report.reported().edges.weight)
+    smallest = Pipeline(tiny_extract(tiny_runs, report__max_nodes=0), QUIET).get("report")
+    assert {node.id for node in smallest.reported().nodes} == {node.id for node in report.reported().nodes}
 
 
 @pytest.mark.parametrize(
@@ -359,7 +376,7 @@ def test_a_model_that_answers_nothing_still_gets_its_report(tiny_runs: Path, tmp
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert "validation.preservation" not in written  # undefined, and JSON has no NaN
     report = (tmp_path / "report.html").read_text()
-    shown = re.sub(r"base64,[^\"]*", "", report.split("<script")[0])
+    shown = report.split("<script")[0]
     assert "preservation is undefined" in shown and not re.search(r"\bnan\b", shown, re.IGNORECASE)
 
 

@@ -43,6 +43,12 @@ def test_another_job_has_not_finished(tmp_path: Path, changes: dict[str, Any]) -
     assert finished_job(tiny_extract(tmp_path, **changes)) is None
 
 
+def test_runs_that_are_tracked_elsewhere_are_kept_apart(tmp_path: Path) -> None:
+    plain, tracked = finish(tmp_path), finish(tmp_path, "tracked", tracking__mode="offline")
+    folders = [found.folder.name for found in map(finished_job, (plain, tracked)) if found is not None]
+    assert folders == ["run", "tracked"]
+
+
 def test_results_that_are_gone_are_made_again(tmp_path: Path) -> None:
     config = finish(tmp_path)
     (tmp_path / "run" / "metrics.json").write_text("{")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -37,6 +38,7 @@ def test_the_run_folder_is_complete(tiny_runs: Path, explained: tuple[Path, dict
         "config.yaml",
         "manifest.json",
         "graph.json",
+        "neuronpedia.json",
         "metrics.json",
         "report.html",
     }
@@ -45,7 +47,7 @@ def test_the_run_folder_is_complete(tiny_runs: Path, explained: tuple[Path, dict
     assert metrics["graph.tokens"] == 3 and metrics["graph.active_features"] == 2 * 3 * 4
     assert metrics["graph.sum_error"] < 1e-4 and 0 < metrics["graph.replacement"] <= 1
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
-    assert set(stages) == {"task", "lm", "prompts", "transcoders", "prompt_graph", "prompt_report"}
+    assert set(stages) == {"task", "lm", "prompts", "transcoders", "prompt_graph", "prompt_hierarchy", "prompt_report"}
     assert stages["transcoders"]["reused"], "the dictionaries of the task's own run"
     page = (folder / "report.html").read_text()
     assert "3 7 5" in page and page.count("<canvas") == 1 and "$" not in page.split("<script")[0]
@@ -60,6 +62,48 @@ def test_graph_json_holds_the_record(tiny_runs: Path, explained: tuple[Path, dic
     assert [edge["weight"] for edge in written["edges"]] == graph.edge_attr.tolist()
     for edge in written["edges"]:
         assert kinds[edge["target"]] in ("feature", "logit") and kinds[edge["source"]] != "logit"
+
+
+def test_the_shared_file_groups_the_features_by_supernode(tiny_runs: Path, tmp_path: Path) -> None:
+    config = prompt_config(tiny_runs, graph__pruning={"nodes": 1.0, "edges": 1.0}, hierarchy__min_size=4)
+    run_prompt(config, tmp_path, None, QUIET)
+    written = json.loads((tmp_path / "neuronpedia.json").read_text())
+    pipeline = Pipeline(config, QUIET)
+    graph, hierarchy, report = (pipeline.get(f"prompt_{part}") for part in ("graph", "hierarchy", "report"))
+    assert len(written["nodes"]) == len(graph.nodes) and len(written["links"]) == len(graph.edge_attr)
+    features = [node["node_id"] for node in written["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    grouped = [member for _, *members in written["qParams"]["supernodes"] for member in members]
+    assert features and sorted(grouped) == sorted(features)
+    assert len(written["qParams"]["supernodes"]) > 1
+    best_first = graph.nodes.cumulative[np.argsort(-graph.nodes.influence, kind="stable")]
+    assert 0 < best_first[0] < 1 and (np.diff(best_first) >= 0).all()
+    hierarchy.require(graph)
+    for view, *path in zip(report.nodes, *(level.supernode.tolist() for level in hierarchy.levels), strict=True):
+        assert view.supernodes == tuple(path)
+    sizes = [[each.n_nodes for each in level.supernodes] for level in report.levels]
+    assert sizes == [np.bincount(level.supernode).tolist() for level in hierarchy.levels]
+
+
+def test_supernodes_promote_what_their_features_write_together(tiny_runs: Path) -> None:
+    config = prompt_config(tiny_runs, graph__pruning={"nodes": 1.0, "edges": 1.0}, hierarchy__min_size=4)
+    pipeline = Pipeline(config, QUIET)
+    graph, report, task = (pipeline.get(name) for name in ("prompt_graph", "prompt_report", "task"))
+    decoders = {each.layer: each.W_dec for each in pipeline.get("transcoders").transcoders}
+    compared = 0
+    for number, supernode in enumerate(report.levels[-1].supernodes):
+        rows = [view.id for view in report.nodes if view.kind == "feature" and view.supernodes[-1] == number]
+        terms = [
+            float(graph.nodes.value[i]) * decoders[int(graph.nodes.layer[i])][int(graph.nodes.feature[i])] for i in rows
+        ]
+        if not terms:
+            assert supernode.promoted == ()
+            continue
+        logits = pipeline.lm.unembedding.weight @ sum(terms)
+        best = int(logits.argmax())
+        token, value = supernode.promoted[0]
+        assert (token, value) == (task.vocabulary[best], pytest.approx(float(logits[best] - logits.mean()), rel=1e-4))
+        compared += 1
+    assert compared > 1
 
 
 def test_a_task_run_shares_everything_up_to_the_dictionaries(tiny_runs: Path) -> None:
@@ -98,6 +142,9 @@ def test_heads_of_a_prompt_reach_the_page(tiny_runs: Path, tmp_path: Path) -> No
     metrics = run_prompt(prompt_config(tiny_runs, **asked), tmp_path, None, QUIET)
     written = json.loads((tmp_path / "graph.json").read_text())
     heads = {node["id"]: node for node in written["nodes"] if node["kind"] == "head"}
+    shared = json.loads((tmp_path / "neuronpedia.json").read_text())["nodes"]
+    assert len({node["node_id"] for node in shared}) == len(written["nodes"])
+    assert sum(node["feature_type"] == "attention head" for node in shared) == len(heads)
     assert metrics["graph.heads"] == len(heads) > 0 and metrics["graph.sum_error"] < 1e-4
     ends = [(edge["source"] in heads, edge["target"] in heads) for edge in written["edges"]]
     assert any(source for source, _ in ends) and any(target for _, target in ends)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hagd.errors import ArtifactError
-from hagd.report.records import Curve, Edges, ReportData, SupernodeView
+from hagd.report.records import Curve, Edges, ReportData, SizedCircuit, SupernodeView
 
 
 def test_every_problem_is_named_at_once(report: ReportData) -> None:
@@ -25,6 +25,28 @@ def test_supernode_paths_must_index_every_level(report: ReportData) -> None:
     node = next(node for node in report.nodes if node.supernodes)
     with pytest.raises(ArtifactError, match=r"node\.supernodes"):
         replace(report, nodes=(replace(node, supernodes=(99, 0, 0)), *(n for n in report.nodes if n.id != node.id)))
+
+
+def test_the_reported_circuit_is_cut_out(report: ReportData) -> None:
+    nodes = {node.id: node for node in report.nodes}
+    members = report.circuits[1].nodes
+    cut = replace(report, metrics={**report.metrics, "circuit.nodes": len(members)}).reported()
+    kept = {i for i, node in nodes.items() if i in members or node.kind != "feature"}
+    columns = zip(*(getattr(report.edges, name).tolist() for name in ("source", "target", "weight")), strict=True)
+    edges = [edge for edge in columns if edge[0] in kept and edge[1] in kept]
+    assert list(zip(*(getattr(cut.edges, n).tolist() for n in ("source", "target", "weight")), strict=True)) == edges
+    touched = {i for edge in edges for i in edge[:2]} | set(members.tolist())
+    assert [node.id for node in cut.nodes] == [i for i in nodes if i in touched]
+    assert cut.circuits == () and cut.reported() is cut
+
+
+def test_circuits_must_hold_nodes_of_the_report_and_the_reported_one(report: ReportData) -> None:
+    with pytest.raises(ArtifactError, match=r"others in circuits \[0\]"):
+        replace(report, circuits=(SizedCircuit(np.array([10**6])), report.circuits[-1]))
+    with pytest.raises(ArtifactError, match=r"found sizes \[10\]"):
+        replace(report, circuits=report.circuits[:1])
+    with pytest.raises(ArtifactError, match="ascend by size"):
+        replace(report, circuits=report.circuits[::-1])
 
 
 def test_edges_of_unequal_length_are_refused(report: ReportData) -> None:

@@ -22,13 +22,13 @@ def with_metrics(data: ReportData, **changes: float | None) -> ReportData:
 
 def test_headline_counts_heads(report: ReportData) -> None:
     metrics = {**report.metrics, "circuit.nodes": 1200.0, "circuit.features": 1150.0, "circuit.heads": 50.0}
-    found = headline(replace(report, metrics=metrics))
+    found = headline(replace(report, metrics=metrics, circuits=()))
     assert found.startswith("A circuit of 1,200 nodes (1,150 features, 50 heads) preserves")
 
 
 def test_headline_states_size_interval_and_prompts(report: ReportData) -> None:
     assert headline(report) == (
-        "A circuit of 200 nodes preserves 94.8 % [92.7, 96.9] of the model’s accuracy on 512 held-out prompts"
+        "A circuit of 192 nodes preserves 94.8 % [92.7, 96.9] of the model’s accuracy on 512 held-out prompts"
     )
     assert control_line(report) == (
         "For comparison: the empty circuit 8.0 %; at the same size random nodes 10.2 % [9.0, 11.5] "

@@ -200,6 +200,14 @@ def _record(
     )
 
 
+def cumulative_shares(influence: np.ndarray) -> np.ndarray:
+    """For each node `[N]`, the share of all influence that it and the more influential nodes have."""
+    order = np.argsort(-influence, kind="stable")
+    shares = np.empty(len(influence))
+    shares[order] = np.cumsum(influence[order]) / max(float(influence.sum()), 1e-30)
+    return shares
+
+
 def _all_nodes(
     run: Trace, sources: Sources, logits: LogitTargets, value: Tensor, bias: Tensor, influence: np.ndarray
 ) -> tuple[np.ndarray, ...]:
@@ -225,6 +233,7 @@ def _all_nodes(
     reals = (
         torch.cat([value[:inner], nothing, logits.probabilities]),
         torch.from_numpy(influence),
+        torch.from_numpy(cumulative_shares(influence)),
         torch.cat([bias[:inner], nothing, bias[inner:]]),
     )
     return (*integers, *(x.float().cpu().numpy() for x in reals))

@@ -24,6 +24,8 @@ class PromptNodes:
         value: float32 `[n]`, activation of a feature, probability of a logit's token; of a head `u · z`, what its
             output does to the explained logits to first order; 0 for the others.
         influence: float32 `[n]`, share of the logits that passes through (`hagd.attribution.prompt.influence`).
+        cumulative: float32 `[n]`, share of the influence on all nodes, before pruning, that this one and the more
+            influential ones have.
         bias: float32 `[n]`, what a feature, head or logit has with no edges; 0 for the others.
     """
 
@@ -33,6 +35,7 @@ class PromptNodes:
     feature: np.ndarray
     value: np.ndarray
     influence: np.ndarray
+    cumulative: np.ndarray
     bias: np.ndarray
 
     def __len__(self) -> int:

@@ -9,8 +9,8 @@ Report.Canvas = class {
     this.element = element;
     this.context = element.getContext("2d");
     this.circuit = circuit;
-    const box = element.getBoundingClientRect(), { left, top } = Report.Canvas.gutter;
-    this.layout = new Report.Layout(circuit, (box.width - left) / (box.height - top));
+    this.texts = new Map();
+    this.plan(element.getBoundingClientRect());
     this.edgeLimit = 300;
     this.selected = null; // key of an item
     this.hovered = null;
@@ -19,9 +19,16 @@ Report.Canvas = class {
     this.rebuild();
   }
 
+  // Cells for a canvas of this size.
+  plan({ width, height }) {
+    const { left, top } = Report.Canvas.gutter;
+    this.aspect = (width - left) / (height - top);
+    this.layout = new Report.Layout(this.circuit, this.aspect);
+  }
+
   readTheme() {
     const style = getComputedStyle(document.documentElement);
-    const names = ["ink", "muted", "surface", "cell", "positive", "negative", "plain", "focus"];
+    const names = ["ink", "muted", "surface", "cell", "veil", "positive", "negative", "plain", "focus"];
     this.theme = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
     this.font = style.getPropertyValue("--sans");
   }
@@ -32,11 +39,6 @@ Report.Canvas = class {
     this.layout.arrange(this.items, this.circuit);
     this.edges = this.circuit.itemEdges(this.items.length);
     this.byKey = new Map(this.items.map((item) => [item.key, item]));
-    this.edgesOf = this.items.map(() => []);
-    for (const edge of this.edges) {
-      this.edgesOf[edge.from].push(edge);
-      this.edgesOf[edge.to].push(edge);
-    }
     this.draw();
   }
 
@@ -47,6 +49,11 @@ Report.Canvas = class {
     this.element.width = Math.round(box.width * ratio);
     this.element.height = Math.round(box.height * ratio);
     this.ratio = ratio;
+    const { left, top } = Report.Canvas.gutter, change = (box.width - left) / (box.height - top) / this.aspect;
+    if (this.fitted && Math.abs(Math.log(change)) > 0.25) {
+      this.plan(box);
+      this.layout.arrange(this.items, this.circuit);
+    }
     if (!this.zoom || this.fitted) this.fit();
     this.paint(); // at once: the new size has emptied the canvas
   }
@@ -121,7 +128,7 @@ Report.Canvas = class {
   // Edges to draw: those of the selected or hovered item, else the strongest overall.
   visibleEdges() {
     const focus = this.byKey.get(this.selected) || this.byKey.get(this.hovered);
-    return focus ? this.edgesOf[focus.index].slice(0, this.edgeLimit) : this.edges.slice(0, this.edgeLimit);
+    return this.edges.strongest(this.edgeLimit, focus ? focus.index : -1);
   }
 
   draw() {
@@ -213,7 +220,7 @@ Report.Canvas = class {
   // Tokens and logits are their own labels.
   paintEnd(c, item, x, y) {
     c.font = `12px ${this.font}`;
-    const text = this.shorten(c, this.circuit.title(item), item.room * this.zoom - 16), width = c.measureText(text).width + 14;
+    const { text, width: inner } = this.shorten(c, this.circuit.title(item), item.room * this.zoom - 16), width = inner + 14;
     c.beginPath();
     c.roundRect(x - width / 2, y - 11, width, 22, 5);
     c.fillStyle = this.theme.surface;
@@ -254,18 +261,29 @@ Report.Canvas = class {
     }
     const room = item.room * this.zoom - 6;
     if (room < 44 || r < 5) return;
-    c.fillStyle = this.theme.ink;
     c.font = `11px ${this.font}`;
     c.textBaseline = "top";
-    const text = this.shorten(c, this.circuit.title(item), room);
-    c.lineWidth = 3;
-    c.lineJoin = "round";
-    c.strokeStyle = this.theme.cell;
-    c.strokeText(text, x, y + r + 3);
+    const { text, width } = this.shorten(c, this.circuit.title(item), room);
+    c.fillStyle = this.theme.veil;
+    c.fillRect(x - width / 2 - 2, y + r + 1, width + 4, 14);
+    c.fillStyle = this.theme.ink;
     c.fillText(text, x, y + r + 3);
   }
 
+  // The part of a text that fits, and its width. Measuring is slow, so what was found is kept until the zoom changes.
   shorten(c, text, room) {
+    if (this.textsZoom !== this.zoom) this.texts.clear();
+    this.textsZoom = this.zoom;
+    const key = `${c.font}|${room}|${text}`;
+    let fits = this.texts.get(key);
+    if (fits === undefined) {
+      const part = this.cut(c, text, room);
+      this.texts.set(key, (fits = { text: part, width: c.measureText(part).width }));
+    }
+    return fits;
+  }
+
+  cut(c, text, room) {
     if (c.measureText(text).width <= room) return text;
     let length = Math.min(text.length, Math.floor(room / 4));
     while (length > 1 && c.measureText(text.slice(0, length) + "…").width > room) length--;
@@ -295,7 +313,7 @@ Report.Canvas = class {
     c.font = `600 12px ${this.font}`;
     this.circuit.slots.forEach((name, slot) => {
       const x = (layout.left[slot] + layout.widths[slot] / 2) * this.zoom + this.panX;
-      if (x > left) c.fillText(this.shorten(c, name, layout.widths[slot] * this.zoom), x, top / 2 - 1);
+      if (x > left) c.fillText(this.shorten(c, name, layout.widths[slot] * this.zoom).text, x, top / 2 - 1);
     });
   }
 };

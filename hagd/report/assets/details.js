@@ -40,16 +40,24 @@ Report.Details = class {
       E("p", { class: "quiet" }, `${kind}${index} · ${this.circuit.place(i)}`),
       this.path(i),
       this.facts([
-        ["Rank", `${this.circuit.rank[i] + 1} of ${this.circuit.size.toLocaleString("en")}`],
+        this.membership(i),
         ["Score", Report.format(n.score[i])],
         ...(kind in this.circuit.values ? [[this.circuit.values[kind], Report.format(n.mean[i])]] : []),
-        ...(n.effect[i] === null ? [] : [["Effect of ablating it alone", Report.format(n.effect[i])]]),
+        ...(n.effect[i] === null ? [] : [["Ablated alone, raises KL(model ‖ circuit) by", Report.format(n.effect[i])]]),
       ]),
       this.bars("Promotes", n.promoted[i]),
       this.bars("Most active on", n.inputs[i]),
       this.prompts(n.prompts[i]),
       this.links(item),
     ].filter(Boolean);
+  }
+
+  // Circuits that hold a node, or its rank where there are none.
+  membership(node) {
+    const { circuits, isEnd, rank, size } = this.circuit;
+    if (!circuits.length) return ["Rank", `${rank[node] + 1} of ${size.toLocaleString("en")}`];
+    const sizes = circuits.filter(({ nodes }) => nodes.includes(node)).map(({ nodes }) => nodes.length.toLocaleString("en"));
+    return ["In circuits of", isEnd[node] ? "all sizes" : sizes.join(", ")];
   }
 
   supernode(item) {
@@ -116,8 +124,8 @@ Report.Details = class {
   }
 
   links(item) {
-    const E = Report.element, edges = this.view.edgesOf[item.index];
-    const side = (title, end, other) => this.list(title, edges.filter((edge) => edge[end] === item.index).slice(0, 6).map((edge) => {
+    const E = Report.element;
+    const side = (title, end, other) => this.list(title, this.view.edges.strongest(6, item.index, [end]).map((edge) => {
       const target = this.view.items[edge[other]];
       return { text: this.circuit.title(target), where: this.circuit.place(target.nodes[0]), value: Report.format(edge.weight),
         sign: edge.weight > 0 ? "positive" : "negative", action: () => this.actions.select(target.key) };

@@ -3,30 +3,68 @@
 
 const Report = {};
 
+// Edges between the items that are shown, in columns. Objects are made only of those that are drawn or listed.
+Report.ItemEdges = class {
+  constructor(columns, length) {
+    Object.assign(this, columns, { length });
+    // Sorting numbers is several times as fast as sorting with a comparison: strength above, number of the edge below.
+    const bits = new Uint32Array(Float32Array.from({ length }, (_, i) => Math.abs(columns.drawn[i])).buffer);
+    const keys = Float64Array.from(bits, (strength, i) => strength * 2 ** 21 + i).sort();
+    this.order = Int32Array.from(keys, (key) => key % 2 ** 21).reverse();
+  }
+
+  // The strongest first; all of them or those from or to one item.
+  strongest(most, item = -1, ends = ["from", "to"]) {
+    const found = [];
+    for (const i of this.order) {
+      if (found.length >= most) break;
+      if (item >= 0 && !ends.some((end) => this[end][i] === item)) continue;
+      found.push({ from: this.from[i], to: this.to[i], weight: this.weight[i], drawn: this.drawn[i] });
+    }
+    return found;
+  }
+};
+
 Report.Circuit = class {
   constructor(data) {
     Object.assign(this, data);
     this.size = data.nodes.id.length;
-    this.shown = this.size; // nodes kept by the size slider
     this.order = Array.from({ length: this.size }, (_, i) => i).sort((a, b) => data.nodes.score[b] - data.nodes.score[a]);
     this.rank = new Int32Array(this.size);
     this.order.forEach((node, rank) => (this.rank[node] = rank));
+    this.isEnd = data.nodes.kind.map((kind) => kind !== "feature" && kind !== "head");
+    this.sizes = data.circuits.length || this.size; // positions of the size slider
     this.opened = new Set(); // keys "level:supernode"
-    this.members = data.levels.map((level) => level.labels.map(() => []));
-    data.nodes.path.forEach((path, node) => path.forEach((group, level) => this.members[level][group].push(node)));
+    this.choose(this.sizes);
     this.colourLevel = Math.max(0, data.levels.findIndex((level) => level.labels.length > 1));
     this.rowOf = data.nodes.row;
-    this.edgesOfNode = this.incidence();
     this.openLevels(this.colourLevel);
   }
 
-  incidence() {
-    const lists = Array.from({ length: this.size }, () => []);
-    for (let e = 0; e < this.edges.source.length; e++) {
-      lists[this.edges.source[e]].push(e);
-      lists[this.edges.target[e]].push(e);
-    }
-    return lists;
+  // What the size slider shows: the circuit at a position, counted from 1, with what edges join to it; without
+  // circuits, so many of the most important nodes.
+  choose(position) {
+    this.position = position;
+    const circuit = this.circuits[position - 1];
+    if (this.circuits.length) {
+      this.inside = Uint8Array.from(this.isEnd);
+      for (const node of circuit.nodes) this.inside[node] = 1;
+    } else this.inside = Uint8Array.from(this.rank, (rank) => rank < position);
+    this.shown = this.inside.reduce((a, b) => a + b, 0);
+    this.members = this.levels.map((level) => level.labels.map(() => [])); // of each supernode, shown ones alone
+    for (const node of this.order)
+      if (this.inside[node]) this.nodes.path[node].forEach((group, level) => this.members[level][group].push(node));
+  }
+
+  // The first position of the size slider that shows a node.
+  positionOf(node) {
+    if (!this.circuits.length) return this.rank[node] + 1;
+    return this.isEnd[node] ? this.position : this.circuits.findIndex((circuit) => circuit.nodes.includes(node)) + 1;
+  }
+
+  // The position of the circuit of so many nodes; the last where there is none.
+  positionOfSize(size) {
+    return this.circuits.findIndex((circuit) => circuit.nodes.length === size) + 1 || this.sizes;
   }
 
   // Open every supernode above `level`, so that supernodes of `level` show; the number of levels shows all nodes.
@@ -66,7 +104,8 @@ Report.Circuit = class {
   items() {
     const items = [], byKey = new Map();
     this.itemOf = new Int32Array(this.size).fill(-1);
-    for (const node of this.order.slice(0, this.shown)) {
+    for (const node of this.order) {
+      if (!this.inside[node]) continue;
       const level = this.hiddenAt(node), row = this.rowOf[node], slot = this.nodes.slot[node];
       const group = level < 0 ? -1 : this.nodes.path[node][level];
       const key = level < 0 ? `n${node}` : `${level}:${group}@${row}:${slot}`;
@@ -83,19 +122,24 @@ Report.Circuit = class {
     return items;
   }
 
-  // Edges between items, summed, strongest first: the same sums as supernode edges, divided among the cells.
+  // Edges between items: the same sums as supernode edges, divided among the cells.
   itemEdges(count) {
-    const sums = new Map(), { source, target, weight, drawn = weight } = this.edges;
-    for (let e = 0; e < source.length; e++) {
+    const numbers = new Map(), { source, target, weight, drawn = weight } = this.edges, n = source.length;
+    const sums = { from: new Int32Array(n), to: new Int32Array(n), weight: new Float64Array(n), drawn: new Float64Array(n) };
+    for (let e = 0; e < n; e++) {
       const from = this.itemOf[source[e]], to = this.itemOf[target[e]];
       if (from < 0 || to < 0 || from === to) continue;
       const key = from * count + to;
-      const sum = sums.get(key) || { from, to, weight: 0, drawn: 0 };
-      sum.weight += weight[e];
-      sum.drawn += drawn[e];
-      sums.set(key, sum);
+      let i = numbers.get(key);
+      if (i === undefined) {
+        numbers.set(key, (i = numbers.size));
+        sums.from[i] = from;
+        sums.to[i] = to;
+      }
+      sums.weight[i] += weight[e];
+      sums.drawn[i] += drawn[e];
     }
-    return Array.from(sums.values()).sort((a, b) => Math.abs(b.drawn) - Math.abs(a.drawn));
+    return new Report.ItemEdges(sums, numbers.size);
   }
 
   colourOf(node) {

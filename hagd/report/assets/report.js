@@ -12,16 +12,16 @@ Report.start = () => {
     ? `${circuit.title(item)}, ${circuit.nodes.kind[item.nodes[0]]}, ${circuit.place(item.nodes[0])}`
     : `${circuit.title(item)}, supernode of ${item.nodes.length} nodes here, ${circuit.place(item.nodes[0])}, Enter opens it`;
 
-  const select = (key, move = false) => {
+  const select = (key, near = false) => {
     const item = view.byKey.get(key) || null;
     view.selected = item ? key : null;
     details.show(item);
     say(item ? describe(item) : summary());
-    if (item && (move || !view.inView(item))) view.centre(item);
+    if (item && ((near && view.screen(item).r < 7) || !view.inView(item))) view.centre(item);
     else view.draw();
   };
   const summary = () =>
-    `${circuit.shown.toLocaleString("en")} nodes as ${view.items.length.toLocaleString("en")} items, ` +
+    `${circuit.shown.toLocaleString("en")} nodes, tokens and logits included, as ${view.items.length.toLocaleString("en")} items, ` +
     `${Math.min(view.edgeLimit, view.edges.length).toLocaleString("en")} of ${view.edges.length.toLocaleString("en")} edges drawn`;
   const itemOfNode = (node) => (circuit.itemOf[node] < 0 ? null : view.items[circuit.itemOf[node]]);
 
@@ -32,7 +32,7 @@ Report.start = () => {
     select(item ? item.key : null);
   };
   const open = (level, group) => {
-    const node = (view.byKey.get(view.selected) || { nodes: circuit.members[level][group] }).nodes[0];
+    const node = (view.byKey.get(view.selected) || { nodes: circuit.members[level][group] }).nodes[0] ?? null;
     circuit.open(level, group);
     find("level").value = "mixed";
     refresh(node);
@@ -43,7 +43,7 @@ Report.start = () => {
     refresh(node);
   };
   const selectNode = (node) => {
-    if (circuit.rank[node] >= circuit.shown) setSize(circuit.size);
+    if (!circuit.inside[node]) setSize(circuit.positionOf(node));
     circuit.reveal(node);
     find("level").value = "mixed";
     view.rebuild();
@@ -51,14 +51,22 @@ Report.start = () => {
   };
   const details = new Report.Details(find("details"), view, { select: (key) => select(key), selectNode, open, close });
 
-  const setSize = (shown) => {
-    circuit.shown = shown;
-    find("size").value = shown;
-    find("size-value").textContent = `${shown.toLocaleString("en")} of ${circuit.size.toLocaleString("en")}`;
+  const setSize = (position) => {
+    circuit.choose(position);
+    find("size").value = position;
+    find("size").setAttribute("aria-valuetext", sizeText());
+    find("size-value").textContent = sizeText();
+  };
+  const sizeText = () => {
+    const chosen = circuit.circuits[circuit.position - 1], percent = (share) => `${(100 * share).toFixed(1)} %`;
+    if (!chosen) return `${circuit.shown.toLocaleString("en")} of ${circuit.size.toLocaleString("en")}`;
+    const measured = chosen.preservation === null ? "" : ` · preserves ${percent(chosen.preservation)}`;
+    return `${chosen.nodes.length.toLocaleString("en")} nodes${measured}`;
   };
 
   Report.connectControls({ find, circuit, view, setSize, refresh, selectNode, select, open, close, summary, say });
-  setSize(circuit.size);
+  setSize(circuit.positionOfSize(data.reported));
+  view.rebuild();
   details.show(null);
   view.resize();
   say(summary());
@@ -71,7 +79,7 @@ Report.connectControls = ({ find, circuit, view, setSize, refresh, selectNode, s
     if (l >= circuit.colourLevel)
       level.append(E("option", { value: l }, `level ${l + 1}: ${record.labels.length.toLocaleString("en")} supernodes`));
   });
-  level.append(E("option", { value: circuit.levels.length }, `all ${circuit.size.toLocaleString("en")} nodes`));
+  level.append(E("option", { value: circuit.levels.length }, "single nodes"));
   level.append(E("option", { value: "mixed", hidden: "" }, "as opened"));
   level.value = circuit.levels.length ? circuit.colourLevel : 0;
   level.addEventListener("change", () => {
@@ -79,7 +87,7 @@ Report.connectControls = ({ find, circuit, view, setSize, refresh, selectNode, s
     refresh();
   });
 
-  find("size").max = circuit.size;
+  find("size").max = circuit.sizes;
   let pending = 0;
   find("size").addEventListener("input", (event) => {
     setSize(Number(event.target.value));
@@ -107,6 +115,7 @@ Report.connectControls = ({ find, circuit, view, setSize, refresh, selectNode, s
   find("search").addEventListener("keydown", (event) => {
     if (event.key === "Enter") find("results").querySelector("button")?.click();
   });
+  Report.connectResults(find);
 
   Report.connectPointer(view, select, open);
   Report.connectKeys(view, circuit, select, open, close);
@@ -114,6 +123,22 @@ Report.connectControls = ({ find, circuit, view, setSize, refresh, selectNode, s
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     view.readTheme();
     view.draw();
+  });
+};
+
+// Arrows walk between the search field and its results; "/" anywhere on the page goes to the field.
+Report.connectResults = (find) => {
+  const search = find("search"), steps = { ArrowDown: 1, ArrowUp: -1 };
+  search.closest("aside").addEventListener("keydown", (event) => {
+    const stops = [search, ...find("results").querySelectorAll("button")], at = stops.indexOf(document.activeElement);
+    if (at < 0 || !steps[event.key]) return;
+    stops[Math.min(stops.length - 1, Math.max(0, at + steps[event.key]))].focus();
+    event.preventDefault();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.target.closest("input, select")) return;
+    search.focus();
+    event.preventDefault();
   });
 };
 

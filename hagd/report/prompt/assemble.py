@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from hagd.attribution.prompt.logits import DIFFERENCE
 from hagd.attribution.prompt.records import BIAS, PromptGraph, ScoreAttribution
 from hagd.attribution.records import ERROR, FEATURE, HEAD, KIND_NAMES, LOGIT, TOKEN
 from hagd.config.run import StagesConfig
+from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention
 from hagd.report.assemble import flat_settings, promoted, written
 from hagd.report.prompt.records import Prediction, PromptReport, ScoreTerm, ScoreView
+from hagd.report.prompt.supernodes import levels
 from hagd.report.records import Edges, LayerReconstruction, NodeView
 from hagd.transcoders.records import TranscoderSet
 
@@ -29,6 +31,7 @@ def assemble_prompt(
     lm: LanguageModel,
     transcoders: TranscoderSet,
     graph: PromptGraph,
+    hierarchy: Hierarchy,
     text: Callable[[int], str],
 ) -> PromptReport:
     """Everything that is shown of a prompt's graph; `text` gives the text of a vocabulary index."""
@@ -37,18 +40,21 @@ def assemble_prompt(
     metrics = _metrics(graph) | {"transcoder.fvu": float(np.mean([q.fvu for q in quality]))}
     if config.graph.heads:
         metrics["graph.heads"] = float((graph.nodes.kind == HEAD).sum())
+    slot_names = tuple(f"{i} {token}" for i, token in enumerate(tokens))
+    by_heads = _written_by_heads(lm, graph)
     return PromptReport(
         model=config.model.name,
         prompt=config.graph.prompt or "",
         settings=flat_settings(config),
         metrics=metrics,
         tokens=tokens,
-        slot_names=tuple(f"{i} {token}" for i, token in enumerate(tokens)),
+        slot_names=slot_names,
         predictions=_predictions(lm, graph, text),
         reconstruction=tuple(LayerReconstruction(q.layer, q.fvu, q.l0, q.dead) for q in quality),
-        nodes=_node_views(lm, transcoders, graph, tokens, text, config.graph.logits.minus),
+        nodes=_node_views(lm, transcoders, graph, hierarchy, by_heads, tokens, text, config.graph.logits.minus),
         edges=Edges(graph.edge_index[0], graph.edge_index[1], graph.edge_attr, graph.edge_influence),
         score=None if graph.score is None else _score_view(graph.score, tokens),
+        levels=levels(lm, transcoders, graph, hierarchy, by_heads, slot_names, text),
         warnings=_warnings(graph),
     )
 
@@ -85,12 +91,13 @@ def _node_views(
     lm: LanguageModel,
     transcoders: TranscoderSet,
     graph: PromptGraph,
+    hierarchy: Hierarchy,
+    by_heads: Mapping[int, Tensor],
     tokens: Sequence[str],
     text: Callable[[int], str],
     minus: str | None,
 ) -> tuple[NodeView, ...]:
     nodes, views = graph.nodes, []
-    by_heads = _written_by_heads(lm, graph)
     for row in range(len(nodes)):
         kind, layer, position, feature = (int(x[row]) for x in (nodes.kind, nodes.layer, nodes.position, nodes.feature))
         more: dict[str, Any] = {"kind": KIND_NAMES[kind]}
@@ -110,6 +117,7 @@ def _node_views(
                 feature=max(feature, 0),
                 score=float(nodes.influence[row]),
                 mean_activation=float(nodes.value[row]),
+                supernodes=tuple(int(level.supernode[row]) for level in hierarchy.levels),
                 **more,
             )
         )

@@ -26,7 +26,7 @@ def render(data: PromptReport) -> str:
         headline=escape(data.prompt),
         summary=escape(summary(data)),
         warnings=fragments.warning_lines(data.warnings),
-        view=circuit_view("Graph"),
+        view=circuit_view("Graph", "Most important nodes", "hides the least important nodes"),
         predictions=_predictions(data),
         score=_score(data.score),
         reconstruction=fragments.reconstruction_table(data.reconstruction),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hagd.report.records import Edges, HierarchyLevel, LayerReconstruction, NodeView
+from hagd.report.records import Edges, HierarchyLevel, LayerReconstruction, NodeView, SizedCircuit
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class PromptReport:
         reconstruction: one record a decomposed layer.
         nodes: `slot` is the position and `score` the influence. edges: between them.
         score: an attention score, where one was asked for.
-        levels: none; the page shows supernodes where there are some.
+        levels: coarse to fine.
+        circuits: none.
         warnings: what the reader must know before believing a number.
     """
 
@@ -72,6 +73,7 @@ class PromptReport:
     edges: Edges
     score: ScoreView | None = None
     levels: tuple[HierarchyLevel, ...] = ()
+    circuits: tuple[SizedCircuit, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

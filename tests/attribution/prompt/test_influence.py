@@ -9,6 +9,7 @@ import pytest
 
 from hagd.attribution.prompt import edge_file
 from hagd.attribution.prompt.edge_file import EdgeWriter, StoredEdges
+from hagd.attribution.prompt.graph import cumulative_shares
 from hagd.attribution.prompt.influence import pass_down, prune, smallest_kept
 
 N_FEATURES, N_ERRORS, N_TOKENS, N_LOGITS = 30, 6, 4, 3
@@ -87,6 +88,9 @@ def test_pruning_is_that_of_circuit_tracer(tmp_path: Path, seed: int, node_share
         nodes[:N_FEATURES] &= strong[:N_FEATURES].any(1)
         strong[~nodes] = False
         strong[:, ~nodes] = False
+    ordered = sorted(influence, reverse=True)
+    cumulative = [sum(ordered[: ordered.index(each) + 1]) / sum(ordered) for each in influence if each > 0]
+    np.testing.assert_allclose(cumulative_shares(influence)[influence > 0], cumulative, rtol=1e-9)
     found = prune(
         edges,
         weights,
