@@ -153,16 +153,3 @@ def test_the_page_links_each_job_to_its_report(tmp_path: Path) -> None:
     page = (tmp_path / "summary.html").read_text()
     assert '<a class="link" href="0%20a/report.html">seed=0</a>' in page and page.count("<a ") == 1
     assert 'data-value="0.9">0.900</td>' in page and "failed: task.p: too small" in page and "1 of 2 jobs done" in page
-
-
-def test_means_over_seeds() -> None:
-    def job(seed: int, k: int, nodes: float, fvu: float, status: Status = "done") -> Job:
-        figures = {"circuit.nodes": nodes, "transcoder.fvu": fvu, "time.total_s": 100.0 * seed}
-        return Job("", ("task=parity", f"k={k}", f"seed={seed}"), status, figures, None)
-
-    jobs = [job(1, 4, 10, 0.004), job(2, 4, 10, 0.006), job(3, 4, 99, 0.9, "failed"), job(1, 8, 20, 0.5)]
-    assert aggregate(jobs) == (
-        ["setting", "seeds", "nodes", "FVU", "seconds"],
-        [["k=4", "2", "10", "0.005 ± 0.001", "150 ± 71"], ["k=8", "1", "20", "0.500", "100"]],
-    )
-    assert aggregate(jobs[1:]) is None, "no setting has two seeds"
