@@ -25,3 +25,17 @@ class ArtifactError(HagdError):
 
 class NumericalError(HagdError):
     """A computation produced NaN or infinity; names the stage, step and layer."""
+
+
+class MemoryLimitError(HagdError):
+    """A stage was stopped because it held more memory than the configuration allows.
+
+    Attributes:
+        peak_mb: what it held, in MB.
+        limit_mb: what it may hold.
+    """
+
+    def __init__(self, message: str, peak_mb: float, limit_mb: float) -> None:
+        super().__init__(message)
+        self.peak_mb = peak_mb
+        self.limit_mb = limit_mb

@@ -34,6 +34,7 @@ ORDER = (
     "tracking",
     "pipeline",
     "cli",
+    "tables",
 )
 
 

@@ -13,7 +13,7 @@ ErrorMode = Literal["mean", "keep"]
 ActivationFunction = Literal["topk", "batch_topk", "jumprelu", "relu"]
 PredictionHeadKind = Literal["tied", "tied_low_rank", "low_rank", "dense"]
 Optimiser = Literal["adam", "adafactor", "adam8bit"]
-Affinity = Literal["edges", "attribution", "targets", "effects", "coactivation"]
+Affinity = Literal["edges", "attribution", "targets", "effects", "coactivation", "random"]
 AttributionMethod = Literal["integrated_gradients", "integrated_gradients_inputs", "gradient_activation"]
 
 
@@ -254,8 +254,8 @@ class HierarchyConfig(Section):
         "edges",
         description="what draws nodes together: edges: strength of the edges between them; attribution: attribution "
         "that flows over them; targets: cosine of outgoing edges; effects: cosine of first-order effects on discovery "
-        "prompts; coactivation: cosine of activations on discovery prompts. The graph of one prompt is always divided "
-        "by the influence that flows over its edges",
+        "prompts; coactivation: cosine of activations on discovery prompts; random, a control: edges, nodes shuffled. "
+        "The graph of one prompt is always divided by the influence that flows over its edges",
     )
     neighbours: int = Field(16, ge=1, description="most alike nodes joined to a node (affinities that are cosines)")
     branching: int = Field(4, ge=2, description="children of a supernode (b)")
@@ -310,6 +310,9 @@ class SearchConfig(Section):
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
     pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
     pruning_prompts: int = Field(256, ge=1, description="discovery prompts a test of pruning; fewer test more nodes")
+    memory_limit_mb: int | None = Field(
+        None, ge=1, description="a search during which the process holds more memory is stopped (null = no limit)"
+    )
 
     @model_validator(mode="after")
     def _sizes_are_sizes(self) -> SearchConfig:

@@ -46,7 +46,10 @@ def build_hierarchy(
         profile: `[n_candidates, N]`, what each candidate does on each prompt (`hagd.hierarchy.activity`), which the
             affinities `effects` and `coactivation` compare.
     """
-    levels = partition(_affinity(graph, config, profile), config, seed, progress)
+    w = _affinity(graph, config, profile)
+    levels = partition(w, config, seed, progress)
+    if config.affinity == "random":
+        levels = shuffled(w, levels, seed)
     return Hierarchy(config.branching, levels, nodes_key(graph))
 
 
@@ -60,7 +63,7 @@ def build_prompt_hierarchy(graph: PromptGraph, config: HierarchyConfig, seed: in
 
 
 def _affinity(graph: AttributionGraph, config: HierarchyConfig, profile: np.ndarray | None) -> csr_array:
-    if config.affinity == "edges":
+    if config.affinity in ("edges", "random"):
         return edge_affinity(graph)
     if config.affinity == "attribution":
         return attribution_affinity(graph)
@@ -92,6 +95,12 @@ def partition(
             sizes = np.diff(blocks.bounds)
             progress(int(sizes[sizes <= config.min_size].sum()), n)
     return tuple(levels) or (_level(w, supernode, []),)
+
+
+def shuffled(w: csr_array, levels: tuple[Level, ...], seed: int) -> tuple[Level, ...]:
+    """The same supernodes with other members: one permutation of the nodes for all levels, which stay nested."""
+    order = np.random.default_rng(seed).permutation(w.shape[0])
+    return tuple(_level(w, level.supernode[order], []) for level in levels)
 
 
 def _level(w: csr_array, supernode: np.ndarray, gaps: list[float]) -> Level:

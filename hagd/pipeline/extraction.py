@@ -11,8 +11,8 @@ from rich.console import Console
 
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
-from hagd.errors import ConfigError
-from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results
+from hagd.errors import ConfigError, MemoryLimitError
+from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results, write_stopped
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
@@ -37,7 +37,12 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     scorer = find_scorer(config)
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
     with tracked_pipeline(config, console, name, group, "extract", folder, scorer) as (run, pipeline):
-        stored_report: ReportData = pipeline.get("report")
+        try:
+            stored_report: ReportData = pipeline.get("report")
+        except MemoryLimitError as error:
+            with disk_errors(folder):
+                write_stopped(pipeline, error, folder)
+            raise
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored_report, settings=flat_settings(config))
         for part in ("task", *pipeline.parents("report")):

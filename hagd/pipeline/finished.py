@@ -1,4 +1,4 @@
-"""Jobs that have finished: `runs/jobs/<key>-<tracking>.json` says in which folder, so that a sweep need not repeat them.
+"""Jobs that have finished: `runs/jobs/<key>-<tracking>.json` says in which folder; a sweep does not repeat them.
 
 The second part is a hash of where the job is tracked.
 """

@@ -13,6 +13,7 @@ import yaml
 
 from hagd.artifacts.manifest import git_revision, versions
 from hagd.config.run import StagesConfig
+from hagd.errors import MemoryLimitError
 from hagd.pipeline.job_key import job_key
 from hagd.pipeline.pipeline import Pipeline
 from hagd.report.figures import write_figures
@@ -48,6 +49,16 @@ def write_manifest(pipeline: Pipeline, folder: Path) -> None:
         },
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def write_stopped(pipeline: Pipeline, error: MemoryLimitError, folder: Path) -> None:
+    """`stopped.json` of a run that held too much memory: the job's address and the figures."""
+    content = {
+        "job_key": job_key(pipeline.config, pipeline.scorer),
+        "peak_mb": error.peak_mb,
+        "limit_mb": error.limit_mb,
+    }
+    (folder / "stopped.json").write_text(json.dumps(content, indent=1))
 
 
 def write_results(data: ReportData, metrics: dict[str, float], folder: Path) -> tuple[Path, ...]:

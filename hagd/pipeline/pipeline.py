@@ -325,7 +325,10 @@ STAGES: dict[str, Stage] = {
         SearchResult,
         2,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy"),
-        lambda p: {**p.config.search.model_dump(mode="json", exclude={"scorer"}), "scorer": _scorer_identity(p)},
+        lambda p: {
+            **p.config.search.model_dump(mode="json", exclude={"scorer", "memory_limit_mb"}),
+            "scorer": _scorer_identity(p),
+        },
         lambda p, _, progress: stages.search(
             p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("hierarchy"), _search_scores(p), progress
         ),
@@ -341,7 +344,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         ReportData,
-        4,
+        5,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),

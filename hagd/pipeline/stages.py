@@ -32,6 +32,7 @@ from hagd.models.records import TrainedLM
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel, head_means, slot_means
 from hagd.patching.records import HeadMeans, SlotMeans
+from hagd.pipeline.memory_limit import refuse_beyond, within
 from hagd.pipeline.progress import StageProgress
 from hagd.search.baselines import by_method
 from hagd.search.find_circuit import Searched, find_circuit
@@ -261,7 +262,11 @@ def search(
     scores: np.ndarray | None,
     progress: StageProgress,
 ) -> SearchResult:
-    """Stage `search`: sees the discovery and the selection split."""
+    """Stage `search`: sees the discovery and the selection split.
+
+    Raises:
+        MemoryLimitError: it held more than `search.memory_limit_mb`.
+    """
     searched = Searched(
         discovery=objective_on(config, patched, task, task.discovery, config.search.loss),
         selection=objective_on(config, patched, task, task.selection),
@@ -269,9 +274,11 @@ def search(
         hierarchy=hierarchy,
         graph_config=config.graph,
         scores=scores,
-        progress=progress.part,
+        progress=within(config.search.memory_limit_mb, progress.part),
     )
-    return find_circuit(searched, config.search, config.seed)
+    found = find_circuit(searched, config.search, config.seed)
+    refuse_beyond(config.search.memory_limit_mb)
+    return found
 
 
 def validate_circuit(

@@ -126,10 +126,11 @@ def _head_metrics(graph: AttributionGraph, result: SearchResult) -> dict[str, fl
 
 
 def _hierarchy_metrics(hierarchy: Hierarchy) -> dict[str, float]:
-    """Modularity of the most modular level, coherence of the finest one."""
+    """Modularity of every level and of the most modular one, coherence of the finest one."""
     finest = hierarchy.levels[-1]
     return {
         "hierarchy.modularity": max(level.modularity for level in hierarchy.levels),
+        **{f"hierarchy.level{i}.modularity": level.modularity for i, level in enumerate(hierarchy.levels, start=1)},
         "hierarchy.coherence": finest.coherence,
         "hierarchy.coherence_null": finest.coherence_null,
     }

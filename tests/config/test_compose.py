@@ -33,7 +33,7 @@ def overrides(group: str, name: str) -> tuple[str, ...]:
 def test_every_group_is_known_here() -> None:
     folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(GROUPS) <= folders
-    assert folders - set(GROUPS) <= {"hydra", "experiment", "hparams_search"}
+    assert folders - set(GROUPS) <= {"hydra", "experiment", "variant", "hparams_search"}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in options(group)])
@@ -48,11 +48,22 @@ def test_every_option_composes(group: str, name: str) -> None:
             assert section.model_dump(mode="json")[key] == value
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))])
+EXPERIMENTS = CONF / "experiment"
+
+
+@pytest.mark.parametrize(
+    "name", [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in sorted(EXPERIMENTS.rglob("*.yaml"))]
+)
 @pytest.mark.parametrize("entry", ["extract", "train"])
 def test_every_experiment_composes(entry: str, name: str) -> None:
     schema: Any = {"extract": ExtractConfig, "train": TrainConfig}[entry]
     assert isinstance(load_config(schema, container(f"experiment={name}", entry=entry)), schema)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "variant").glob("*.yaml"))])
+def test_every_variant_changes_what_it_names(name: str) -> None:
+    chosen, plain = (load_config(ExtractConfig, container(*extra)) for extra in ([f"variant={name}"], []))
+    assert (chosen == plain) == (name == "full")
 
 
 @pytest.mark.parametrize(("entry", "schema"), [("extract", ExtractConfig), ("train", TrainConfig)])

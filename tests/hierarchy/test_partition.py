@@ -84,6 +84,24 @@ def test_planted_modules_make_the_levels(seed: int) -> None:
     assert level.modularity > 0.4 and level.conductance < 0.25 and level.eigengap > 0.1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_hierarchy_has_the_same_sizes_and_no_modules(seed: int) -> None:
+    graph = planted_graph([16, 18, 20], seed)
+    real, control = (
+        build_hierarchy(graph, HierarchyConfig(affinity=name, branching=3, min_size=4), seed)
+        for name in ("edges", "random")
+    )
+    w = affinity(graph.edge_index, graph.edge_attr, 54)
+    parent = np.zeros(54, dtype=np.int64)
+    for a, b in zip(real.levels, control.levels, strict=True):
+        assert np.bincount(a.supernode).tolist() == np.bincount(b.supernode).tolist()
+        assert not np.array_equal(a.supernode, b.supernode)
+        assert b.modularity == pytest.approx(slow_modularity(w.toarray(), b.supernode), abs=1e-9)
+        assert len({(above, below) for above, below in zip(parent, b.supernode, strict=True)}) == b.n_supernodes
+        parent = b.supernode
+    assert control.levels[0].modularity < 0.15 < real.levels[0].modularity
+
+
 def test_progress_counts_nodes_that_need_no_further_division() -> None:
     seen: list[tuple[int, int]] = []
     build_hierarchy(

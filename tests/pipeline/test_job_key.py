@@ -55,11 +55,11 @@ def test_a_plan_and_stages_of_training_are_jobs_of_their_own() -> None:
         tiny_extract(Path("a"), **prompt),
         tiny_extract(Path("a"), mode="plan", **prompt),
         *(tiny_train(Path("a"), stage=stage) for stage in ("lm", "transcoder", "gnn")),
-        tiny_train(Path("a"), stage="gnn", gnn__hidden=32),
+        tiny_train(Path("a"), stage="gnn", gnn__edges=True),
         tiny_train(Path("a"), export__format="hagd", export__path="copy"),
     ]
     assert len({job_key(job) for job in jobs}) == len(jobs)
-    assert job_key(tiny_train(Path("a"), stage="lm", gnn__hidden=32)) == job_key(tiny_train(Path("a"), stage="lm"))
+    assert job_key(tiny_train(Path("a"), stage="lm", gnn__edges=True)) == job_key(tiny_train(Path("a"), stage="lm"))
 
 
 def test_another_scorer_is_another_job(tmp_path: Path) -> None:

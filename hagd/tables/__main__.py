@@ -1,0 +1,5 @@
+"""`python -m hagd.tables`."""
+
+from hagd.tables.command import main
+
+main()

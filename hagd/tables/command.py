@@ -1,0 +1,153 @@
+"""`hagd-tables`: list the tables, run what is missing, show and write one."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hagd.tables.definition import Table
+    from hagd.tables.view import CellRuns
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    options, overrides = _parser().parse_known_args(arguments)
+    if overrides and options.action != "run":
+        _parser().error(f"expected overrides after run alone, found {' '.join(overrides)}")
+
+    from rich.console import Console
+
+    from hagd.errors import HagdError
+
+    console = Console()
+    try:
+        if options.action == "run":
+            code = _run(options.name, options.runs, overrides, console)
+            if code:
+                sys.exit(code)
+        elif options.action == "show":
+            show(options.name, options.runs, Path(options.out) if options.out else None, console)
+        elif options.action == "list":
+            _list(options.names, options.runs, console)
+        else:
+            _overview(console)
+    except HagdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--runs", metavar="FOLDER", help="root of the results (default: paths.runs)")
+    parser = argparse.ArgumentParser(
+        prog="hagd-tables", description="Tables of measured runs. Without a command: their names."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="list | run | show")
+    listed = actions.add_parser("list", parents=[common], help="what is done, what is missing, what it would cost")
+    listed.add_argument(
+        "names", nargs="*", metavar="name", help="tables whose cells are shown (default: a line a table)"
+    )
+    run = actions.add_parser("run", parents=[common], help="run what is missing; further arguments go to extract.py")
+    shown = actions.add_parser("show", parents=[common], help="print a table; write it as Markdown, LaTeX, CSV, W&B")
+    shown.add_argument("--out", metavar="FOLDER", help="where it is written (default: RUNS/tables)")
+    for action in (run, shown):
+        action.add_argument("name", help="an experiment that is a table, for example quick/main")
+    return parser
+
+
+def _read(name: str, runs: str | None) -> tuple[Table, list[CellRuns], Path]:
+    """A table, its cells with their runs, and the root of the results."""
+    from hagd.tables.definition import load_table
+    from hagd.tables.runs import finished_runs, stopped_runs
+    from hagd.tables.view import match_runs
+
+    table = load_table(name, runs)
+    root = Path(next(iter(table.cells[0].configs.values())).paths.runs)
+    return table, match_runs(table, finished_runs(root), stopped_runs(root)), root
+
+
+def _overview(console: Console) -> None:
+    """Names, titles and sizes alone: finding out what is done composes every job, which takes a while."""
+    from hagd.tables.definition import SEED, descriptions
+
+    for name, (spec, swept) in descriptions().items():
+        *axes, seeds = [len(swept[axis]) for axis in (*spec.axes, SEED)]
+        console.print(
+            f"[bold]{name}[/bold]: {spec.title}; {prod(axes)} cells, {prod(axes) * seeds} jobs", highlight=False
+        )
+    console.print(
+        "hagd-tables list [NAME ...]: what is done, what is missing and what it would cost; run NAME: what is missing; "
+        "show NAME: the table",
+        style="dim",
+    )
+
+
+def _list(names: Sequence[str], runs: str | None, console: Console) -> None:
+    """Every cell of the named tables; without names, a line a table."""
+    from hagd.tables.cost import estimate, total
+    from hagd.tables.definition import table_names
+    from hagd.tables.terminal import duration, print_cells
+
+    for name in names or table_names():
+        table, cells, root = _read(name, runs)
+        missing = {
+            (i, seed): estimate(each, seed, cells, root) for i, each in enumerate(cells) for seed in each.missing
+        }
+        jobs = sum(len(each.keys) for each in cells)
+        cost = f", {len(missing)} missing: {duration(total(list(missing.values())))} on one core" if missing else ""
+        console.print(f"[bold]{name}[/bold]: {table.spec.title}", highlight=False)
+        if names:
+            print_cells(cells, missing, console)
+        console.print(f"  {len(cells)} cells, {jobs - len(missing)} of {jobs} jobs done{cost}", highlight=False)
+
+
+def _run(name: str, runs: str | None, overrides: Sequence[str], console: Console) -> int:
+    """Launch the smallest sweep that covers every missing job; returns its exit code."""
+    _, cells, _ = _read(name, runs)
+    if not any(each.missing for each in cells):
+        console.print(f"{name}: all jobs are done; hagd-tables show {name}", highlight=False)
+        return 0
+    command = [sys.executable, "-m", "hagd.cli.extract", f"experiment={name}", *narrowed(cells)]
+    command += [*([f"paths.runs={runs}"] if runs else []), *overrides]
+    console.print(" ".join(["hagd-extract", *command[3:]]), highlight=False, soft_wrap=True, style="dim")
+    return subprocess.run(command).returncode
+
+
+def narrowed(cells: Sequence[CellRuns]) -> list[str]:
+    """Overrides that leave out every value of an axis, and every seed, for which nothing is missing."""
+    incomplete = [each for each in cells if each.missing]
+    axes = {axis: dict.fromkeys(each.cell.values[axis] for each in incomplete) for axis in incomplete[0].cell.values}
+    seeds = sorted({seed for each in incomplete for seed in each.missing})
+    return [*(f"{axis}={','.join(values)}" for axis, values in axes.items()), f"seed={','.join(map(str, seeds))}"]
+
+
+def show(name: str, runs: str | None, out: Path | None, console: Console) -> None:
+    """Print the table `name`, and write it to `out` (None: `tables` below the root of the results) and to W&B."""
+    from hagd.artifacts.store import disk_errors
+    from hagd.tables.formats import write_files
+    from hagd.tables.manifest import write_table_manifest
+    from hagd.tables.terminal import print_view
+    from hagd.tables.tracking import track_table
+    from hagd.tables.view import view
+
+    table, cells, root = _read(name, runs)
+    seen = view(table, cells)
+    print_view(seen, console)
+    folder, stem = out or root / "tables", name.replace("/", "_")
+    with disk_errors(folder):
+        files = write_files(seen, folder, stem)
+        write_table_manifest(table, cells, folder / f"{stem}.json")
+    track_table(seen, files, next(iter(table.cells[0].configs.values())).tracking, root)
+    console.print("\nwritten: " + " ".join(map(str, files)), highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

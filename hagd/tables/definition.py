@@ -1,0 +1,223 @@
+"""What a table is: an experiment that sweeps, and the description of its rows, columns and published figures.
+
+An experiment file is a table when it has a callback `table` (`WriteTable`). `hydra.sweeper.params` says which jobs
+there are; the callback's other keys say how they are shown. So `extract.py experiment=NAME` and `hagd-tables` read the
+same file, and nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from pydantic import Field, model_validator
+
+from hagd.cli.paths import conf_dir
+from hagd.config.base import Section
+from hagd.config.load import load_config
+from hagd.config.run import ExtractConfig
+from hagd.errors import ConfigError
+
+SEED = "seed"
+"""The swept key that makes no rows: its values are the repetitions of a cell."""
+
+
+class Axis(Section):
+    """One swept key; its values make rows."""
+
+    label: str = Field(description="head of the column")
+    values: dict[str, str] = Field({}, description="value → what is shown for it; others are shown as they are")
+
+
+class Column(Section):
+    """One figure of every row."""
+
+    metric: str = Field(description="key in metrics.json, or stage.NAME.seconds, stage.NAME.peak_mb of manifest.json")
+    label: str = Field(description="head of the column")
+    digits: int = Field(2, ge=0, description="decimals")
+    controls: dict[str, str] = Field({}, description="mark → metric that the figure is compared with, of the same runs")
+
+
+class Fit(Section):
+    """A power law through all finished runs of the table: figure ∝ x to some exponent."""
+
+    column: str = Field(description="the figure")
+    x: str = Field(description="metric that it grows with")
+    label: str = Field(description="what x is")
+
+
+class Published(Section):
+    """Figures that a publication reports: shown in columns of their own, never computed with."""
+
+    row: dict[str, str] | None = Field(None, description="the row beside which they stand; null = a row of their own")
+    figures: dict[str, str] = Field(description="column → figure, as text")
+    of: str = Field(description="what they were measured on")
+    source: str = Field(description="where they are reported")
+
+
+class NotRun(Section):
+    """A row that cannot be run here. It stays empty whatever runs there are."""
+
+    row: dict[str, str] = Field(description="key → value")
+    needs: str = Field(description="what it would need")
+
+
+class TableSpec(Section):
+    """How the jobs of an experiment are shown."""
+
+    title: str = Field(description="one line")
+    note: str = Field("", description="what a reader must know")
+    axes: dict[str, Axis] = Field(min_length=1, description="swept key → rows, in the order of their columns")
+    columns: dict[str, Column] = Field(min_length=1, description="name → figure")
+    controls: dict[str, str] = Field({}, description="mark → what the control is")
+    fits: tuple[Fit, ...] = Field((), description="exponents below the table")
+    published: tuple[Published, ...] = Field((), description="figures of publications")
+    not_run: tuple[NotRun, ...] = Field((), description="rows that cannot be run here")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> TableSpec:
+        problems = [
+            f"columns.{name}.controls: expected marks of controls ({', '.join(self.controls) or 'none'}), found {mark}"
+            for name, column in self.columns.items()
+            for mark in column.controls
+            if mark not in self.controls
+        ]
+        problems += [
+            f"published and fits: expected a column ({', '.join(self.columns)}), found {name}"
+            for name in [*(n for each in self.published for n in each.figures), *(fit.column for fit in self.fits)]
+            if name not in self.columns
+        ]
+        problems += [
+            f"row: expected the axes ({', '.join(self.axes)}), found {key}"
+            for row in [*(each.row or {} for each in self.published), *(each.row for each in self.not_run)]
+            for key in row
+            if key not in self.axes
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The jobs of one row, which differ in their seed alone.
+
+    Attributes:
+        values: axis → value.
+        configs: seed → configuration.
+    """
+
+    values: dict[str, str]
+    configs: dict[int, ExtractConfig]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with all its jobs.
+
+    Attributes:
+        name: of its experiment.
+        spec: how it is shown.
+        cells: in the order of the sweep.
+    """
+
+    name: str
+    spec: TableSpec
+    cells: tuple[Cell, ...]
+
+
+def table_names(conf: Path | None = None) -> list[str]:
+    """Experiments below `conf` that are tables, `quick/` ones last."""
+    root = (conf or conf_dir()) / "experiment"
+    names = [file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml") if _is_table(file)]
+    return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def load_table(name: str, runs: str | None = None, conf: Path | None = None) -> Table:
+    """Compose the jobs of the table `name`, as a multirun of `extract.py` would.
+
+    Args:
+        name: of its experiment.
+        runs: root of the results; None = the configured one.
+        conf: folder of the configuration.
+
+    Raises:
+        ConfigError: there is no such table, or its description is wrong.
+    """
+    conf = conf or conf_dir()
+    if name not in table_names(conf):
+        raise ConfigError(f"table: expected one of {', '.join(table_names(conf)) or 'none'}, found {name}")
+    common = [f"experiment={name}", *([f"paths.runs={runs}"] if runs else [])]
+    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        spec, swept = _describe(name)
+        seeds = [int(seed) for seed in swept.pop(SEED)]
+        cells = [_cell(dict(zip(swept, values, strict=True)), seeds, common) for values in product(*swept.values())]
+    return Table(name, spec, tuple(cells))
+
+
+def descriptions(conf: Path | None = None) -> dict[str, tuple[TableSpec, dict[str, list[str]]]]:
+    """Name → description, and swept keys with their values, of every table below `conf`.
+
+    Raises:
+        ConfigError: a description is wrong.
+    """
+    conf = conf or conf_dir()
+    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        return {name: _describe(name) for name in table_names(conf)}
+
+
+def _describe(name: str) -> tuple[TableSpec, dict[str, list[str]]]:
+    hydra: Any = compose("extract", overrides=[f"experiment={name}"], return_hydra_config=True).hydra
+    described: Any = OmegaConf.to_container(hydra.callbacks.table, resolve=True)
+    swept = {SEED: ["0"], **_swept(OmegaConf.to_container(hydra.sweeper.params) or {})}
+    spec = load_config(TableSpec, {key: value for key, value in described.items() if key != "_target_"})
+    axes = [key for key in swept if key != SEED]
+    if axes != list(spec.axes):
+        raise ConfigError(
+            f"table {name}: expected an axis for every key of hydra.sweeper.params but {SEED}, in their order "
+            f"({', '.join(axes)}), found {', '.join(spec.axes)}"
+        )
+    return spec, swept
+
+
+def _is_table(file: Path) -> bool:
+    try:
+        content: Any = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: expected YAML, found {error}") from None
+    for key in ("hydra", "callbacks", "table"):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content is not None
+
+
+def _swept(params: Any) -> dict[str, list[str]]:
+    """Key → values; Hydra's own parser, so `1,2`, `range(1,5)` and `choice(a,b)` mean what they mean in a sweep."""
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return {
+        override.get_key_element(): [_as_yaml(value) for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+        for override in parsed
+    }
+
+
+def _as_yaml(value: str) -> str:
+    """Hydra's iterator gives booleans as Python has them."""
+    return value.lower() if value in ("True", "False") else value
+
+
+def _cell(values: dict[str, str], seeds: list[int], common: list[str]) -> Cell:
+    """Composed once; nothing but the seed differs between its jobs."""
+    try:
+        composed = compose("extract", overrides=[*common, *(f"{key}={value}" for key, value in values.items())])
+    except HydraException as error:
+        raise ConfigError(f"{common[0]}: {' '.join(f'{k}={v}' for k, v in values.items())}: {error}") from None
+    container: Any = OmegaConf.to_container(composed, resolve=True)
+    return Cell(values, {seed: load_config(ExtractConfig, {**container, SEED: seed}) for seed in seeds})

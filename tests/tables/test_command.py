@@ -1,0 +1,171 @@
+"""Two cells of a tiny table, really run: listed, estimated, shown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hagd.errors import MemoryLimitError
+from hagd.pipeline.extraction import run_extraction
+from hagd.pipeline.job_key import job_key
+from hagd.tables import definition
+from hagd.tables.command import main, narrowed
+from hagd.tables.cost import Estimate, estimate, spent, total
+from hagd.tables.definition import load_table
+from hagd.tables.formats import csv_text, markdown
+from hagd.tables.runs import finished_runs, stopped_runs
+from hagd.tables.view import CellRuns, match_runs, view
+from hagd.tracking.read_back import offline_runs, read_run
+from tests.builders import tiny_extract
+from tests.tables.cases import conf_with_tiny, finished, table, with_runs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_cells_from_missing_to_shown(
+    tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tiny_runs)
+    monkeypatch.setattr(definition, "conf_dir", lambda: conf)
+    monkeypatch.setenv("COLUMNS", "150")
+    tiny = load_table("tiny")
+    configs = [cell.configs[0] for cell in tiny.cells]
+
+    cells = match_runs(tiny, finished_runs(tiny_runs), stopped_runs(tiny_runs))
+    assert [each.missing for each in cells] == [(0,), (0,)]
+    unknown = estimate(cells[1], 0, cells, tiny_runs)
+    assert unknown.seconds is None and set(unknown.stages.values()) == {None}, "nothing of this table was timed"
+
+    one, other = tiny_runs / "extract" / "one", tiny_runs / "sweeps" / "s" / "1"
+    run_extraction(configs[0], one, None, Console(quiet=True))
+    cells = match_runs(tiny, finished_runs(tiny_runs), stopped_runs(tiny_runs))
+    assert [each.missing for each in cells] == [(), (0,)] and cells[0].done[0].folder == one
+    known = estimate(cells[1], 0, cells, tiny_runs)
+    took = cells[0].done[0].stages
+    stages = ("search", "validation", "report")
+    assert known.seconds == pytest.approx(sum(took[name].seconds for name in stages)), "the rest is stored"
+    main(["list", "tiny"])
+    assert "1 of 2 jobs done, 1 missing: " in capsys.readouterr().out
+
+    metrics = run_extraction(configs[1], other, None, Console(quiet=True))
+    main(["show", "tiny", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "Tiny & small" in printed and "without" in printed
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "tiny.csv").read_text())))
+    (found,) = (line for line in lines if line["pruning"] == "without" and line["figure"] == "φ")
+    assert float(found["value"]) == metrics["validation.preservation"] and found["runs"] == str(other)
+    manifest = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    assert [run["search.pruning"] for run in manifest["runs"]] == ["true", "false"]
+    assert manifest["runs"][0]["job_key"] == json.loads((one / "manifest.json").read_text())["job_key"]
+    main(["run", "tiny"])
+    assert "all jobs are done" in capsys.readouterr().out
+    main([])
+    assert "tiny: Tiny & small; 2 cells, 2 jobs" in capsys.readouterr().out
+
+
+def test_a_search_beyond_the_limit_is_out_of_memory_until_the_limit_is_raised(tiny_runs: Path, tmp_path: Path) -> None:
+    limited = tiny_extract(tiny_runs, search__memory_limit_mb=5, search__n_nodes=6)
+    assert job_key(limited) == job_key(tiny_extract(tiny_runs, search__n_nodes=6)), "the limit decides no result"
+    with pytest.raises(MemoryLimitError, match=r"search\.memory_limit_mb: expected a search of at most 5 MB, found"):
+        run_extraction(limited, tmp_path / "extract" / "a", None, Console(quiet=True))
+    (stopped,) = stopped_runs(tmp_path).values()
+    assert stopped.limit_mb == 5 < stopped.peak_mb
+    raised = tiny_extract(tiny_runs, search__memory_limit_mb=int(stopped.peak_mb) + 1, search__n_nodes=6)
+    tiny = table(published=[], not_run=[])
+    tiny = replace(tiny, cells=tuple(replace(tiny.cells[0], configs={0: config}) for config in (limited, raised)))
+    cells = match_runs(tiny, {}, stopped_runs(tmp_path))
+    assert [each.missing for each in cells] == [(), (0,)]
+    text = markdown(view(tiny, cells))
+    assert f"0 of 1, 1 out of memory | out of memory ({stopped.peak_mb:,.0f} MB, limit 5 MB) |" in text
+    assert f"out of memory,memory held [MB],{stopped.peak_mb}" in csv_text(view(tiny, cells))
+
+
+def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
+    for name, files in {
+        "killed": {"manifest.json": '{"job_key": "k", "stages": {}}'},
+        "cut": {"manifest.json": '{"job_key": "k", "stages": {}}', "metrics.json": '{"a": 1'},
+        "older": {"manifest.json": '{"stages": {}}', "metrics.json": "{}"},
+    }.items():
+        (tmp_path / "extract" / name).mkdir(parents=True)
+        for file, text in files.items():
+            (tmp_path / "extract" / name / file).write_text(text)
+    assert finished_runs(tmp_path) == {}
+
+
+def test_the_newest_of_two_runs_counts(tmp_path: Path) -> None:
+    for time, name in enumerate(("b", "a")):
+        folder = tmp_path / "sweeps" / name / "0"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(
+            '{"job_key": "k", "git_revision": null, "versions": {}, '
+            '"stages": {"lm": {"key": "x", "reused": false, "seconds": 2.5, "peak_mb": 3}}}'
+        )
+        (folder / "metrics.json").write_text('{"m": 1}')
+        os.utime(folder / "manifest.json", ns=(time, time))
+    (tmp_path / "sweeps" / "a" / "0" / "tracking.json").write_text('{"id": "i", "folder": "../../../wandb/offline-i"}')
+    (run,) = finished_runs(tmp_path).values()
+    assert run.tracked == str(tmp_path / "wandb" / "offline-i")
+    assert run.folder == tmp_path / "sweeps" / "a" / "0"
+    assert run.metrics == {"m": 1, "stage.lm.seconds": 2.5, "stage.lm.peak_mb": 3}
+
+
+def test_shared_results_are_paid_once() -> None:
+    assert total([Estimate({"a": 5.0, "b": 1.0}), Estimate({"a": 5.0, "c": 2.0})]) == 8.0
+    assert total([Estimate({"a": 5.0}), Estimate({"b": None})]) is None and total([]) == 0
+    assert spent([finished("x", 2.0), finished("y", 3.0)]) == 12.0, "one model, two searches"
+
+
+def test_a_run_covers_what_is_missing_and_no_more() -> None:
+    tiny = table()
+    done = with_runs(tiny, {0: finished("x"), 1: finished("y"), 2: finished("z")}, {0: finished("w")})
+    assert narrowed(done) == ["search.pruning=false", "task=sorting", "seed=1,2"]
+    nothing: list[CellRuns] = with_runs(tiny, {}, {})
+    assert narrowed(nothing) == ["search.pruning=true,false", "task=sorting", "seed=0,1,2"]
+
+
+def test_an_unknown_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["show", "manes"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("error: table: expected one of ")
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_and_writes_its_table(tmp_path: Path) -> None:
+    """In a copy of the source with a tiny experiment: extract.py alone, then hagd-tables, then W&B read back."""
+    source, runs = tmp_path / "source", tmp_path / "runs"
+    source.mkdir()
+    shutil.copytree(ROOT / "hagd", source / "hagd", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "extract.py"):
+        shutil.copy(ROOT / file, source)
+    conf_with_tiny(source / "conf", runs, tracking={"mode": "offline"})
+
+    def call(*command: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(source), "COLUMNS": "150"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "1 of 1 jobs done" in call(str(source / "extract.py"), "experiment=tiny", "search.pruning=true")
+    assert (runs / "tables" / "tiny.md").read_text().count("0 of 1") == 1, "written at the end, one cell missing"
+    listed = call("-m", "hagd.tables", "list", "tiny")
+    assert "1 of 2 jobs done, 1 missing: " in listed and "unknown" not in listed
+    assert "1 of 1 jobs done" in call("-m", "hagd.tables", "run", "tiny"), "the missing one alone"
+    assert "0 of 1" not in call("-m", "hagd.tables", "show", "tiny")
+    last = read_run(offline_runs(runs)[-1])
+    logged = last.tables["tiny"]
+    assert logged.columns[:4] == ("pruning", "record", "figure", "value") and logged.columns[-2:] == ("runs", "wandb")
+    measured = [row for row in logged.rows if row[1] == "measured"]
+    assert len(measured) == 4 and all(Path(row[-2]).is_dir() for row in measured)
