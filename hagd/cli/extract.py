@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
-from hagd.cli.job import run_job
+from hagd.cli.job import objective, run_job
 from hagd.cli.paths import conf_dir
 from hagd.cli.unknown_key import nearest_key_named
 
 if TYPE_CHECKING:
     from hagd.config.base import Section
 
-OBJECTIVES = ("validation.preservation", "graph.replacement", "plan.peak_mb")
-"""Preservation on held-out prompts of a circuit, the replacement score of a prompt, memory of a plan."""
+OBJECTIVES = ("selection.preservation", "graph.replacement", "plan.peak_mb")
+"""Preservation of a circuit on the selection split, the replacement score of a prompt, memory of a plan."""
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="extract")
 def _run(composed: DictConfig) -> float:
-    """Returns what sweepers may maximise: the first of `OBJECTIVES` that the job has."""
+    """Returns what sweepers optimise: `optimized_metric`, or the first of `OBJECTIVES` that the job has."""
     from hagd.config.run import ExtractConfig
 
-    metrics = run_job(composed, ExtractConfig, _extract)
-    return next(metrics[key] for key in OBJECTIVES if key in metrics)
+    return objective(run_job(composed, ExtractConfig, _extract), composed.optimized_metric, OBJECTIVES)
 
 
 def main() -> None:

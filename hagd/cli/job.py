@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from hagd.cli.launchers import launched_job
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from hagd.config.base import Section
+    from hagd.config.run import StagesConfig
 
-S = TypeVar("S", bound="Section")
+S = TypeVar("S", bound="StagesConfig")
 
 
 def run_job(
     composed: DictConfig, schema: type[S], job: Callable[[S, Path, str | None], dict[str, float]]
 ) -> dict[str, float]:
-    """Validate the configuration and run the job in its Hydra folder.
+    """Validate the configuration and run the job in its Hydra folder; a sweep does not repeat what has finished before.
 
     A problem that the user can act on is printed as its message alone; the exit code is 1. In a sweep the other
     jobs go on. Ctrl-C exits with 130, SIGTERM with 143; finished stages and checkpoints are kept either way.
@@ -37,13 +40,18 @@ def run_job(
     folder = Path(hydra.runtime.output_dir)
     sweep = hydra.mode == RunMode.MULTIRUN
     group = Path(hydra.sweep.dir).name if sweep else None
+    (folder / "error.txt").unlink(missing_ok=True)  # of an attempt that a cluster requeued
     previous = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
     # A log file on a full disk must not bury the message that says so under a traceback a line.
     raises, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
         assert isinstance(container, dict)
-        return job(load_config(schema, {str(key): value for key, value in container.items()}), folder, group)
+        config = load_config(schema, {str(key): value for key, value in container.items()})
+        if sweep and _in_main_thread():
+            with launched_job(hydra, folder, job.__module__):
+                return _reuse_or_run(config, job, folder, group)
+        return _reuse_or_run(config, job, folder, group)
     except HagdError as error:
         _fail(str(error), folder, sweep)
     except OSError as error:
@@ -64,6 +72,41 @@ def run_job(
         logging.raiseExceptions = raises
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def objective(metrics: dict[str, float], wanted: str | None, otherwise: Sequence[str]) -> float:
+    """What a sweeper optimises: the metric `wanted`, or the first of `otherwise` that there is; NaN without any."""
+    names = otherwise if wanted is None else (wanted,)
+    return next((metrics[name] for name in names if name in metrics), math.nan)
+
+
+def _known_metric(wanted: str | None, metrics: dict[str, float]) -> None:
+    from hagd.config.problems import nearest
+    from hagd.errors import ConfigError
+
+    if wanted is not None and wanted not in metrics:
+        near = nearest(wanted, metrics)
+        raise ConfigError(
+            f"optimized_metric: expected a key of metrics.json, found {wanted}"
+            + (f"; did you mean {near}?" if near else "; choose one of those in the run folder")
+        )
+
+
+def _reuse_or_run(
+    config: S, job: Callable[[S, Path, str | None], dict[str, float]], folder: Path, group: str | None
+) -> dict[str, float]:
+    from hagd.pipeline.finished import finished_job, refer_to, remember_finished
+
+    finished = finished_job(config) if group is not None else None
+    if finished is not None:
+        refer_to(finished, folder)
+        print(f"finished before: {finished.folder}")
+        _known_metric(config.optimized_metric, finished.metrics)
+        return finished.metrics
+    metrics = job(config, folder, group)
+    remember_finished(config, folder)
+    _known_metric(config.optimized_metric, metrics)
+    return metrics
 
 
 def _fail(message: str, folder: Path, sweep: bool) -> NoReturn:

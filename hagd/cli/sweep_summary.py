@@ -1,77 +1,39 @@
-"""One table at the end of a sweep: every job's overrides, status and main figures.
-
-A Hydra callback. Jobs may have run in other processes or on other machines, so only the files in the jobs'
-folders are read: `.hydra/overrides.yaml`, `metrics.json` after success and `error.txt` after a failure.
-"""
+"""One table at the end of a sweep: every job's overrides, status, main figures and W&B run. A Hydra callback."""
 
 from __future__ import annotations
 
 import atexit
 import json
 import os
-import re
 import statistics
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from hagd.cli.sweep_jobs import ENDED_WELL, FIGURES, Job, expected_jobs, read_jobs
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
-_LABEL_WIDTH = 7
+_LABEL_WIDTH = 11
 _NARROW: dict[str, Any] = {"pad_edge": False, "show_edge": False, "padding": (0, 1, 0, 0)}
-
-FIGURES = {
-    "model.accuracy": "model",
-    "circuit.nodes": "nodes",
-    "validation.preservation": "φ",
-    "empty.accuracy": "empty",
-    "control.random.preservation": "φ random",
-    "control.attribution.preservation": "φ IG",
-    "curve.cpr_log": "CPR log",
-    "graph.replacement": "replacement",
-    "transcoder.fvu": "FVU",
-    "time.total_s": "seconds",
-}
-"""What the tables show: key in `metrics.json` → column."""
-
-Status = Literal["done", "failed", "unfinished"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a sweep.
-
-    Attributes:
-        folder: its output folder.
-        overrides: as `key=value`.
-        status: `unfinished` when it left neither result nor error (killed, or still running).
-        figures: what `metrics.json` has of `FIGURES`.
-        error: first line of `error.txt`, else None.
-    """
-
-    folder: str
-    overrides: tuple[str, ...]
-    status: Status
-    figures: dict[str, float]
-    error: str | None
-
-
-def read_jobs(sweep_dir: Path) -> list[Job]:
-    """Every job below `sweep_dir`, in the order of their numbers."""
-    folders = {file.parent.parent for file in sweep_dir.rglob(".hydra/overrides.yaml")}
-    return [_read_job(folder) for folder in sorted(folders, key=lambda folder: _natural(folder.relative_to(sweep_dir)))]
 
 
 def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
     """Write `sweep.json`, `summary.md` and `summary.html` into `sweep_dir`."""
     (sweep_dir / "sweep.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
     header, rows = _columns(jobs), [_row(job, jobs) for job in jobs]
-    text = _markdown(header, rows)
+    for job, row in zip(jobs, rows, strict=True):
+        if link := _run_link(job, sweep_dir):
+            row[-1] = f"[{row[-1]}]({link})"
+    text = f"{_title(jobs)}.\n\n" + _markdown(header, rows)
     if over_seeds := aggregate(jobs):
         text += "\nMean ± standard deviation over seeds:\n\n" + _markdown(*over_seeds)
     errors = "".join(f"\n- `{_label(job, jobs)}`: {job.error}" for job in jobs if job.error)
@@ -80,34 +42,40 @@ def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
 
 
 def _write_page(sweep_dir: Path, jobs: list[Job]) -> None:
-    """The table of all jobs, sortable, each linked to its report."""
+    """The table of all jobs, sortable, each linked to its report and its W&B run."""
     from hagd.report.html import publish
     from hagd.report.table_page import Cell, table_page
 
     rows = []
     for job in jobs:
         report = Path(job.folder) / "report.html"
-        link = quote(os.path.relpath(report, sweep_dir)) if report.is_file() else None
+        link = quote(os.path.relpath(report, sweep_dir)) if job.folder and report.is_file() else None
         label, status, *texts = _row(job, jobs)
-        figures = [Cell(text, job.figures.get(name)) for name, text in zip(_shown(jobs), texts, strict=True)]
-        rows.append([Cell(label, link=link), Cell(f"{status}: {job.error}" if job.error else status), *figures])
-    lead = f"{sum(job.status == 'done' for job in jobs)} of {len(jobs)} jobs done."
-    publish(table_page(f"Sweep {sweep_dir.name}", _columns(jobs), rows, lead), sweep_dir / "summary.html")
+        figures = [Cell(text, job.figures.get(name)) for name, text in zip(_shown(jobs), texts, strict=False)]
+        run = [Cell(texts[-1], link=_run_link(job, sweep_dir))] if _tracked(jobs) else []
+        rows.append([Cell(label, link=link), Cell(f"{status}: {job.error}" if job.error else status), *figures, *run])
+    publish(table_page(f"Sweep {sweep_dir.name}", _columns(jobs), rows, f"{_title(jobs)}."), sweep_dir / "summary.html")
+
+
+def _run_link(job: Job, sweep_dir: Path) -> str | None:
+    """The page of a W&B run, or the folder of an offline one."""
+    if job.run is None:
+        return None
+    return job.run if "://" in job.run else quote(os.path.relpath(job.run, sweep_dir))
 
 
 def aggregate(jobs: list[Job]) -> tuple[list[str], list[list[str]]] | None:
     """Header and rows of the table over seeds, one row a setting; None when no setting has two finished seeds."""
     groups: dict[tuple[str, ...], list[Job]] = {}
-    for job in jobs:
-        if job.status == "done":
+    for job in {job.overrides: job for job in jobs}.values():  # a sweeper may ask for the same job twice
+        if job.status in ENDED_WELL:
             groups.setdefault(tuple(part for part in job.overrides if not part.startswith("seed=")), []).append(job)
     if all(len(group) < 2 for group in groups.values()):
         return None
     names = _shown(jobs)
-    common = _common(jobs)
     rows = [
         [
-            " ".join(part for part in setting if part not in common) or "all",
+            _short(setting, jobs) or "all",
             str(len(group)),
             *(_spread([job.figures[name] for job in group if name in job.figures]) for name in names),
         ]
@@ -134,20 +102,22 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 class SweepSummary(Callback):
     """Prints the table, and writes it to the sweep's folder, when all jobs of a multirun have ended.
 
-    Hydra skips `on_multirun_end` when a job failed, so the summary is also due when the process exits.
+    Hydra skips `on_multirun_end` when a job failed or the sweep is interrupted, so the summary is also due when the
+    process exits.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        atexit.register(_summarise, Path(str(config.hydra.sweep.dir)).absolute())
+        atexit.register(_summarise, config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(_summarise)
-        _summarise(Path(str(config.hydra.sweep.dir)).absolute())
+        _summarise(config)
 
 
-def _summarise(sweep_dir: Path) -> None:
-    jobs = read_jobs(sweep_dir)
-    if jobs:  # none when the sweep failed before its first job started; Hydra prints why
+def _summarise(config: DictConfig) -> None:
+    sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
+    if read_jobs(sweep_dir):  # none when the sweep failed before its first job started; Hydra prints why
+        jobs = read_jobs(sweep_dir, expected_jobs(config))
         write_summary(sweep_dir, jobs)
         _print_table(sweep_dir, jobs)
 
@@ -158,15 +128,13 @@ def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    done = sum(job.status == "done" for job in jobs)
-    table = Table(title=f"{done} of {len(jobs)} jobs done", box=box.SIMPLE_HEAD, **_NARROW)
-    label, _, *figures = _columns(jobs)
-    for name in (label, *figures):
-        _add_column(table, name, first=name == label)
+    table = Table(title=_title(jobs), box=box.SIMPLE_HEAD, **_NARROW)
+    names = _shown(jobs)
+    for number, name in enumerate(["job", *(FIGURES[name] for name in names)]):
+        _add_column(table, name, first=number == 0)
     for job in jobs:
-        label, status, *figures = _row(job, jobs)
-        ended = job.status == "done"  # the colour alone would be lost in a file
-        table.add_row(*map(escape, (label if ended else f"{label} {status}", *figures)), style=None if ended else "red")
+        figures = (_format(job.figures.get(name)) for name in names)
+        table.add_row(_job_cell(job, jobs), *figures, style=None if job.status in ENDED_WELL else "red")
     console = Console()
     console.print(table)
     if over_seeds := aggregate(jobs):
@@ -179,7 +147,22 @@ def _print_table(sweep_dir: Path, jobs: list[Job]) -> None:
     for job in jobs:
         if job.error:
             console.print(f"[red]{escape(_label(job, jobs))}[/red]: {escape(job.error)}", soft_wrap=True)
-    console.print(f"[dim]{escape(str(sweep_dir / 'summary.md'))}[/dim]", soft_wrap=True)
+    for where in _where(jobs):
+        console.print(f"[dim]{escape(where)}[/dim]", highlight=False, soft_wrap=True)
+    console.print(f"[dim]{escape(str(sweep_dir / 'summary.md'))}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _title(jobs: list[Job]) -> str:
+    done = sum(job.status in ENDED_WELL for job in jobs)
+    reused = sum(job.status == "reused" for job in jobs)
+    return f"{done} of {len(jobs)} jobs done" + (f", {reused} of them reused" if reused else "")
+
+
+def _where(jobs: list[Job]) -> list[str]:
+    """Where the W&B runs of the column `run` are: pages of the project, or the command that shows offline ones."""
+    pages = {job.run.rpartition("/runs/")[0] for job in jobs if job.run and "://" in job.run}
+    folders = {Path(job.run).parent for job in jobs if job.run and "://" not in job.run}
+    return sorted(pages) + [f"wandb leet {os.path.relpath(folder)}" for folder in sorted(folders)]
 
 
 def _add_column(table: Table, name: str, *, first: bool) -> None:
@@ -190,35 +173,15 @@ def _add_column(table: Table, name: str, *, first: bool) -> None:
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
 
 
-def _read_job(folder: Path) -> Job:
-    overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    assert isinstance(overrides, list)
-    error = _first_line(folder / "error.txt")
-    figures = _read_figures(folder / "metrics.json")
-    status: Status = "failed" if error is not None else "unfinished" if figures is None else "done"
-    return Job(str(folder), tuple(map(str, overrides)), status, figures or {}, error)
+def _job_cell(job: Job, jobs: list[Job]) -> Text:
+    """Setting, status and the W&B run's id, which terminals open: in one column, because the figures need the width."""
+    from rich.text import Text
 
-
-def _first_line(file: Path) -> str | None:
-    if not file.exists():
-        return None
-    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
-
-
-def _read_figures(file: Path) -> dict[str, float] | None:
-    """The main figures in `file`, whose names may be dotted or nested; None without a readable file."""
-    try:
-        metrics = _flatten(json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError):
-        return None
-    return {name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)}
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    return {name: leaf for key, item in value.items() for name, leaf in _flatten(item, f"{prefix}{key}.").items()}
+    cell = Text(f"{_label(job, jobs)} {job.status}")
+    if job.run:
+        page = job.run if "://" in job.run else Path(job.run).as_uri()
+        cell.append(" ").append(job.run_id or "", style=f"link {page}")
+    return cell
 
 
 def _shown(jobs: list[Job]) -> list[str]:
@@ -227,17 +190,32 @@ def _shown(jobs: list[Job]) -> list[str]:
 
 
 def _columns(jobs: list[Job]) -> list[str]:
-    return ["job", "status", *(FIGURES[name] for name in _shown(jobs))]
+    return ["job", "status", *(FIGURES[name] for name in _shown(jobs)), *(["run"] if _tracked(jobs) else [])]
 
 
 def _row(job: Job, jobs: list[Job]) -> list[str]:
-    return [_label(job, jobs), job.status, *(_format(job.figures.get(name)) for name in _shown(jobs))]
+    run = [job.run_id or "–"] if _tracked(jobs) else []
+    return [_label(job, jobs), job.status, *(_format(job.figures.get(name)) for name in _shown(jobs)), *run]
+
+
+def _tracked(jobs: list[Job]) -> bool:
+    return any(job.run_id for job in jobs)
 
 
 def _label(job: Job, jobs: list[Job]) -> str:
     """What sets the job apart: its overrides without those that all jobs share."""
+    return _short(job.overrides, jobs) or Path(job.folder).name
+
+
+def _short(overrides: Sequence[str], jobs: list[Job]) -> str:
+    """`k=16` for `transcoder.k=16`, where no other key that varies ends in `k`."""
     common = _common(jobs)
-    return " ".join(part for part in job.overrides if part not in common) or Path(job.folder).name
+    keys = {part.partition("=")[0] for job in jobs for part in job.overrides if part not in common}
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    varying = (part.partition("=") for part in overrides if part not in common)
+    return " ".join(
+        f"{short if last[short := key.rpartition('.')[2]] == 1 else key}={value}" for key, _, value in varying
+    )
 
 
 def _common(jobs: list[Job]) -> set[str]:
@@ -248,8 +226,3 @@ def _format(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.0f}" if (value == int(value) and abs(value) > 1) or abs(value) >= 100 else f"{value:.3f}"
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts `10` after `9`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

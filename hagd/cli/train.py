@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from hagd.cli.job import run_job
+from hagd.cli.job import objective, run_job
 from hagd.cli.paths import conf_dir
 from hagd.cli.unknown_key import nearest_key_named
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
 def _run(composed: DictConfig) -> float:
-    """Returns the stage's figure of merit: held-out accuracy, minus FVU, or rank correlation."""
+    """Returns `optimized_metric`, or the stage's figure of merit: held-out accuracy, minus FVU, or rank correlation."""
     from hagd.config.run import TrainConfig
 
-    return run_job(composed, TrainConfig, _train)["objective"]
+    return objective(run_job(composed, TrainConfig, _train), composed.optimized_metric, ("objective",))
 
 
 def main() -> None:

@@ -54,6 +54,9 @@ class TrackingConfig(Section):
     entity: str | None = Field(None, description="W&B team or user")
     group: str | None = Field(None, description="W&B group (null = the sweep's name)")
     tags: tuple[str, ...] = Field((), description="W&B tags")
+    tensorboard: bool = Field(
+        False, description='curves of trainings also for TensorBoard, below the run folder; needs "hagd[tensorboard]"'
+    )
 
 
 class PathsConfig(Section):
@@ -77,6 +80,12 @@ class StagesConfig(Section):
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     paths: PathsConfig = PathsConfig()
+    optimized_metric: str | None = Field(
+        None,
+        description="key of metrics.json that a job returns to a sweeper such as Optuna; null: extract.py returns "
+        "selection.preservation (graph.replacement for a prompt, plan.peak_mb for a plan), train.py objective. Figures "
+        "of validation.* would choose settings by the prompts on which they are reported",
+    )
 
     @model_validator(mode="after")
     def _sections_fit(self) -> StagesConfig:

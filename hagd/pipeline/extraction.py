@@ -13,6 +13,7 @@ from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError, MemoryLimitError
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results, write_stopped
+from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
@@ -35,7 +36,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     start(config, folder)
     scorer = find_scorer(config)
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_pipeline(config, console, name, group, "extract", scorer) as (run, pipeline):
+    with tracked_pipeline(config, console, name, group, "extract", folder, scorer) as (run, pipeline):
         try:
             stored_report: ReportData = pipeline.get("report")
         except MemoryLimitError as error:
@@ -51,6 +52,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
         metrics = {
             **data.metrics,
             **flat_metrics(dictionaries, data.slot_names),
+            **_on_selection(data),
             "time.total_s": sum(each.seconds for each in stored),
             "time.wall_s": time.perf_counter() - began,
             "memory.peak_mb": max(each.peak_mb for each in stored),
@@ -60,9 +62,17 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
         track_dictionaries(run, dictionaries, data.slot_names)
+        for name, each in pipeline.used.items():
+            use(run, name, each)
     print_summary(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics
+
+
+def _on_selection(data: ReportData) -> dict[str, float]:
+    """Preservation of the reported circuit on the selection split, by which settings may be chosen."""
+    measured = [part.preservation_after for part in data.search if part.preservation_after is not None]
+    return {"selection.preservation": measured[-1]} if measured else {}
 
 
 def find_scorer(config: ExtractConfig) -> Path | None:

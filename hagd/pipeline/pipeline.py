@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +31,13 @@ from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline import prompt_stages, stages
 from hagd.pipeline.progress import StageProgress
+from hagd.pipeline.stage_runs import StageRuns, log_stage
 from hagd.report.assemble import Extraction, assemble
 from hagd.report.prompt.records import PromptReport
 from hagd.report.records import ReportData
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
+from hagd.tracking.wandb_run import Run
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
 
@@ -84,16 +87,17 @@ class Pipeline:
         self,
         config: StagesConfig,
         console: Console,
-        loggers: Callable[[], list[Logger]] = list,
         scorer: Path | None = None,
+        runs: StageRuns | None = None,
     ) -> None:
         self.config = config
         self.console = console
-        self.loggers = loggers
         self.scorer = scorer
+        self.stage_runs = runs
         self.runs = Path(config.paths.runs)
         self.store = ArtifactStore(self.runs / "artifacts")
         self.used: dict[str, Stored[Any]] = {}
+        self._runs: dict[str, Run | None] = {}
 
     def get(self, name: str) -> Any:
         """The record of a stage."""
@@ -102,9 +106,19 @@ class Pipeline:
             if not self.store.contains(name, key):
                 for parent in self.parents(name):
                     self.get(parent)
-            self.used[name] = self.store.get_or_compute(
-                name, key, stage.record, lambda work: self._compute(name, work), self._provenance(name), stage.trains
-            )
+            with ExitStack() as computing:
+                self.used[name] = self.store.get_or_compute(
+                    name,
+                    key,
+                    stage.record,
+                    lambda work: self._compute(name, work, computing),
+                    self._provenance(name),
+                    stage.trains,
+                )
+                if (run := self._runs.pop(name, None)) is not None:
+                    # A damaged result is made again without bringing up all that it reads.
+                    read = [(parent, self.used[parent]) for parent in self.parents(name) if parent in self.used]
+                    log_stage(run, name, self.used[name], read)
             self._report(name)
         return self.used[name].record
 
@@ -151,7 +165,13 @@ class Pipeline:
             identity["files"] = hashlib.sha256(repr(listing).encode()).hexdigest()
         return identity
 
-    def _compute(self, name: str, work: Path) -> Any:
+    def loggers(self, stage: str) -> list[Logger]:
+        """Where the training of a stage that is being computed logs."""
+        return [] if self.stage_runs is None else self.stage_runs.loggers(stage, self._runs[stage])
+
+    def _compute(self, name: str, work: Path, computing: ExitStack) -> Any:
+        if self.stage_runs is not None:
+            self._runs[name] = computing.enter_context(self.stage_runs.open(name, self.key(name)))
         self.console.print(f"[bold]{name}[/bold] …", highlight=False)
         with StageProgress(name, self.console) as progress:
             return STAGES[name].compute(self, work, progress)
@@ -251,7 +271,7 @@ STAGES: dict[str, Stage] = {
         1,
         ("task",),
         _lm_config,
-        lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers()),
+        lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers("lm")),
         trains=True,
     ),
     "prompts": Stage(
@@ -266,7 +286,9 @@ STAGES: dict[str, Stage] = {
         6,
         ("prompts", "lm"),
         _transcoders_config,
-        lambda p, work, progress: stages.fit_transcoders(p.config, p.lm, p.get("prompts"), work, p.loggers(), progress),
+        lambda p, work, progress: stages.fit_transcoders(
+            p.config, p.lm, p.get("prompts"), work, p.loggers("transcoders"), progress
+        ),
         trains=True,
     ),
     "means": Stage(

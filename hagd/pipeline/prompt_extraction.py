@@ -20,6 +20,7 @@ from hagd.attribution.records import KIND_NAMES
 from hagd.config.run import ExtractConfig
 from hagd.pipeline.outputs import write_manifest, write_metrics
 from hagd.pipeline.prompt_plan import prompt_plan, refuse_beyond_limit
+from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.prompt.neuronpedia import neuronpedia_graph
@@ -42,7 +43,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
     if config.graph.memory_limit_mb is not None:
         refuse_beyond_limit(config, prompt_plan(config))
     name = f"{config.model.name}-prompt-{config.seed}"
-    with tracked_pipeline(config, console, name, group, "prompt") as (run, pipeline):
+    with tracked_pipeline(config, console, name, group, "prompt", folder) as (run, pipeline):
         stored: PromptReport = pipeline.get("prompt_report")
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored, settings=flat_settings(config))
@@ -66,6 +67,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
             write_prompt_report(data, folder / "report.html")
             write_metrics(metrics, folder)
         _track(run, data, metrics, folder)
+        use(run, "prompt_graph", pipeline.used["prompt_graph"])
     print_prompt(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -14,11 +15,9 @@ from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig, StagesConfig
 from hagd.pipeline.outputs import write_config
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.stage_runs import StageRuns
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
-
-if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
 
 
 def start(config: ExtractConfig, folder: Path) -> None:
@@ -43,9 +42,14 @@ def tracked_pipeline(
     name: str,
     group: str | None,
     job_type: str,
+    folder: Path,
     scorer: Path | None = None,
 ) -> Iterator[tuple[Run, Pipeline]]:
-    """A W&B run with the resolved configuration, and a pipeline whose trainings log to it."""
+    """A W&B run with the resolved configuration, and a pipeline whose stages have runs of their own in its group.
+
+    `tracking.json` in the run folder says where the W&B run is.
+    """
+    group = group or f"{folder.parent.name}_{folder.name}"  # date and time
     with tracked_run(
         config.tracking,
         name=name,
@@ -54,8 +58,14 @@ def tracked_pipeline(
         config=config.model_dump(mode="json"),
         directory=Path(config.paths.runs),
     ) as run:
+        _link(run, folder)
+        yield run, Pipeline(config, console, scorer, StageRuns(config, group, folder))
 
-        def loggers() -> list[Logger]:
-            return [run.lightning_logger()]
 
-        yield run, Pipeline(config, console, loggers, scorer)
+def _link(run: Run, folder: Path) -> None:
+    """`tracking.json`: id of the W&B run, its page or, offline, its folder relative to the run folder."""
+    if run.dir is None:
+        return
+    where = {"url": run.url} if run.url else {"folder": os.path.relpath(run.dir, folder.absolute())}
+    with disk_errors(folder):
+        (folder / "tracking.json").write_text(json.dumps({"id": run.id, **where}))

@@ -20,6 +20,7 @@ from hagd.models.records import TrainedLM
 from hagd.pipeline.dictionaries import export
 from hagd.pipeline.outputs import track_dictionaries, write_config, write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import tracked_pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.wandb_run import Run, tracked_run
@@ -66,7 +67,7 @@ def run_training(
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
     name = f"{config.stage}-{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_pipeline(config, console, name, group, config.stage) as (run, pipeline):
+    with tracked_pipeline(config, console, name, group, config.stage, folder) as (run, pipeline):
         metrics = train(config, pipeline, sections, run)
         stored = pipeline.used.values()
         metrics["time.total_s"] = sum(each.seconds for each in stored)
@@ -88,7 +89,7 @@ def _train_lm(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Ru
             f"stage=lm: expected a mini model, found model.kind={config.model.kind}; pretrained models need no training"
         )
     trained: TrainedLM = pipeline.get("lm")
-    run.artifact(f"lm-{run.id}", "model", pipeline.used["lm"].path)
+    use(run, "lm", pipeline.used["lm"])
     return {"objective": trained.accuracy, "model.accuracy": trained.accuracy}
 
 
@@ -96,7 +97,7 @@ def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader
     found: TranscoderSet = pipeline.get("transcoders")
     slot_names = pipeline.get("prompts").slot_names
     track_dictionaries(run, found, slot_names)
-    run.artifact(f"transcoders-{run.id}", "transcoders", pipeline.used["transcoders"].path)
+    use(run, "transcoders", pipeline.used["transcoders"])
     if config.export.path is not None and not is_helper():
         with disk_errors(Path(config.export.path)):
             export(found, config.export, config.model, pipeline.lm)
@@ -119,13 +120,12 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
     settings |= {"learning_rate": config.gnn.learning_rate, "weight_decay": config.gnn.weight_decay}
     key = stage_key("scorer", _SCORER_VERSION, settings, parents, config.seed)
     graphs = [] if pipeline.store.contains("scorer", key) else [_labelled(source) for source in sources]
+    loggers = [] if pipeline.stage_runs is None else pipeline.stage_runs.loggers("scorer", run)
     stored: Stored[TrainedScorer] = pipeline.store.get_or_compute(
         "scorer",
         key,
         TrainedScorer,
-        lambda work: train_scorer(
-            graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", pipeline.loggers()
-        ),
+        lambda work: train_scorer(graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", loggers),
         {"config": settings, "parents": parents, "seed": config.seed},
         joint=True,
     )

@@ -35,6 +35,7 @@ class LoggedRun:
         tables: name → table.
         media: name → file of a figure or HTML page.
         artifacts: name → paths inside the artifact; W&B's own artifacts that hold tables are left out.
+        used: names of artifacts that are inputs.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LoggedRun:
     tables: dict[str, LoggedTable]
     media: dict[str, Path]
     artifacts: dict[str, tuple[str, ...]]
+    used: tuple[str, ...]
 
 
 def offline_runs(directory: Path) -> list[Path]:
@@ -64,6 +66,7 @@ def read_run(folder: Path) -> LoggedRun:
     values = overview["summary"]
     media = {name: folder / "files" / value["path"] for name, value in values.items() if _is_file(value)}
     tables = {name: path for name, path in media.items() if values[name]["_type"] == "table-file"}
+    artifacts = [record["artifact"] for record in records if _is_artifact(record)]
     history = [_plain(record["history"]["item"]) for record in records if record["type"] == "history"]
     return LoggedRun(
         name=overview["name"],
@@ -74,7 +77,8 @@ def read_run(folder: Path) -> LoggedRun:
         history=tuple(item for item in history if item),
         tables={name: _read_table(path) for name, path in tables.items()},
         media={name: path for name, path in media.items() if name not in tables},
-        artifacts=dict(_artifact(record["artifact"]) for record in records if _is_artifact(record)),
+        artifacts=dict(_artifact(each) for each in artifacts if not each.get("use_after_commit")),
+        used=tuple(each["name"] for each in artifacts if each.get("use_after_commit")),
     )
 
 

@@ -13,6 +13,7 @@ from hagd.errors import ConfigError
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
+    from wandb import Artifact
 
 STEP = "step"
 """Metric that plots use as their x-axis. W&B's own step must never go back, which stages in turn would do."""
@@ -73,16 +74,20 @@ class Run:
 
         self._run.log({name: wandb.Html(str(path), inject=False)})
 
-    def artifact(self, name: str, type: str, path: Path) -> None:
+    def artifact(self, name: str, type: str, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Log a file or folder as a W&B artifact. Its files are referred to, not copied: they must stay in place."""
-        import wandb
+        if self._mode != "disabled":  # no need to read the files
+            self._run.log_artifact(_artifact(name, type, path, metadata))
 
-        artifact = wandb.Artifact(name, type=type)
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        for file in files:
-            relative = file.name if path.is_file() else str(file.relative_to(path))
-            artifact.add_file(str(file), name=relative, policy="immutable", skip_cache=True)
-        self._run.log_artifact(artifact)
+    def use(self, name: str, type: str, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Note an artifact, given as to `artifact`, as an input: W&B draws lineage from it.
+
+        W&B's `use_artifact` refuses to work offline. This is what it does with an artifact that no server has seen: the
+        artifact is logged with the request to use it, which `wandb sync` carries out later. One whose content is there
+        already is found by its digest.
+        """
+        if self._mode != "disabled":
+            self._run._log_artifact(_artifact(name, type, path, metadata), is_user_created=True, use_after_commit=True)
 
     def lightning_logger(self) -> WandbLogger:
         """Logger for a Lightning trainer that writes into this run, over the trainer's own global step."""
@@ -91,6 +96,17 @@ class Run:
         self._run.define_metric("trainer/global_step")
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return WandbLogger(experiment=self._run)
+
+
+def _artifact(name: str, type: str, path: Path, metadata: Mapping[str, Any] | None) -> Artifact:
+    import wandb
+
+    artifact = wandb.Artifact(name, type=type, metadata=None if metadata is None else dict(metadata))
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        relative = file.name if path.is_file() else str(file.relative_to(path))
+        artifact.add_file(str(file), name=relative, policy="immutable", skip_cache=True)
+    return artifact
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""SIGTERM in a training of several processes: all stop at the same step boundary."""
+"""SIGTERM in a training: all its processes stop at the same step boundary, where a checkpoint is exact."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
 import torch
@@ -13,25 +14,27 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 class StopTogether(Callback):
     """Raises Lightning's `SIGTERMException` in every process after a step in which any of them got the signal.
 
-    Lightning's own handler talks to the other processes from within the signal, between whatever they are exchanging
-    at that moment, and each process then stops at a boundary of its own; neither leaves a checkpoint.
+    Lightning's own handler passes the signal on to the one that was there before, which may end the process in the
+    middle of a step. With several processes it also talks to the others from within the signal, between whatever they
+    are exchanging at that moment, and each then stops at a boundary of its own. Neither leaves a checkpoint.
     """
 
     def __init__(self) -> None:
         self._received = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)  # Lightning puts back what was there before
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        received = torch.tensor(float(self._received))
         if trainer.world_size > 1:
-            received = torch.tensor(float(self._received), device=trainer.strategy.root_device)
+            received = received.to(trainer.strategy.root_device)
             torch.distributed.all_reduce(received)
-            if received > 0:
-                raise SIGTERMException
+        if received > 0:
+            raise SIGTERMException
 
     def _note(self, *_: object) -> None:
         self._received = True

@@ -38,10 +38,10 @@ def _flat(settings: dict[str, Any], prefix: str) -> Any:
             yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def run_here(folder: Path, *overrides: str) -> dict[str, float]:
-    """What `python extract.py` does after Hydra has made the run folder `folder`."""
+def run_here(folder: Path, *overrides: str, mode: str = "RUN") -> dict[str, float]:
+    """What `python extract.py` does after Hydra has made the run folder `folder`; `MULTIRUN`: as a job of a sweep."""
     folder.mkdir(parents=True, exist_ok=True)
-    runtime = [f"hydra.runtime.output_dir={folder}", "hydra.mode=RUN", "hydra.job.num=0"]
+    runtime = [f"hydra.runtime.output_dir={folder}", f"hydra.mode={mode}", "hydra.job.num=0"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("extract", overrides=[*overrides, *runtime], return_hydra_config=True)
     HydraConfig.instance().set_config(composed)

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from hagd.tracking.read_back import offline_runs
-from tests.cli.jobs import run_command, tiny_overrides
+from tests.cli.jobs import command, environment, run_command, run_here, tiny_overrides
+
+
+def test_a_job_of_a_sweep_is_not_repeated(
+    tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*tiny_overrides(tiny_runs), "validation.n_bootstrap=51"]  # a job that no other test has finished
+    first = run_here(tmp_path / "0", *settings, mode="MULTIRUN")
+    capsys.readouterr()
+    monkeypatch.setattr("hagd.pipeline.extraction.run_extraction", lambda *_: pytest.fail("ran again"))
+    again = run_here(tmp_path / "1", *settings, mode="MULTIRUN")
+    assert again == pytest.approx(first)
+    assert capsys.readouterr().out == f"finished before: {tmp_path.resolve() / '0'}\n"
+    assert [file.name for file in (tmp_path / "1").iterdir()] == ["reused.json"]
 
 
 @pytest.mark.slow
@@ -30,3 +46,37 @@ def test_a_sweep_with_a_failing_job(tmp_path: Path) -> None:
     assert len(runs) == 2
     for run in runs:  # W&B's own reader does not show the group
         assert sweep.name.encode() in next(run.glob("*.wandb")).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_rerun_retries_what_failed_and_nothing_else(tmp_path: Path) -> None:
+    overrides = [*tiny_overrides(tmp_path), "tracking=offline", "search.n_nodes=4000,8"]
+    run_command(tmp_path, "-m", *overrides)
+    again = run_command(tmp_path, "-m", *overrides)
+    assert again.returncode == 1 and "1 of 2 jobs done, 1 of them reused" in again.stdout
+    first, second = sorted((tmp_path / "sweeps").iterdir())
+    failed, reused = json.loads((second / "sweep.json").read_text())
+    assert failed["status"] == "failed" and failed["error"].startswith("search.n_nodes: expected at most")
+    assert reused["status"] == "reused"
+    assert Path(reused["run"]).is_dir() and Path(failed["run"]).is_dir()
+    assert reused["run"] == json.loads((first / "sweep.json").read_text())[1]["run"]
+    assert len(offline_runs(tmp_path)) == 3, "the job that was not repeated has one run, the other one for every try"
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_lists_the_jobs_that_never_started(tmp_path: Path) -> None:
+    overrides = [*tiny_overrides(tmp_path), "seed=0,1,2"]
+    process = subprocess.Popen(
+        command("-m", *overrides), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "jobs").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "1 of 3 jobs done" in shown
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    assert [job["status"] for job in json.loads((sweep / "sweep.json").read_text())] in (
+        ["done", "unfinished", "not started"],
+        ["done", "not started", "not started"],
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hagd.cli.sweep_summary import Job, Status, aggregate, read_jobs, write_summary
+from hagd.cli.sweep_jobs import Job, Status, read_jobs
+from hagd.cli.sweep_summary import _label, aggregate, write_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,8 +68,9 @@ def check(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
     written = json.loads((folder / "sweep" / "sweep.json").read_text())
     assert written[5]["figures"] == jobs[5].figures and written[2]["error"].startswith("task.p")
     markdown = (folder / "sweep" / "summary.md").read_text().splitlines()
-    assert markdown[0] == "| job | status | nodes | φ |"
-    assert markdown[7] == "| x=5 | done | 50 | 0.550 |"
+    assert markdown[0] == "10 of 12 jobs done."
+    assert markdown[2] == "| job | status | nodes | φ |"
+    assert markdown[9] == "| x=5 | done | 50 | 0.550 |"
     assert markdown[-1] == "- `x=2`: task.p: must be at least 2 [found 1]"
 
 
@@ -89,23 +91,43 @@ def test_summary_with_jobs_in_other_processes(tmp_path: Path) -> None:
     check(tmp_path, sweep(tmp_path, ", override hydra/launcher: joblib"))
 
 
+def test_jobs_that_ran_before_and_jobs_that_never_started(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / str(number) / ".hydra").mkdir(parents=True)
+        (tmp_path / str(number) / ".hydra" / "overrides.yaml").write_text(f"[a.k={number}]")
+    earlier = tmp_path / "elsewhere" / "7"
+    earlier.mkdir(parents=True)
+    (earlier / "metrics.json").write_text('{"circuit.nodes": 80}')
+    (earlier / "tracking.json").write_text('{"id": "abc", "folder": "../../wandb/offline-run-abc"}')
+    (tmp_path / "0" / "reused.json").write_text('{"folder": "../elsewhere/7"}')
+    (tmp_path / "1" / "tracking.json").write_text('{"id": "def", "url": "https://wandb.ai/team/hagd/runs/def"}')
+    jobs = read_jobs(tmp_path, [("a.k=0",), ("a.k=1",), ("a.k=2",)])
+    assert [job.status for job in jobs] == ["reused", "unfinished", "not started"]
+    assert jobs[0].figures == {"circuit.nodes": 80} and jobs[0].run == str(tmp_path / "wandb" / "offline-run-abc")
+    write_summary(tmp_path, jobs)
+    assert (tmp_path / "summary.md").read_text().splitlines() == [
+        "1 of 3 jobs done, 1 of them reused.",
+        "",
+        "| job | status | nodes | run |",
+        "| --- | --- | --- | --- |",
+        "| k=0 | reused | 80 | [abc](wandb/offline-run-abc) |",
+        "| k=1 | unfinished | – | [def](https://wandb.ai/team/hagd/runs/def) |",
+        "| k=2 | not started | – | – |",
+    ]
+
+
+def test_keys_are_shortened_unless_two_would_be_the_same() -> None:
+    jobs = [Job("", ("graph.n=1", f"search.n={n}", f"seed={n}"), "done", {}, None) for n in range(2)]
+    assert _label(jobs[1], jobs) == "n=1 seed=1"
+    jobs.append(Job("", ("graph.n=2", "search.n=0", "seed=0"), "done", {}, None))
+    assert _label(jobs[2], jobs) == "graph.n=2 search.n=0 seed=0"
+
+
 def test_truncated_metrics_are_no_success(tmp_path: Path) -> None:
     (tmp_path / "0" / ".hydra").mkdir(parents=True)
     (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[]")
     (tmp_path / "0" / "metrics.json").write_text('{"circuit.nodes": 1')
     assert read_jobs(tmp_path)[0].status == "unfinished"
-
-
-def test_the_page_links_each_job_to_its_report(tmp_path: Path) -> None:
-    figures = {"validation.preservation": 0.9}
-    (tmp_path / "0 a").mkdir()
-    (tmp_path / "0 a" / "report.html").write_text("")
-    done = Job(str(tmp_path / "0 a"), ("seed=0",), "done", figures, None)
-    failed = Job(str(tmp_path / "1"), ("seed=1",), "failed", {}, "task.p: too small")
-    write_summary(tmp_path, [done, failed])
-    page = (tmp_path / "summary.html").read_text()
-    assert '<a class="link" href="0%20a/report.html">seed=0</a>' in page and page.count("<a ") == 1
-    assert 'data-value="0.9">0.900</td>' in page and "failed: task.p: too small" in page and "1 of 2 jobs done" in page
 
 
 def test_means_over_seeds() -> None:
@@ -119,3 +141,15 @@ def test_means_over_seeds() -> None:
         [["k=4", "2", "10", "0.005 ± 0.001", "150 ± 71"], ["k=8", "1", "20", "0.500", "100"]],
     )
     assert aggregate(jobs[1:]) is None, "no setting has two seeds"
+
+
+def test_the_page_links_each_job_to_its_report(tmp_path: Path) -> None:
+    figures = {"validation.preservation": 0.9}
+    (tmp_path / "0 a").mkdir()
+    (tmp_path / "0 a" / "report.html").write_text("")
+    done = Job(str(tmp_path / "0 a"), ("seed=0",), "done", figures, None)
+    failed = Job(str(tmp_path / "1"), ("seed=1",), "failed", {}, "task.p: too small")
+    write_summary(tmp_path, [done, failed])
+    page = (tmp_path / "summary.html").read_text()
+    assert '<a class="link" href="0%20a/report.html">seed=0</a>' in page and page.count("<a ") == 1
+    assert 'data-value="0.9">0.900</td>' in page and "failed: task.p: too small" in page and "1 of 2 jobs done" in page

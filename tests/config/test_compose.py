@@ -33,7 +33,7 @@ def overrides(group: str, name: str) -> tuple[str, ...]:
 def test_every_group_is_known_here() -> None:
     folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(GROUPS) <= folders
-    assert folders - set(GROUPS) <= {"hydra", "experiment", "variant"}
+    assert folders - set(GROUPS) <= {"hydra", "experiment", "variant", "hparams_search"}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in options(group)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from hagd.errors import ConfigError
 from hagd.pipeline.extraction import run_extraction
+from hagd.pipeline.stage_runs import StageRuns
 from hagd.tracking.read_back import LoggedRun, offline_runs, read_run
 from tests.builders import tiny_extract
 
@@ -25,9 +27,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def logged(folder: Path) -> LoggedRun:
-    (run,) = offline_runs(folder)
-    return read_run(run)
+def runs(folder: Path) -> dict[str, LoggedRun]:
+    """Name → run: that of the job and those of its stages."""
+    read = [read_run(run) for run in offline_runs(folder)]
+    return {run.name: run for run in read}
+
+
+@pytest.fixture(scope="module")
+def logged(runs: dict[str, LoggedRun]) -> LoggedRun:
+    return runs["tiny-sorting-0"]
 
 
 def test_configuration_and_state(folder: Path, logged: LoggedRun) -> None:
@@ -58,9 +66,78 @@ def test_report_figures_and_artifacts(folder: Path, logged: LoggedRun) -> None:
     assert kinds == {"circuit": ("circuit.json",), "report": ("report.html",)}
 
 
-def test_training_curves_of_both_trainings(logged: LoggedRun) -> None:
-    named = {name for item in logged.history for name in item}
-    assert {"lm/loss", "lm/accuracy", "transcoder/loss", "transcoder/fvu"} <= named
+STAGES = ("lm", "transcoders", "graph", "hierarchy", "search", "validation")
+
+
+def test_every_stage_is_a_run_with_its_result(folder: Path, runs: dict[str, LoggedRun]) -> None:
+    assert set(runs) == {"tiny-sorting-0", *(f"{stage}-tiny-sorting-0" for stage in STAGES)}
+    stages = json.loads((folder / "run" / "manifest.json").read_text())["stages"]
+    types = {"lm": "model", "search": "circuit"}
+    for stage in STAGES:
+        run, key = runs[f"{stage}-tiny-sorting-0"], stages[stage]["key"]
+        assert (run.state, run.config["stage_key"], run.config["seed"]) == ("finished", key, 0)
+        assert run.summary[f"{stage}.seconds"] == pytest.approx(stages[stage]["seconds"])
+        files = ("meta.json", "record.json", "tensors.safetensors")
+        assert set(run.artifacts) == {f"{types.get(stage, stage)}-{key}"} and set(*run.artifacts.values()) <= set(files)
+
+
+def test_lineage_leads_from_transcoders_to_the_circuit(folder: Path, runs: dict[str, LoggedRun]) -> None:
+    made = {stage: next(iter(runs[f"{stage}-tiny-sorting-0"].artifacts)) for stage in STAGES}
+    used = {stage: set(runs[f"{stage}-tiny-sorting-0"].used) for stage in STAGES}
+    assert used["lm"] == set() and used["transcoders"] == {made["lm"]}
+    assert used["graph"] == {made["lm"], made["transcoders"]}
+    assert used["search"] == {made[stage] for stage in ("lm", "transcoders", "graph", "hierarchy")}
+    assert used["validation"] == {made[stage] for stage in ("lm", "transcoders", "graph", "search")}
+    assert set(runs["tiny-sorting-0"].used) == set(made.values())
+
+
+def test_curves_are_in_the_run_folder_too(folder: Path, runs: dict[str, LoggedRun]) -> None:
+    for stage, metric in (("lm", "lm/loss"), ("transcoders", "transcoder/loss")):
+        lines = list(csv.DictReader((folder / "run" / "training" / stage / "metrics.csv").read_text().splitlines()))
+        logged = [item[metric] for item in runs[f"{stage}-tiny-sorting-0"].history if metric in item]
+        assert [float(line[metric]) for line in lines if line[metric]] == pytest.approx(logged)
+
+
+def test_curves_for_tensorboard(tiny_runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_extract(tiny_runs, tracking__tensorboard=True, seed=5)
+    loggers = StageRuns(config, "group", tmp_path).loggers("lm", None)
+    for logger in loggers:
+        logger.log_metrics({"lm/loss": 0.5}, step=3)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "training" / "lm"))
+    events.Reload()
+    assert [(each.step, each.value) for each in events.Scalars("lm/loss")] == [(3, 0.5)]
+    assert len(loggers) == 2 and "lm-1" in str(StageRuns(config, "group", tmp_path).loggers("lm", None)[0].log_dir)
+
+
+def test_stages_count_their_own_steps(runs: dict[str, LoggedRun]) -> None:
+    named = {name: {key for item in run.history for key in item} for name, run in runs.items()}
+    assert {"lm/loss", "lm/accuracy"} <= named["lm-tiny-sorting-0"]
+    assert {"transcoder/loss", "transcoder/fvu"} <= named["transcoders-tiny-sorting-0"]
+    steps = [(item["step"], item["search/evaluations"]) for item in runs["search-tiny-sorting-0"].history]
+    parts = runs["tiny-sorting-0"].tables["search"].rows
+    assert [step for step, _ in steps] == list(range(len(parts)))
+    assert steps[-1][1] == pytest.approx(runs["tiny-sorting-0"].summary["search.evaluations"], abs=1)
+    levels = [item["step"] for item in runs["hierarchy-tiny-sorting-0"].history]
+    assert levels == list(range(1, len(runs["tiny-sorting-0"].tables["hierarchy"].rows) + 1))
+
+
+def test_a_stage_that_is_there_has_no_second_run(folder: Path) -> None:
+    before = len(offline_runs(folder))
+    run_extraction(tiny_extract(folder, tracking__mode="offline"), folder / "again", "sweep", Console(quiet=True))
+    assert len(offline_runs(folder)) == before + 1
+
+
+def test_a_damaged_result_is_made_again_in_a_run_of_its_own(folder: Path) -> None:
+    key = json.loads((folder / "run" / "manifest.json").read_text())["stages"]["hierarchy"]["key"]
+    (folder / "artifacts" / "hierarchy" / key / "record.json").write_text("{")
+    before = set(offline_runs(folder))
+    run_extraction(tiny_extract(folder, tracking__mode="offline"), folder / "third", "sweep", Console(quiet=True))
+    new = {read_run(run).name for run in set(offline_runs(folder)) - before}
+    assert new == {"tiny-sorting-0", "hierarchy-tiny-sorting-0"}
 
 
 def test_a_failed_extraction_is_a_failed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

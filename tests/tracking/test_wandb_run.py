@@ -51,7 +51,8 @@ def log_everything(run: Run, folder: Path) -> None:
     run.figure("curve", folder / "figure.png")
     run.html("report", folder / "report.html")
     run.artifact("circuit", "circuit", folder / "circuit")
-    run.artifact("page", "report", folder / "report.html")
+    run.artifact("page", "report", folder / "report.html", {"key": "abc"})
+    run.use("graph", "graph", folder / "circuit")
     run.summary({"circuit.nodes": 200, "validation.preservation": 0.91, "text": "é"})
 
 
@@ -76,6 +77,7 @@ def test_offline_run_reads_back(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert read.tables == {"circuits": LoggedTable(("size", "preservation"), ((10, 0.5), (20, None), ("all", 1)))}
     assert read.media["curve"].read_bytes() == PNG and read.media["report"].read_text() == "<p>é</p>"
     assert read.artifacts == {"circuit": ("deep/record.json", "meta.json"), "page": ("report.html",)}
+    assert read.used == ("graph",)
 
 
 def test_failed_job_is_a_failed_run(tmp_path: Path) -> None:

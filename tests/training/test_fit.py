@@ -87,15 +87,23 @@ def test_a_killed_process_resumes_bit_for_bit(
     assert same(resumed.state_dict(), reference)
 
 
-def test_a_signal_saves_at_once(tmp_path: Path, reference: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("raises", [False, True], ids=["default handler", "handler that raises"])
+def test_a_signal_saves_at_once(tmp_path: Path, reference: dict[str, Tensor], raises: bool) -> None:
     class Signalled(Toy):
         def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
             if batch[0] == 10:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().training_step(batch, batch_idx)
 
-    with pytest.raises(SystemExit) as stop:
-        train(tmp_path / "c", N_STEPS, Signalled())
+    def leave(*_: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave if raises else signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path / "c", N_STEPS, Signalled())
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert stop.value.code == 143
     resumed = train(tmp_path / "c", N_STEPS)
     assert resumed.seen[0] == 11

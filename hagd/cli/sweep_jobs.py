@@ -1,0 +1,123 @@
+"""The jobs of a sweep, read from the files in their folders: they may have run in other processes or on other machines.
+
+`.hydra/overrides.yaml` is there from the start, `tracking.json` once W&B runs, `metrics.json` after success,
+`error.txt` after a failure, `reused.json` instead of results that an earlier job has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+FIGURES = {
+    "model.accuracy": "model",
+    "circuit.nodes": "nodes",
+    "validation.preservation": "φ",
+    "empty.accuracy": "empty",
+    "control.random.preservation": "φ random",
+    "control.attribution.preservation": "φ IG",
+    "curve.cpr_log": "CPR log",
+    "graph.replacement": "replacement",
+    "transcoder.fvu": "FVU",
+    "time.total_s": "seconds",
+}
+"""What the tables show: key in `metrics.json` → column."""
+
+Status = Literal["done", "reused", "failed", "unfinished", "not started"]
+ENDED_WELL: tuple[Status, ...] = ("done", "reused")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        folder: its output folder; of one that is reused, that of the earlier job.
+        overrides: as `key=value`.
+        status: `reused` when an earlier job has its results, `unfinished` when it left neither result nor error
+            (killed, or still running).
+        figures: what `metrics.json` has of `FIGURES`.
+        error: first line of `error.txt`, else None.
+        run_id: id of its W&B run, None when nothing is tracked.
+        run: page of that run, or its folder when it is offline.
+    """
+
+    folder: str
+    overrides: tuple[str, ...]
+    status: Status
+    figures: dict[str, float]
+    error: str | None
+    run_id: str | None = None
+    run: str | None = None
+
+
+def read_jobs(sweep_dir: Path, expected: Sequence[tuple[str, ...]] = ()) -> list[Job]:
+    """Every job below `sweep_dir`, in the order of their numbers, then those `expected` that never started."""
+    folders = {file.parent.parent for file in sweep_dir.rglob(".hydra/overrides.yaml")}
+    jobs = [_read_job(folder) for folder in sorted(folders, key=lambda folder: _natural(folder.relative_to(sweep_dir)))]
+    started = {job.overrides for job in jobs}
+    return jobs + [Job("", each, "not started", {}, None) for each in expected if each not in started]
+
+
+def expected_jobs(config: DictConfig) -> list[tuple[str, ...]]:
+    """Overrides of every job that the command line asks for; empty when a sweeper makes them as it goes."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    sweeper = config.hydra.sweeper
+    if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
+        return []
+    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
+    return [tuple(job) for job in jobs]
+
+
+def _read_job(folder: Path) -> Job:
+    overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    assert isinstance(overrides, list)
+    earlier = _read_json(folder / "reused.json").get("folder")
+    results = folder if earlier is None else folder / earlier
+    error = _first_line(folder / "error.txt")
+    metrics = _flatten(_read_json(results / "metrics.json"))
+    figures = {name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)}
+    status: Status = "unfinished"
+    if error is not None:
+        status = "failed"
+    elif metrics:
+        status = "done" if earlier is None else "reused"
+    tracked = _read_json(results / "tracking.json")
+    run = tracked.get("url") or (str((results / tracked["folder"]).resolve()) if "folder" in tracked else None)
+    return Job(str(results.resolve()), tuple(map(str, overrides)), status, figures, error, tracked.get("id"), run)
+
+
+def _first_line(file: Path) -> str | None:
+    if not file.exists():
+        return None
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Empty without a readable file."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    return {name: leaf for key, item in value.items() for name, leaf in _flatten(item, f"{prefix}{key}.").items()}
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts `10` after `9`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,0 +1,83 @@
+"""Jobs that have finished: `runs/jobs/<key>-<tracking>.json` says in which folder; a sweep does not repeat them.
+
+The second part is a hash of where the job is tracked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hagd.artifacts.keys import canonical_json
+from hagd.artifacts.store import disk_errors
+from hagd.config.run import ExtractConfig, StagesConfig, TrainConfig
+from hagd.pipeline.extraction import find_scorer
+from hagd.pipeline.job_key import job_key
+
+_TRACKED = {"mode", "project", "entity"}
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """A job that ended well.
+
+    Attributes:
+        folder: its run folder.
+        metrics: what its `metrics.json` holds.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+
+
+def finished_job(config: StagesConfig) -> FinishedJob | None:
+    """The job of the same results that has finished below the same `paths.runs`; None when there is none.
+
+    One that was tracked elsewhere in W&B, or whose folder or export is gone, does not count. Nor do plans, which take
+    no longer than looking.
+
+    Raises:
+        HagdError: files that the configuration names are missing.
+    """
+    scorer = find_scorer(config) if isinstance(config, ExtractConfig) else None
+    marker = _marker(config, job_key(config, scorer))
+    try:
+        found = json.loads(marker.read_text())
+        folder = (marker.parent / found["folder"]).resolve()
+        metrics = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError, KeyError):
+        return None
+    exported = config.export.path if isinstance(config, TrainConfig) else None
+    there = exported is None or Path(exported).expanduser().is_dir()
+    return FinishedJob(folder, metrics) if there else None
+
+
+def remember_finished(config: StagesConfig, folder: Path) -> None:
+    """Write the marker of a job whose results are complete in `folder`; one without a manifest, a plan, gets none."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return
+    # The key is the job's own: while it ran, a newer scorer may have appeared.
+    marker = _marker(config, json.loads(manifest.read_text())["job_key"])
+    content = {"folder": os.path.relpath(folder.absolute(), marker.parent)}
+    with disk_errors(marker):
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        partial = marker.with_name(f".{marker.name}.{os.getpid()}")
+        partial.write_text(json.dumps(content, indent=1))
+        partial.rename(marker)
+
+
+def refer_to(finished: FinishedJob, folder: Path) -> None:
+    """`reused.json` in the folder of a job that was not repeated: where its results lie, relative to this folder."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "reused.json").write_text(json.dumps({"folder": os.path.relpath(finished.folder, folder.absolute())}))
+
+
+def _marker(config: StagesConfig, key: str) -> Path:
+    tracked = canonical_json(config.tracking.model_dump(mode="json", include=_TRACKED))
+    name = f"{key}-{hashlib.sha256(tracked.encode()).hexdigest()[:8]}.json"
+    return Path(config.paths.runs).absolute() / "jobs" / name
