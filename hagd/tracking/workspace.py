@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def comparison_workspace(entity: str, project: str) -> Workspace:
         ConfigError: wandb-workspaces is not installed.
     """
     try:
-        import wandb_workspaces.reports.v2 as panels
+        panels: Any = import_module("wandb_workspaces.reports.v2")  # its names are re-exported without being listed
         import wandb_workspaces.workspaces as workspaces
         from wandb_workspaces.expr import And, Metric
     except ModuleNotFoundError as error:
