@@ -1,78 +1,29 @@
-"""The list of stages: what each one reads, which part of the configuration decides it, what it computes.
-
-A stage runs only when its result is not stored yet; then the results it reads are brought up first, the same way.
-"""
+"""Runs stages: a stage runs only when its result is not stored yet, after those whose results it reads."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import ArtifactStore, Stored
-from hagd.attribution.prompt.records import PromptGraph
-from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import StagesConfig
-from hagd.hierarchy.partition import build_prompt_hierarchy
-from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.patched_model import PatchedModel
-from hagd.patching.records import HeadMeans, SlotMeans
-from hagd.pipeline import prompt_stages, stages
 from hagd.pipeline.progress import StageProgress
+from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stage_runs import StageRuns, log_stage
-from hagd.report.assemble import Extraction, assemble
-from hagd.report.prompt.records import PromptReport
-from hagd.report.records import ReportData
-from hagd.search.records import SearchResult
-from hagd.tasks.records import TaskData
 from hagd.tracking.wandb_run import Run
-from hagd.transcoders.records import TranscoderSet
-from hagd.validation.records import Validation
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
-
-log = logging.getLogger(__name__)
-
-_NO_RESULT = {"storage", "memory_mb", "disk_mb", "layer_streaming"}
-"""Keys of `transcoder.activations` that decide time and space alone."""
-
-
-_OF_A_PROMPT = {"prompt", "logits", "score", "skip_first", "max_features", "strongest", "pruning"}
-"""Keys of `graph` that decide the graph of one prompt, and nothing of a task's."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        record: class of the result.
-        version: raised whenever the stage's code gives other results for the same inputs.
-        parents: stages whose results it reads.
-        config: the part of the configuration that decides the result.
-        compute: called with the pipeline, the scratch folder and a progress reporter.
-        trains: whether it trains with Lightning, which all processes of a job do together.
-    """
-
-    record: type[Any]
-    version: int
-    parents: tuple[str, ...]
-    config: Callable[[Pipeline], dict[str, Any]]
-    compute: Callable[[Pipeline, Path, StageProgress], Any]
-    trains: bool = False
 
 
 class Pipeline:
@@ -90,9 +41,9 @@ class Pipeline:
         scorer: Path | None = None,
         runs: StageRuns | None = None,
     ) -> None:
-        self.config = config
+        self.config: StagesConfig = config
         self.console = console
-        self.scorer = scorer
+        self.scorer: Path | None = scorer
         self.stage_runs = runs
         self.runs = Path(config.paths.runs)
         self.store = ArtifactStore(self.runs / "artifacts")
@@ -187,191 +138,3 @@ class Pipeline:
         stored = self.used[name]
         how = "reused" if stored.reused else f"{stored.seconds:.1f} s, {stored.peak_mb:.0f} MB"
         self.console.print(f"[bold]{name}[/bold] {stored.key} {how}", highlight=False)
-
-
-def _task_config(p: Pipeline) -> dict[str, Any]:
-    config = p.config.task.model_dump(mode="json", exclude={"only_correct", "training"})
-    data_files = config.get("data_files")
-    if data_files:
-        from hagd.tasks.data_files import matching_files
-
-        contents = (file.read_bytes() for file in matching_files(data_files))
-        config["data_sha256"] = [hashlib.sha256(content).hexdigest() for content in contents]
-    # A tokenizer decides the prompts of text tasks; mini models have none.
-    return config if isinstance(p.config.model, MiniModel) else {**config, "model": p.model_identity}
-
-
-def _lm_config(p: Pipeline) -> dict[str, Any]:
-    training = p.config.task.model_dump(mode="json").get("training")
-    precision = p.config.trainer.precision
-    return {**p.config.model.model_dump(mode="json"), "training": training, "precision": precision}
-
-
-def _transcoders_config(p: Pipeline) -> dict[str, Any]:
-    config = p.config.transcoder.model_dump(mode="json", exclude={"activations": _NO_RESULT})
-    path = config.pop("path")
-    if path is None:
-        corpus = p.config.transcoder.corpus
-        if corpus is not None:
-            from hagd.activations.corpus import listing
-
-            config["corpus"]["files"] = listing(corpus)
-        return {**config, "precision": p.config.trainer.precision}
-    from hagd.pipeline.dictionaries import identity
-
-    return {"site": config["site"], "layers": config["layers"], **identity(path)}
-
-
-def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
-    from hagd.tasks.build import build_task
-
-    tokenizer = None if isinstance(p.config.model, MiniModel) else p.lm.tokenizer
-    return build_task(p.config.task, tokenizer, p.config.seed)
-
-
-def _prompt_graph_config(p: Pipeline) -> dict[str, Any]:
-    of_heads = {"heads", "head_layers"} if p.config.graph.heads else set()
-    return p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT | of_heads)
-
-
-def _extraction(p: Pipeline) -> Extraction:
-    return Extraction(
-        config=p.config,
-        patched=p.patched,
-        discovery=stages.discovery_objective(p.config, p.patched, p.get("prompts")),
-        task=p.get("prompts"),
-        graph=p.get("graph"),
-        hierarchy=p.get("hierarchy"),
-        result=p.get("search"),
-        validation=p.get("validation"),
-    )
-
-
-def _search_scores(p: Pipeline) -> np.ndarray | None:
-    if p.scorer is None:
-        return None
-    from hagd.artifacts.codec import load_record
-    from hagd.search.scorer.apply import score
-    from hagd.search.scorer.records import TrainedScorer
-
-    return score(load_record(TrainedScorer, p.scorer), p.get("graph"), p.get("hierarchy"), p.lm.n_layers)
-
-
-def _scorer_identity(p: Pipeline) -> str | None:
-    if p.scorer is None:
-        return None
-    files = sorted(file for file in p.scorer.iterdir() if file.suffix in (".safetensors", ".json"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.name != "meta.json")).hexdigest()
-
-
-STAGES: dict[str, Stage] = {
-    "task": Stage(TaskData, 1, (), _task_config, _build_task),
-    "lm": Stage(
-        TrainedLM,
-        1,
-        ("task",),
-        _lm_config,
-        lambda p, work, _: stages.train_mini(p.config, p.get("task"), work, p.loggers("lm")),
-        trains=True,
-    ),
-    "prompts": Stage(
-        TaskData,
-        1,
-        ("task", "lm"),
-        lambda p: {"only_correct": p.config.task.only_correct},
-        lambda p, _, __: stages.select_prompts(p.config, p.lm, p.get("task")),
-    ),
-    "transcoders": Stage(
-        TranscoderSet,
-        6,
-        ("prompts", "lm"),
-        _transcoders_config,
-        lambda p, work, progress: stages.fit_transcoders(
-            p.config, p.lm, p.get("prompts"), work, p.loggers("transcoders"), progress
-        ),
-        trains=True,
-    ),
-    "means": Stage(
-        SlotMeans,
-        1,
-        ("prompts", "lm", "transcoders"),
-        lambda _: {},
-        lambda p, _, __: stages.measure_means(p.config, p.lm, p.get("prompts"), p.get("transcoders")),
-    ),
-    "head_means": Stage(
-        HeadMeans,
-        1,
-        ("prompts", "lm", "transcoders"),
-        lambda p: p.config.graph.model_dump(mode="json", include={"head_layers"}),
-        lambda p, _, __: stages.measure_head_means(p.config, p.lm, p.get("prompts"), p.get("transcoders")),
-    ),
-    "graph": Stage(
-        AttributionGraph,
-        1,
-        ("prompts", "lm", "transcoders", "means", "head_means"),
-        lambda p: p.config.graph.model_dump(
-            mode="json", exclude={"batch_size", "scope", *_OF_A_PROMPT, "memory_limit_mb", "heads", "head_layers"}
-        ),
-        lambda p, _, progress: stages.attribute(p.config, p.patched, p.get("prompts"), progress),
-    ),
-    "hierarchy": Stage(
-        Hierarchy,
-        3,
-        ("prompts", "lm", "transcoders", "means", "head_means", "graph"),
-        lambda p: p.config.hierarchy.model_dump(mode="json"),
-        lambda p, _, progress: stages.partition(p.config, p.patched, p.get("prompts"), p.get("graph"), progress),
-    ),
-    "search": Stage(
-        SearchResult,
-        2,
-        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy"),
-        lambda p: {
-            **p.config.search.model_dump(mode="json", exclude={"scorer", "memory_limit_mb"}),
-            "scorer": _scorer_identity(p),
-        },
-        lambda p, _, progress: stages.search(
-            p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("hierarchy"), _search_scores(p), progress
-        ),
-    ),
-    "validation": Stage(
-        Validation,
-        2,
-        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
-        lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size"}),
-        lambda p, _, progress: stages.validate_circuit(
-            p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("search"), progress
-        ),
-    ),
-    "report": Stage(
-        ReportData,
-        5,
-        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
-        lambda p: p.config.report.model_dump(mode="json"),
-        lambda p, _, progress: assemble(_extraction(p), progress),
-    ),
-    "prompt_graph": Stage(
-        PromptGraph,
-        2,
-        ("prompts", "lm", "transcoders"),
-        _prompt_graph_config,
-        lambda p, work, progress: prompt_stages.explain_prompt(
-            p.config, p.lm, p.get("prompts"), p.get("transcoders"), work, progress
-        ),
-    ),
-    "prompt_hierarchy": Stage(
-        Hierarchy,
-        1,
-        ("prompt_graph",),
-        lambda p: p.config.hierarchy.model_dump(mode="json", include={"branching", "min_size"}),
-        lambda p, _, __: build_prompt_hierarchy(p.get("prompt_graph"), p.config.hierarchy, p.config.seed),
-    ),
-    "prompt_report": Stage(
-        PromptReport,
-        3,
-        ("prompts", "lm", "transcoders", "prompt_graph", "prompt_hierarchy"),
-        lambda _: {},
-        lambda p, _, __: prompt_stages.report_prompt(
-            p.config, p.lm, p.get("prompts"), p.get("transcoders"), p.get("prompt_graph"), p.get("prompt_hierarchy")
-        ),
-    ),
-}

@@ -139,7 +139,7 @@ def latex(view: View) -> str:
         return " & ".join(_latex_text(text) for text in texts) + r" \\"
 
     def body(row: Row) -> str:
-        texts = cells(view, row, _placeholder)
+        texts = cells(view, row, _raised)
         if row.needs is None and (row.seeds or not row.stopped):
             return line(texts)
         first, last = labels + 1, labels + 1 + len(view.columns)
@@ -147,7 +147,7 @@ def latex(view: View) -> str:
         return " & ".join([*map(_latex_text, texts[:first]), wide, *map(_latex_text, texts[last:])]) + r" \\"
 
     labels = len(view.axes)
-    notes = r" \\ ".join(_latex_text(note) for note in footnotes(view, _placeholder))
+    notes = r" \\ ".join(_latex_text(note) for note in footnotes(view, _raised))
     return "\n".join(
         [
             r"\begin{table}",
@@ -172,7 +172,7 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _placeholder(mark: str) -> str:
+def _raised(mark: str) -> str:
     """Survives escaping; control characters do not occur in text."""
     return f"\x02{mark}\x03"
 

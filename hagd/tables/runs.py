@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class FinishedRun:
     """One run folder.
 
     Attributes:
+        runs: the root that it was found below.
         folder: where it is.
         key: address of its job.
         metrics: `metrics.json`, with `stage.NAME.seconds` and `stage.NAME.peak_mb`.
@@ -34,6 +36,7 @@ class FinishedRun:
         tracked: its W&B run: the page or, offline, the folder; None when it was not tracked.
     """
 
+    runs: Path
     folder: Path
     key: str
     metrics: dict[str, float]
@@ -41,6 +44,10 @@ class FinishedRun:
     git_revision: str | None
     versions: dict[str, str]
     tracked: str | None
+
+    def below_runs(self, place: Path | str) -> str:
+        """A folder relative to the root, as it is called on every machine; a page of W&B as it is."""
+        return str(place) if "://" in str(place) else os.path.relpath(place, self.runs)
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,13 @@ def finished_runs(runs: Path) -> dict[str, FinishedRun]:
     files = [file for root in ROOTS for file in (runs / root).rglob("manifest.json")]
     found: dict[str, FinishedRun] = {}
     for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, str(file))):
-        run = _read(file.parent)
+        run = _read(runs, file.parent)
         if run is not None:
             found[run.key] = run
     return found
 
 
-def _read(folder: Path) -> FinishedRun | None:
+def _read(runs: Path, folder: Path) -> FinishedRun | None:
     """None when the run was killed while it wrote, or is older than the addresses."""
     manifest, metrics = _json(folder / "manifest.json"), _json(folder / "metrics.json")
     if manifest is None or metrics is None or "job_key" not in manifest:
@@ -84,6 +91,7 @@ def _read(folder: Path) -> FinishedRun | None:
     for name, stage in stages.items():
         metrics |= {f"stage.{name}.seconds": stage.seconds, f"stage.{name}.peak_mb": stage.peak_mb}
     return FinishedRun(
+        runs,
         folder,
         manifest["job_key"],
         metrics,

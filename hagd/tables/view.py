@@ -56,7 +56,7 @@ class Row:
         seeds: finished ones; None for rows that are not run.
         asked: how many seeds the table asks for.
         needs: what a row that cannot run here would need, else None.
-        folders: run folder of each finished seed.
+        folders: run folder of each finished seed, relative to `paths.runs`.
         tracked: W&B run of each that has one.
         stopped: runs that held too much memory.
     """
@@ -163,8 +163,8 @@ class _Rows:
                 quoted=self._beside(number),
                 seeds=tuple(each.done),
                 asked=len(each.keys),
-                folders=tuple(str(run.folder) for run in each.done.values()),
-                tracked=tuple(run.tracked for run in each.done.values() if run.tracked),
+                folders=tuple(run.below_runs(run.folder) for run in each.done.values()),
+                tracked=tuple(run.below_runs(run.tracked) for run in each.done.values() if run.tracked),
                 stopped=tuple(each.stopped.values()),
             )
 

@@ -20,7 +20,8 @@ from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError, TaskError
 from hagd.pipeline.extraction import find_scorer, run_extraction
-from hagd.pipeline.pipeline import STAGES, Pipeline
+from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stages import discovery_objective
 from hagd.search.records import Circuit, SearchResult
 from tests.builders import tiny_extract

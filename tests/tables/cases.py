@@ -58,7 +58,7 @@ def finished(name: str, seconds: float = 1.0, **metrics: float) -> FinishedRun:
     """A run in the folder `name`; `validation__preservation` stands for `validation.preservation`."""
     dotted = {key.replace("__", "."): value for key, value in metrics.items()}
     stages = {"lm": StageCost("shared", 7.0, 10), "search": StageCost(f"search-{name}", seconds, 20)}
-    return FinishedRun(Path(name), name, dotted, stages, "abc", {"torch": "2"}, f"wandb/{name}")
+    return FinishedRun(Path(), Path(name), name, dotted, stages, "abc", {"torch": "2"}, f"wandb/{name}")
 
 
 def with_runs(of: Table, *runs: dict[int, FinishedRun]) -> list[CellRuns]:
