@@ -63,7 +63,8 @@ def test_two_cells_from_missing_to_shown(
     assert "Tiny & small" in printed and "without" in printed
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "tiny.csv").read_text())))
     (found,) = (line for line in lines if line["pruning"] == "without" and line["figure"] == "φ")
-    assert float(found["value"]) == metrics["validation.preservation"] and found["runs"] == str(other.relative_to(tiny_runs))
+    assert float(found["value"]) == metrics["validation.preservation"]
+    assert found["runs"] == str(other.relative_to(tiny_runs))
     manifest = json.loads((tmp_path / "out" / "tiny.json").read_text())
     assert [run["search.pruning"] for run in manifest["runs"]] == ["true", "false"]
     assert manifest["runs"][0]["job_key"] == json.loads((one / "manifest.json").read_text())["job_key"]
