@@ -68,9 +68,8 @@ class TranscoderTraining(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """One step on raw tokens `[L, B, d]` twice."""
         own = slice(self.stacked.own.start, self.stacked.own.stop)
-        x = Scaling(self.x_mean[own], self.x_scale[own])(batch[0][own])
-        y = Scaling(self.y_mean[own], self.y_scale[own])(batch[1][own])
-        losses = self.stacked.losses(x, y, self.global_step)
+        scalings = (Scaling(self.x_mean[own], self.x_scale[own]), Scaling(self.y_mean[own], self.y_scale[own]))
+        losses = self.stacked.losses(batch[0][own], batch[1][own], self.global_step, scalings)
         return {
             "loss": losses.total,
             BY_PART: losses.fvu_by_layer.detach(),

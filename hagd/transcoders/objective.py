@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ class Scaling:
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.addcmul(-self.mean * self.scale, x, self.scale)
+
+    def of_layer(self, i: int) -> Scaling:
+        """That of rows `[N, d]` of layer i."""
+        return Scaling(self.mean[i], self.scale[i])
 
 
 class Losses(NamedTuple):
@@ -171,15 +175,23 @@ class StackedTranscoders(nn.Module):
             for i, head in enumerate(self.heads.values())
         ]
 
-    def losses(self, x: Tensor, y: Tensor, step: int) -> Losses:
-        """All terms for scaled tokens `x`, `y` `[L, B, d]` in a step; also counts how long each feature was silent."""
+    def losses(self, x: Tensor, y: Tensor, step: int, scalings: tuple[Scaling, Scaling] | None = None) -> Losses:
+        """All terms for tokens `x`, `y` `[L, B, d]` in a step; also counts how long each feature was silent.
+
+        Args:
+            x: inputs.
+            y: targets.
+            step: of the training.
+            scalings: of inputs and targets, applied a layer at a time; None: they are scaled already.
+        """
         config, n_tokens = self.config, x.shape[1]
         zero = x.new_zeros(())
         terms: list[LayerTerms] = []
         for i, dictionary in enumerate(self.dictionaries):
             earlier = [terms[s].written[i - s] for s in range(i)] if config.cross_layer else []
             before = (terms[-1].codes, terms[-1].written[0]) if terms else None
-            terms.append(dictionary(self._layer, i, x[i], y[i], earlier, before, step, _asking(x)))
+            scale = (_same, _same) if scalings is None else tuple(each.of_layer(i) for each in scalings)
+            terms.append(dictionary(self._layer, i, x[i], y[i], scale, earlier, before, step, _asking(x)))
         first, last = terms[0], terms[-1]
         handed_on = self.following(last.codes, last.written[0]) if self.following else zero
         prediction = torch.stack([t.prediction for t in terms]).sum()
@@ -207,6 +219,7 @@ class StackedTranscoders(nn.Module):
         i: int,
         x: Tensor,
         y: Tensor,
+        scale: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
         earlier: list[Tensor],
         before: tuple[Codes, Tensor] | None,
         step: int,
@@ -218,25 +231,27 @@ class StackedTranscoders(nn.Module):
         Args:
             dictionary: of the layer.
             i: its place among the own ones.
-            x: scaled inputs `[B, d]`. y: targets.
+            x: inputs `[B, d]`. y: targets. scale: of both; scaled tokens are held no longer than they are needed.
             earlier: what layers before write to this one.
             before: features of the layer before and what they write to it; None: not of this process.
             step: of the training.
             asking: zero, with gradient.
         """
-        codes = dictionary.encode(x)
+        scale_x, scale_y = scale
+        codes = dictionary.encode(scale_x(x))
         written = dictionary.write(codes)
-        recon = sum(earlier, dictionary.constant(x) + written[0])
+        constant = dictionary.b_dec if dictionary.W_skip is None else dictionary.constant(scale_x(x))
+        error = sum(earlier, constant + written[0]).sub_(scale_y(y))
         lengths = dictionary.lengths()
         prediction = auxiliary = x.new_zeros(())
         if len(self.heads) and before is not None:
             prediction = self._prediction(i, dictionary, codes, lengths, before, step)
         self._count_silence(i, codes)
         if self.config.aux_weight > 0:
-            auxiliary = self._auxiliary(i, dictionary, x, y - recon.detach())
+            auxiliary = self._auxiliary(i, dictionary, lambda: scale_x(x), error.detach())
         dictionary.follow_threshold(codes)
-        error = mse_loss(recon, y, reduction="sum") + asking
-        return LayerTerms(codes, written, lengths, error, prediction, auxiliary)
+        squared: Tensor = _SquaredNorm.apply(error)  # type: ignore[no-untyped-call]
+        return LayerTerms(codes, written, lengths, squared + asking, prediction, auxiliary)
 
     def _sparsity(self, terms: list[LayerTerms], n_tokens: int, d: int) -> Tensor:
         """Summed over layers: L1 of contributions (a free decoder norm would let f shrink), or for JumpReLU the
@@ -270,9 +285,9 @@ class StackedTranscoders(nn.Module):
 
     @torch.no_grad()
     def _count_silence(self, i: int, codes: Codes) -> None:
-        fired = torch.zeros_like(self.silent[i])
-        fired[codes.support.index[codes.values > 0]] = 1
-        fired = mean_over_processes(fired) > 0
+        active = (codes.values > 0).to(self.silent.dtype)
+        times = torch.zeros_like(self.silent[i]).index_add_(0, codes.support.index, active)
+        fired = mean_over_processes(times) > 0
         self.silent[i].add_(codes.support.n_tokens * rank_and_world()[1]).masked_fill_(fired, 0)
 
     def dead(self) -> Tensor:
@@ -280,22 +295,40 @@ class StackedTranscoders(nn.Module):
         budget = self.config.steps * self.config.batch_size
         return self.silent > self.config.dead_fraction * budget
 
-    def _auxiliary(self, i: int, dictionary: Dictionary, x: Tensor, missing: Tensor) -> Tensor:
+    def _auxiliary(self, i: int, dictionary: Dictionary, scaled: Callable[[], Tensor], error: Tensor) -> Tensor:
         """AuxK (Gao et al. 2024): dead features explain what the living leave over, and their biases rise: where that
         is little, explaining it alone would not bring them among the top k again."""
         n_dead = min(int(self.dead()[i].sum()), max(1, dictionary.m // _OLD_SHARE))
         if not n_dead:
-            return x.new_zeros(())
+            return error.new_zeros(())
         chosen = self.silent[i].topk(n_dead).indices
         bias = dictionary.b_enc[chosen]
-        pre = torch.addmm(bias, dictionary.turned(x), dictionary.W_enc[chosen].T)
+        pre = torch.addmm(bias, dictionary.turned(scaled()), dictionary.W_enc[chosen].T)
         values, index = pre.topk(min(2 * self.config.k, n_dead), dim=-1)
         f = torch.zeros_like(pre).scatter(-1, index, values.relu())
-        miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], missing, reduction="sum")
-        return miss / (len(x) * self.power[i]) - _RAISE * bias.sum()
+        miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], -error, reduction="sum")
+        return miss / (len(error) * self.power[i]) - _RAISE * bias.sum()
 
 
 def _asking(x: Tensor) -> Tensor:
     """Zero with a gradient. A layer whose inputs ask for none gives its gathered weights back at the end of the whole
     backward pass instead of right after its own part of it."""
     return torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+class _SquaredNorm(torch.autograd.Function):
+    """`Σ a²` with no other tensor of `a`'s size than its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        return torch.linalg.vector_norm(a, dim=-1).square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (a,) = ctx.saved_tensors
+        return a * (2 * gradients[0])

@@ -47,15 +47,19 @@ def mask(support: Support) -> Tensor:
     m=st.integers(1, 70),
     k=st.integers(1, 70),
     ties=st.booleans(),
+    partitioned_from=st.sampled_from([1, 1000]),
 )
 @property_test
-def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: bool) -> None:
+def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: bool, partitioned_from: int) -> None:
     """Of entries that are the same, any may be taken."""
     k = min(k, m)
     x, weight, bias = whole_numbers(seed, n_tokens, m) if ties else reals(seed, n_tokens, m)
     pre = all_pre(x, weight, bias)
     expected = pre.topk(k)
-    support, values = top_k(x, weight, bias, k, x.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_PARTITIONED_FROM", partitioned_from)
+        patch.setattr(selection, "_DIRECT", 8)
+        support, values = top_k(x, weight, bias, k, x.dtype)
     assert support.offsets.tolist() == list(range(0, n_tokens * k + 1, k))
     assert mask(support).sum(1).tolist() == [k] * n_tokens
     torch.testing.assert_close(values, pre[support.token, support.index], rtol=1e-12, atol=1e-12)
@@ -64,20 +68,31 @@ def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: 
         assert torch.equal(mask(support), torch.zeros_like(pre).scatter(1, expected.indices, 1).bool())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("m", "k"), [(64, 4), (64, 5), (60, 4), (36, 4), (36, 10), (30, 7), (33, 4), (16, 1), (16, 16)]
+    ("m", "k"), [(64, 4), (64, 5), (60, 4), (36, 4), (36, 10), (30, 7), (33, 4), (16, 1), (16, 16), (4608, 64)]
 )
-def test_two_stages_find_what_one_finds(m: int, k: int) -> None:
-    """With every size of group, and the largest entries all in one group or all in different ones."""
-    pre = torch.randn(40, m, generator=torch.Generator().manual_seed(0))
-    for size in (8, 4, 2):
-        if m % size == 0 and m // size >= k:
-            for row in range(0, 12, 3):
-                pre[row, row % (m // size) :: m // size] += 5
-                pre[row + 1, : m // size] += 5
-            values, index = selection._two_stage(pre, k, size)
-            assert torch.equal(index.sort().values, pre.topk(k).indices.sort().values)
-            assert torch.equal(pre.gather(1, index), values)
+def test_stages_find_what_one_finds(m: int, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the largest entries all in one group or all in different ones."""
+    monkeypatch.setattr(selection, "_DIRECT", 8)
+    pre = torch.randn(40, m, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for row, size in enumerate(size for size in (16, 8, 4, 2) if m % size == 0):
+        pre[3 * row, row % (m // size) :: m // size] += 5
+        pre[3 * row + 1, : m // size] += 5
+    for stages in (selection._two_stage, selection._partitioned):
+        values, index = stages(pre, k)
+        assert torch.equal(values.sort(descending=True).values, pre.topk(k).values)
+        assert torch.equal(pre.gather(1, index), values)
+        assert all(len(set(row)) == k for row in index.tolist())
+
+
+def test_nan_is_left_to_be_found() -> None:
+    """A diverged training must not look like one that goes on."""
+    pre = torch.randn(3, 2048)
+    pre[1] = torch.nan
+    values, _ = selection._partitioned(pre, 4)
+    assert values[1].isnan().all()
+    assert torch.equal(values[::2].sort(descending=True).values, pre[::2].topk(4).values)
 
 
 def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
