@@ -276,7 +276,7 @@ def test_without_any_part_the_circuit_is_the_attribution_ranking(tiny_runs: Path
 
 
 def test_the_smallest_size_keeps_the_target(tiny_runs: Path, tmp_path: Path) -> None:
-    options = {"graph__ablation": "resample", "search__target_preservation": 0.9, "search__gate_steps": 10}
+    options = {"graph__ablation": "resample", "search__target_preservation": 0.9, "search__gates": False}
     pipeline, result = searched(tiny_runs, search__n_nodes=None, **options)
     from hagd.pipeline.stages import objective_on
 
@@ -357,10 +357,9 @@ def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str)
 @pytest.mark.parametrize(
     "task",
     [
-        {"name": "modular_arithmetic", "p": 11},
-        pytest.param({"name": "parity", "length": 6}, marks=pytest.mark.slow),
+        pytest.param({"name": "modular_arithmetic", "p": 11}, id="modular_arithmetic", marks=pytest.mark.slow),
+        pytest.param({"name": "parity", "length": 6}, id="parity", marks=pytest.mark.slow),
     ],
-    ids=lambda task: task["name"],
 )
 def test_other_tasks(tiny_runs: Path, tmp_path: Path, task: dict[str, object]) -> None:
     training = tiny_extract(tiny_runs).task.model_dump()["training"]

@@ -26,7 +26,7 @@ def objective(request: pytest.FixtureRequest, trained: Trained) -> Objective:
 def ranking(objective: Objective, trained: Trained, sizes: tuple[int, ...] = (10, 30), **changes: object) -> np.ndarray:
     n = trained.graph.n_candidates
     start = trained.graph.nodes.importance[:n]
-    settings = {"n_start": n, "keep": 0.8, "steps": 2, "prompts": 40, **changes}
+    settings = {"n_start": n, "keep": 0.8, "steps": 2, "prompts": 20, **changes}
     generator = torch.Generator().manual_seed(0)
     return eliminate(objective, trained.flat, start, sizes, generator=generator, **settings)  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_rounds_stop_at_every_size(trained: Trained, sizes: tuple[int, ...]) -> 
 def test_the_last_round_attributes_within_what_is_left(objective: Objective, trained: Trained) -> None:
     """One round by hand: its least contributing nodes are dropped first."""
     n = trained.graph.n_candidates
-    found = ranking(objective, trained, (n - 5,), keep=0.99, steps=3)
+    found = ranking(objective, trained, (n - 5,), keep=0.99, steps=3, prompts=40)
     alone = contributions(objective, trained.flat, torch.arange(40), 3)
     start = np.argsort(trained.graph.nodes.importance[:n], kind="stable")
     assert np.array_equal(np.argsort(found)[-5:], start[np.argsort(alone[start], kind="stable")][-5:])
@@ -87,7 +87,7 @@ def test_the_last_round_attributes_within_what_is_left(objective: Objective, tra
 
 def test_circuits_are_better_than_those_of_one_attribution(objective: Objective, trained: Trained) -> None:
     n = trained.graph.n_candidates
-    found = ranking(objective, trained, (10, 20, 40), steps=4)
+    found = ranking(objective, trained, (10, 20, 40), steps=4, prompts=40)
     once = trained.graph.nodes.importance[:n]
 
     def losses(score: np.ndarray) -> list[float]:
