@@ -125,7 +125,7 @@ def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], free_mb
     """
     total = sum(sizes_mb)
     two = sum(sorted(sizes_mb)[-2:])
-    needs = f"{_KEY}.storage={config.storage}: the activations take {total:,.0f} MB, "
+    needs = f"{_KEY}.storage={config.storage}{', keep=true' * config.keep}: the activations take {total:,.0f} MB, "
     problems: dict[Storage, str | None] = dict.fromkeys(("memory", "disk", "stream"))
     if total > config.memory_mb:
         problems["memory"] = (
@@ -146,10 +146,11 @@ def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], free_mb
             f"{needs}and {_RESERVE_MB} MB are to stay free, but {free_mb:,.0f} MB are free; free space, set "
             "paths.runs to another disk, or storage=stream"
         )
-    if config.storage != "auto":
-        problem = problems[config.storage]
+    wanted = "disk" if config.keep else config.storage
+    if wanted != "auto":
+        problem = problems[wanted]
         if problem is None:
-            return config.storage
+            return wanted
         raise ConfigError(problem)
     for storage, problem in problems.items():
         if problem is None:

@@ -37,8 +37,15 @@ class ActivationsConfig(Section):
         description="stream: nothing is kept, shards are captured whenever their turn comes; auto: memory, else disk, "
         "else stream, whichever has room. Decides time and space, no result",
     )
+    keep: bool = Field(
+        False,
+        description="on disk below paths.runs/activations, where they stay for all trainings on the same activations, "
+        "as in a sweep over k; delete the folder to free the disk. Decides time and space, no result",
+    )
     memory_mb: int = Field(4096, ge=1, description="activations in memory: all (memory) or two shards at a time")
-    disk_mb: int = Field(32_768, ge=1, description="activations on disk; they are deleted when the training ends")
+    disk_mb: int = Field(
+        32_768, ge=1, description="activations on disk; without keep they are deleted when the training ends"
+    )
     buffer_tokens: int = Field(
         65_536, ge=1, description="tokens of a shard: what is shuffled, loaded and captured together"
     )
@@ -50,6 +57,12 @@ class ActivationsConfig(Section):
         description="the model is never loaded as a whole: each capture reads its layers from disk one by one "
         "(model.kind=pretrained, train.py stage=transcoder)",
     )
+
+    @model_validator(mode="after")
+    def _kept_on_disk(self) -> ActivationsConfig:
+        if self.keep and self.storage not in ("auto", "disk"):
+            raise ValueError(f"keep=true needs storage=disk or auto, found {self.storage}")
+        return self
 
 
 class TranscoderConfig(Section):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hagd.artifacts.keys import stage_key
 from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
@@ -30,8 +31,11 @@ from hagd.validation.records import Validation
 if TYPE_CHECKING:
     from hagd.pipeline.pipeline import Pipeline
 
-_NO_RESULT = {"storage", "memory_mb", "disk_mb", "layer_streaming"}
+_NO_RESULT = {"storage", "keep", "memory_mb", "disk_mb", "layer_streaming"}
 """Keys of `transcoder.activations` that decide time and space alone."""
+
+_DECIDES_ACTIVATIONS = {"site", "layers", "corpus", "activations"}
+"""Keys of `transcoder` that decide what is captured."""
 
 _OF_A_PROMPT = {"prompt", "logits", "score", "skip_first", "max_features", "strongest", "pruning"}
 """Keys of `graph` that decide the graph of one prompt, and nothing of a task's."""
@@ -89,6 +93,15 @@ def _transcoders_config(p: Pipeline) -> dict[str, Any]:
     from hagd.pipeline.dictionaries import identity
 
     return {"site": config["site"], "layers": config["layers"], **identity(path)}
+
+
+def _activations_folder(p: Pipeline, work: Path) -> Path:
+    """Scratch, or with `transcoder.activations.keep` one for all trainings on the same activations."""
+    if not p.config.transcoder.activations.keep:
+        return work
+    config = {key: value for key, value in _transcoders_config(p).items() if key in _DECIDES_ACTIVATIONS}
+    parents = {parent: p.key(parent) for parent in p.parents("transcoders")}
+    return p.runs / "activations" / stage_key("activations", 1, config, parents, p.config.seed)
 
 
 def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
@@ -156,7 +169,7 @@ STAGES: dict[str, Stage] = {
         ("prompts", "lm"),
         _transcoders_config,
         lambda p, work, progress: stages.fit_transcoders(
-            p.config, p.lm, p.get("prompts"), work, p.loggers("transcoders"), progress
+            p.config, p.lm, p.get("prompts"), work, _activations_folder(p, work), p.loggers("transcoders"), progress
         ),
         trains=True,
     ),

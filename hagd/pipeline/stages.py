@@ -103,11 +103,18 @@ def _correct(lm: LanguageModel, task: TaskData, prompts: Prompts) -> torch.Tenso
 
 
 def fit_transcoders(
-    config: StagesConfig, lm: LanguageModel, task: TaskData, work: Path, loggers: list[Logger], progress: StageProgress
+    config: StagesConfig,
+    lm: LanguageModel,
+    task: TaskData,
+    work: Path,
+    activations_folder: Path,
+    loggers: list[Logger],
+    progress: StageProgress,
 ) -> TranscoderSet:
     """Stage `transcoders`: activations are captured, dictionaries trained and measured on the selection split.
 
-    With `transcoder.path` nothing is trained: the dictionaries there are measured.
+    `activations_folder` may be that of several trainings. With `transcoder.path` nothing is trained: the dictionaries
+    there are measured.
     """
     from hagd.transcoders.quality import measure
     from hagd.transcoders.training import train_transcoders
@@ -126,11 +133,11 @@ def fit_transcoders(
         )
     with collect(
         lm,
-        _training_sequences(config, lm, task, work, progress),
+        _training_sequences(config, lm, task, activations_folder, progress),
         options.site,
         layers,
         options.activations,
-        folder=work / "activations",
+        folder=activations_folder / "activations",
         seed=config.seed,
         progress=lambda done, total: progress.part("activations", done, total),
     ) as activations:
@@ -164,7 +171,7 @@ def _reported(found: TranscoderSet, options: TranscoderConfig) -> TranscoderSet:
 
 
 def _training_sequences(
-    config: StagesConfig, lm: LanguageModel, task: TaskData, work: Path, progress: StageProgress
+    config: StagesConfig, lm: LanguageModel, task: TaskData, folder: Path, progress: StageProgress
 ) -> list[Sequences]:
     """The task's training and discovery prompts, then the corpus."""
     splits = [task.discovery] if task.train is None else [task.train, task.discovery]
@@ -175,7 +182,7 @@ def _training_sequences(
 
         assert lm.tokenizer is not None, "refused by the configuration"
         tokens = corpus_tokens(
-            corpus, lm.tokenizer, work / "corpus", lambda done, total: progress.part("corpus", done, total)
+            corpus, lm.tokenizer, folder / "corpus", lambda done, total: progress.part("corpus", done, total)
         )
         parts.append(Sequences(tokens))
     return parts

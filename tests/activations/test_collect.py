@@ -348,6 +348,13 @@ def test_storage_is_where_there_is_room(storage: Any, sizes: list[float], free: 
             choose_storage(config, sizes, free)
 
 
+def test_what_is_kept_is_kept_on_disk() -> None:
+    assert choose_storage(ActivationsConfig(), [1.0], 1e6) == "memory"
+    assert choose_storage(ActivationsConfig(keep=True), [1.0], 1e6) == "disk"
+    with pytest.raises(ValueError, match="keep=true needs storage=disk or auto, found stream"):
+        ActivationsConfig(keep=True, storage="stream")
+
+
 def test_too_much_for_the_disk_is_refused_before_anything_is_captured(lm: LanguageModel, tmp_path: Path) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("captured")

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torch import Tensor
 
+from hagd.activations import reader
 from hagd.activations.shards import ActivationShards
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
@@ -30,7 +31,7 @@ def trained(runs: Path, work: Path, **changes: object) -> TranscoderSet:
     config = tiny_extract(runs, transcoder__activations__buffer_tokens=100, trainer__checkpoint_every=10, **changes)
     pipeline = Pipeline(config, console)
     with StageProgress("transcoders", console) as progress:
-        return fit_transcoders(config, pipeline.lm, pipeline.get("prompts"), work, [], progress)
+        return fit_transcoders(config, pipeline.lm, pipeline.get("prompts"), work, work, [], progress)
 
 
 def weights(found: TranscoderSet) -> list[Tensor]:
@@ -89,9 +90,34 @@ def test_the_bar_of_the_capture_makes_room_for_that_of_the_training(tiny_runs: P
     pipeline = Pipeline(config, Console(quiet=True))
     prompts = pipeline.get("prompts")
     with StageProgress("transcoders", console) as progress:
-        fit_transcoders(config, pipeline.lm, prompts, tmp_path, [terminal], progress)
+        fit_transcoders(config, pipeline.lm, prompts, tmp_path, tmp_path, [terminal], progress)
     assert "activations" in terminal.screen.getvalue()
     assert len(terminal.drawn) > 1 and len(set(terminal.drawn)) == 1
+
+
+def test_kept_activations_are_those_of_later_trainings(
+    tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep over k captures once, and its results are those of a training alone."""
+    small = {"transcoder__steps": 10, "transcoder__activations__buffer_tokens": 100}
+
+    def transcoders(k: int, runs: Path, **changes: object) -> list[Tensor]:
+        config = tiny_extract(runs, transcoder__k=k, **small, **changes)
+        return weights(Pipeline(config, Console(quiet=True)).get("transcoders"))
+
+    alone = transcoders(3, tmp_path / "alone")
+    transcoders(2, tmp_path / "swept", transcoder__activations__keep=True)
+    (folder,) = (tmp_path / "swept" / "activations").iterdir()
+    assert list((folder / "activations").glob("*.safetensors"))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("captured again")
+
+    monkeypatch.setattr(reader, "visit", refuse)
+    swept = transcoders(3, tmp_path / "swept", transcoder__activations__keep=True)
+    assert all(torch.equal(one, other) for one, other in zip(alone, swept, strict=True))
+    with pytest.raises(AssertionError, match="captured again"):
+        transcoders(3, tmp_path / "swept", transcoder__activations__keep=True, transcoder__site="resid")
 
 
 def test_half_precision_is_near(tiny_runs: Path, tmp_path: Path, expected: list[Tensor]) -> None:
@@ -121,7 +147,7 @@ def test_the_way_of_keeping_decides_no_result(tiny_runs: Path) -> None:
     def key(**changes: object) -> str:
         return Pipeline(tiny_extract(tiny_runs, **changes), Console(quiet=True)).key("transcoders")
 
-    same = {"storage": "stream", "memory_mb": 7, "disk_mb": 7}
+    same = {"storage": "stream", "memory_mb": 7, "disk_mb": 7, "keep": True}
     assert {key(**{f"transcoder__activations__{name}": value}) for name, value in same.items()} == {key()}
     for name, value in {"buffer_tokens": 100, "dtype": "bfloat16"}.items():
         assert key(**{f"transcoder__activations__{name}": value}) != key()

@@ -71,7 +71,7 @@ def test_no_stage_before_it_reads_the_validation_split(pipeline: Pipeline, tmp_p
         kept = stages.select_prompts(config, pipeline.lm, replace(pipeline.get("task"), validation=other.validation))
         assert torch.equal(kept.discovery.tokens, task.discovery.tokens)
         assert torch.equal(kept.selection.tokens, task.selection.tokens)
-        dictionaries = stages.fit_transcoders(config, pipeline.lm, other, tmp_path, [], progress)
+        dictionaries = stages.fit_transcoders(config, pipeline.lm, other, tmp_path, tmp_path, [], progress)
         for ours, theirs in zip(dictionaries.transcoders, pipeline.get("transcoders").transcoders, strict=True):
             assert torch.equal(ours.W_enc, theirs.W_enc) and torch.equal(ours.W_dec, theirs.W_dec)
         means = stages.measure_means(config, pipeline.lm, other, dictionaries)
