@@ -96,12 +96,12 @@ class Results:
         self._path = path
         self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
 
-    def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float) -> Row | None:
-        """The row of one training."""
+    def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row | None:
+        """The row of one training; rows without a seed are of seed 0."""
         wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
             same = tuple(row[name] for name in ("subject", "tokens", "contender", "place", "batch")) == wanted
-            if same and math.isclose(row["rate"], rate, rel_tol=1e-3):
+            if same and row.get("seed", 0) == seed and math.isclose(row["rate"], rate, rel_tol=1e-3):
                 return row
         return None
 
@@ -121,8 +121,9 @@ class Results:
 class Benchmark:
     """Trainings, their figures and the results file."""
 
-    def __init__(self, subject: Subject, results: Results) -> None:
+    def __init__(self, subject: Subject, results: Results, seed: int) -> None:
         self._subject = subject
+        self._seed = seed
         self._results = results
         self._clean: Callable[[], float] = cache(self._cross_entropy)
         self._zeroed: Callable[[SitePlace], float] = cache(self._with_zeros)
@@ -132,23 +133,23 @@ class Benchmark:
         """Train at `layer` with the learning rate that is best at the first layer, and complete that row."""
         place = next(SitePlace(site, layer) for site in SITES if site == contender.site)
         rate = self.tune(contender) if contender.tuned else contender.rate
-        self._complete(contender, place, self._trained(contender, place, rate))
+        self._complete(contender, place, self._trained(contender, place, rate, self._seed))
 
     def tune(self, contender: Contender) -> float:
         """The best of at least four learning rates at the first layer."""
         place = next(SitePlace(site, self._subject.layers[0]) for site in SITES if site == contender.site)
         tried: dict[float, float] = {}
         while (rate := next_rate(contender.default_rate(self._subject.m), tried)) is not None:
-            tried[rate] = float(self._trained(contender, place, rate)["fvu_selection"])
+            tried[rate] = float(self._trained(contender, place, rate, 0)["fvu_selection"])
         return best_rate(tried)
 
-    def _trained(self, contender: Contender, place: SitePlace, rate: float) -> Row:
+    def _trained(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row:
         subject = self._subject
-        found = self._results.find(subject, contender, place, rate)
+        found = self._results.find(subject, contender, place, rate, seed)
         if found is not None:
             return found
-        seconds = self._train(contender, place, rate)
-        dictionary = self._dictionary(contender, place, rate)
+        seconds = self._train(contender, place, rate, seed)
+        dictionary = self._dictionary(contender, place, rate, seed)
         row: Row = {
             "subject": subject.name,
             "tokens": subject.n_train,
@@ -156,6 +157,7 @@ class Benchmark:
             "place": place.name,
             "batch": contender.batch,
             "rate": rate,
+            "seed": seed,
             "steps": subject.n_train // contender.batch,
             "cpu_seconds": seconds,
             "fvu_selection": explained(dictionary, subject.load(place, "selection")).fvu,
@@ -165,7 +167,7 @@ class Benchmark:
         print(json.dumps(row), flush=True)
         return row
 
-    def _train(self, contender: Contender, place: SitePlace, rate: float) -> float:
+    def _train(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> float:
         """CPU seconds of the training, whose weights are then in `_weights`."""
         subject = self._subject
         training = Training(
@@ -178,8 +180,9 @@ class Benchmark:
             skip=contender.skip,
             scaled=True,
             optimizer="signum",
+            seed=seed,
         )
-        weights = self._weights(contender, place, rate)
+        weights = self._weights(contender, place, rate, seed)
         request = weights.with_suffix(".json")
         content = {
             "contender": contender.loop,
@@ -199,7 +202,7 @@ class Benchmark:
         if "loss_recovered" in row:
             return
         subject = self._subject
-        dictionary = self._dictionary(contender, place, row["rate"])
+        dictionary = self._dictionary(contender, place, row["rate"], row.get("seed", 0))
         counts = firing_counts(dictionary, subject.load(place, "train").x[:_COUNTED])
         clean, zero, heldout = self._clean(), self._zeroed(place), subject.load(place, "heldout")
         with spliced(subject.lm, place, heldout, dictionary):
@@ -224,13 +227,13 @@ class Benchmark:
     def _cross_entropy(self) -> float:
         return float(cross_entropy(self._subject.lm, self._subject.text, self._subject.scored).mean())
 
-    def _dictionary(self, contender: Contender, place: SitePlace, rate: float) -> PlainDictionary:
-        return PlainDictionary.load(self._weights(contender, place, rate), self._subject.k)
+    def _dictionary(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> PlainDictionary:
+        return PlainDictionary.load(self._weights(contender, place, rate, seed), self._subject.k)
 
-    def _weights(self, contender: Contender, place: SitePlace, rate: float) -> Path:
+    def _weights(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> Path:
         mode, tokens = contender.loop + ("-skip" if contender.skip else ""), self._subject.n_train
-        name = f"{mode}-{place.name}-{tokens}-{contender.batch}-{rate:.4g}.safetensors"
-        return self._subject.cache / "weights" / name
+        name = f"{mode}-{place.name}-{tokens}-{contender.batch}-{rate:.4g}" + (f"-seed{seed}" if seed else "")
+        return self._subject.cache / "weights" / f"{name}.safetensors"
 
 
 def _rounded(row: Row) -> Row:
@@ -244,9 +247,12 @@ def table(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     chosen = [row for row in rows if "loss_recovered" in row]
-    ours = {_group(row): row["fvu"] for row in chosen if row["contender"] == f"ours {_group(row)[2]}"}
+    ours = {
+        (_group(row), row.get("seed", 0)): row["fvu"] for row in chosen if row["contender"] == f"ours {_group(row)[2]}"
+    }
     for row in sorted(chosen, key=lambda row: (*_group(row), row["fvu"])):
-        over = f"{ours[_group(row)] / row['fvu']:.3f}" if _group(row) in ours else "–"
+        own = ours.get((_group(row), row.get("seed", 0)))
+        over = "–" if own is None else f"{own / row['fvu']:.3f}"
         lines.append(
             f"| {_group(row)[0]}, {row['place']} | {row['contender']} | {row['batch']} | {row['rate']:.2g} "
             f"| {row['fvu']:.4f} | {over} | {row['loss_recovered']:.4f} "
@@ -272,6 +278,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=int, nargs="*", help="fewer layers than all; rates are chosen at the first of all"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights; rates are chosen with 0")
     parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
     arguments = parser.parse_args()
     if arguments.model == SMOLLM2 and not arguments.text:
@@ -282,7 +289,7 @@ def main() -> None:
     else:
         subject = mini(arguments.cache, arguments.model, arguments.tokens)
     results = Results(arguments.results)
-    benchmark = Benchmark(subject, results)
+    benchmark = Benchmark(subject, results, arguments.seed)
     contenders = [each.of_size(subject.m) for each in CONTENDERS if re.search(arguments.only, each.name)]
     if arguments.batch is not None:
         for contender in contenders:
