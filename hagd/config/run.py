@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from hagd.config.base import Section
+from hagd.config.comparison import ComparisonConfig
 from hagd.config.model import MiniModel, ModelConfig, PretrainedModel
 from hagd.config.stages import (
     GraphConfig,
@@ -77,6 +78,9 @@ class StagesConfig(Section):
     search: SearchConfig = SearchConfig()
     validation: ValidationConfig = ValidationConfig()
     report: ReportConfig = ReportConfig()
+    comparison: ComparisonConfig | None = Field(
+        None, description="another model of the task whose circuit is compared with this one (null = none)"
+    )
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     paths: PathsConfig = PathsConfig()
@@ -160,6 +164,15 @@ class ExtractConfig(StagesConfig):
             raise ValueError(
                 f"mode=plan plans the graph of one prompt, found graph.scope={self.graph.scope}; set "
                 "graph.scope=prompt graph.prompt=…"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measured_circuits_are_of_tasks(self) -> ExtractConfig:
+        if self.graph.scope == "prompt" and (self.comparison is not None or self.validation.dark_matter):
+            raise ValueError(
+                "comparison and validation.dark_matter measure circuits of a task, found graph.scope=prompt; set "
+                "comparison=null validation.dark_matter=false"
             )
         return self
 
