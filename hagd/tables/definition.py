@@ -47,8 +47,8 @@ class Column(Section):
     """One figure of every row."""
 
     metric: str = Field(
-        description="key in metrics.json, or stage.NAME.seconds, stage.NAME.peak_mb of manifest.json; {part} stands for "
-        "the part of the cell that the row shows"
+        description="key in metrics.json, or stage.NAME.seconds, stage.NAME.peak_mb of manifest.json; {part} stands "
+        "for the part of the cell that the row shows"
     )
     label: str = Field(description="head of the column")
     digits: int = Field(2, ge=0, description="decimals")
