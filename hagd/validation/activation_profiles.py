@@ -62,8 +62,8 @@ class Profiles:
             self.varies[rows] = np.ptp(self._values[group], axis=0) > 0
 
     def columns(self, group: Group, rows: np.ndarray) -> np.ndarray:
-        """Columns of those of the candidates `rows` that are in the group."""
-        return np.searchsorted(self.groups[group], rows[np.isin(rows, self.groups[group])])
+        """Columns of those of the candidates `rows` that are in the group, ascending."""
+        return np.sort(np.searchsorted(self.groups[group], rows[np.isin(rows, self.groups[group])]))
 
     def of(
         self, group: Group, columns: np.ndarray | slice = slice(None), prompts: np.ndarray | None = None

@@ -161,21 +161,28 @@ class Alignment:
         return one, two
 
     def match(self, rows: Rows) -> list[Matched]:
-        """The one-to-one matching with the largest sum of positive correlations over the matching prompts."""
+        """The one-to-one matching with the largest sum of correlations over the matching prompts, all positive."""
         found = []
         for group in self._groups:
             columns = self._columns(group, rows)
-            i, j = linear_sum_assignment(self._fit[group][np.ix_(*columns)].clip(min=0), maximize=True)
-            found.append(Matched(group, columns[0][i], columns[1][j]))
+            r = self._fit[group][np.ix_(*columns)].clip(min=0)
+            i, j = linear_sum_assignment(r, maximize=True)
+            positive = r[i, j] > 0
+            found.append(Matched(group, columns[0][i[positive]], columns[1][j[positive]]))
         return found
 
     def matched(self, pairs: Sequence[Matched], prompts: np.ndarray) -> float:
-        """Sum of the correlations of matched nodes over the measuring prompts of these numbers."""
+        """Sum of the correlations of matched nodes over the measuring prompts of these numbers, repetitions allowed.
+
+        Pairs of which neither node varies on them are taken to be like the others.
+        """
         one, two = self._measured
-        return sum(
-            float((one.of(each.group, each.first, prompts) * two.of(each.group, each.second, prompts)).sum())
-            for each in pairs
-        )
+        total, defined = 0.0, 0
+        for each in pairs:
+            x, y = one.of(each.group, each.first, prompts), two.of(each.group, each.second, prompts)
+            total += float((x * y).sum())
+            defined += int((x.any(0) | y.any(0)).sum())
+        return total / defined * sum(len(each.first) for each in pairs) if defined else float("nan")
 
     def similarity(self, rows: Rows) -> float:
         """`2 Σ r / (n_1 + n_2)` of nodes that vary; NaN without any."""
