@@ -55,6 +55,12 @@ class TrackingConfig(Section):
     entity: str | None = Field(None, description="W&B team or user")
     group: str | None = Field(None, description="W&B group (null = the sweep's name)")
     tags: tuple[str, ...] = Field((), description="W&B tags")
+    upload_mb: int | None = Field(
+        1024,
+        ge=0,
+        description="results of stages (weights included), circuits and reports larger than this are not uploaded: W&B "
+        "gets their path and checksum (null = no limit)",
+    )
     tensorboard: bool = Field(
         False, description='curves of trainings also for TensorBoard, below the run folder; needs "hagd[tensorboard]"'
     )

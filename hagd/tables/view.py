@@ -156,12 +156,13 @@ class _Rows:
         self._place = [_beside(table, each, self.settings) for each in self.spec.published]
 
     def measured(self) -> Iterator[Row]:
-        for (number, each), part in product(enumerate(self.cells), _parts(self.spec.parts)):
+        parts = _parts(self.spec.parts)
+        for (number, each), part in product(enumerate(self.cells), parts):
             metrics = [run.metrics for run in each.done.values()]
             yield Row(
                 labels=self._labels(each.cell.values, part),
                 measured=tuple(_measure(metrics, column, part) for column in self.spec.columns.values()),
-                quoted=self._beside(number),
+                quoted=self._beside(number) if part == parts[0] else (),
                 seeds=tuple(each.done),
                 asked=len(each.keys),
                 folders=tuple(run.below_runs(run.folder) for run in each.done.values()),
