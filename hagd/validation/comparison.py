@@ -8,7 +8,7 @@ Shape legend: n nodes, R places (prompt and position) of a slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,26 +79,33 @@ def compare(
         n_bootstrap,
         seed,
     )
-    nulls: dict[str, list[float]] = {}
-    for done, drawn in enumerate(_draws(first, second, n_null, seed), start=1):
-        for name, random in drawn.items():
-            counted = alignment.counted(random)
-            if name == "null_anywhere":
-                nulls.setdefault("overlap_null", []).append(effect_overlap(first, second, counted))
-            else:
-                nulls.setdefault(f"similarity_{name}", []).append(alignment.similarity(counted))
-                nulls.setdefault(f"cka_{name}", []).append(alignment.cka(counted))
-        if progress is not None:
-            progress(done, n_null)
     found = {
         **ours,
         "similarity.low": sampled.low,
         "similarity.high": sampled.high,
         "nodes": float(sum(map(len, rows))),
     }
-    for name, values in nulls.items():
+    for name, values in _nulls(alignment, _draws(first, second, n_null, seed), progress).items():
         found |= _against(name, ours[name.split("_")[0]], np.array(values))
     return Comparison({f"comparison.{name}": value for name, value in found.items()})
+
+
+def _nulls(
+    alignment: Alignment, draws: Sequence[Mapping[str, Rows]], progress: Progress | None
+) -> dict[str, list[float]]:
+    """Figure and null → its value for every random pair."""
+    found: dict[str, list[float]] = {}
+    for done, drawn in enumerate(draws, start=1):
+        for name, random in drawn.items():
+            rows = alignment.counted(random)
+            if name == "null_anywhere":
+                found.setdefault("overlap_null", []).append(effect_overlap(*alignment.sides, rows))
+            else:
+                found.setdefault(f"similarity_{name}", []).append(alignment.similarity(rows))
+                found.setdefault(f"cka_{name}", []).append(alignment.cka(rows))
+        if progress is not None:
+            progress(done, len(draws))
+    return found
 
 
 def _draws(first: Side, second: Side, n: int, seed: int) -> list[dict[str, Rows]]:
@@ -146,6 +153,7 @@ class Alignment:
     """Correlations between the candidates of two graphs, by kind and slot; see `compare`."""
 
     def __init__(self, first: Side, second: Side, matching: Sequence[Prompts], measuring: Sequence[Prompts]) -> None:
+        self.sides = (first, second)
         matched = tuple(Profiles(side, matching) for side in (first, second))
         self._measured = [Profiles(side, measuring) for side in (first, second)]
         self._varies = [a.varies & b.varies for a, b in zip(matched, self._measured, strict=True)]
