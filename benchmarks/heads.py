@@ -46,7 +46,7 @@ from hagd.search.records import Circuit
 from hagd.tasks.records import Prompts
 from hagd.tasks.scoring import is_correct, logit_difference
 from hagd.validation.measures import bootstrap, faithfulness, preservation
-from hagd.validation.validate import random_matched
+from hagd.validation.random_circuits import random_matched
 
 ARMS = ("free", "features", "both")
 _DRAWS = 10

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from hagd.config.base import Section
+from hagd.config.comparison import ComparisonConfig
 from hagd.config.model import MiniModel, ModelConfig, PretrainedModel
 from hagd.config.stages import (
     GraphConfig,
@@ -54,6 +55,12 @@ class TrackingConfig(Section):
     entity: str | None = Field(None, description="W&B team or user")
     group: str | None = Field(None, description="W&B group (null = the sweep's name)")
     tags: tuple[str, ...] = Field((), description="W&B tags")
+    upload_mb: int | None = Field(
+        1024,
+        ge=0,
+        description="results of stages (weights included), circuits and reports larger than this are not uploaded: W&B "
+        "gets their path and checksum (null = no limit)",
+    )
     tensorboard: bool = Field(
         False, description='curves of trainings also for TensorBoard, below the run folder; needs "hagd[tensorboard]"'
     )
@@ -77,6 +84,9 @@ class StagesConfig(Section):
     search: SearchConfig = SearchConfig()
     validation: ValidationConfig = ValidationConfig()
     report: ReportConfig = ReportConfig()
+    comparison: ComparisonConfig | None = Field(
+        None, description="another model of the task whose circuit is compared with this one (null = none)"
+    )
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     paths: PathsConfig = PathsConfig()
@@ -160,6 +170,15 @@ class ExtractConfig(StagesConfig):
             raise ValueError(
                 f"mode=plan plans the graph of one prompt, found graph.scope={self.graph.scope}; set "
                 "graph.scope=prompt graph.prompt=…"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measured_circuits_are_of_tasks(self) -> ExtractConfig:
+        if self.graph.scope == "prompt" and (self.comparison is not None or self.validation.dark_matter):
+            raise ValueError(
+                "comparison and validation.dark_matter measure circuits of a task, found graph.scope=prompt; set "
+                "comparison=null validation.dark_matter=false"
             )
         return self
 

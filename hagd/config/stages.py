@@ -340,6 +340,11 @@ class ValidationConfig(Section):
     n_random: int = Field(10, ge=1, description="random circuits, matched per layer and slot")
     n_bootstrap: int = Field(1000, ge=10, description="bootstrap resamples of the prompts")
     batch_size: int = Field(256, ge=1, description="prompts a forward pass")
+    dark_matter: bool = Field(
+        False,
+        description="also measure what the dictionaries' errors hold: how well the answer is read from them, what is "
+        "lost without them",
+    )
 
 
 class ReportConfig(Section):

@@ -76,11 +76,21 @@ class Objective:
 
     def full(self) -> Outcome:
         """The unpatched model."""
-        return self._outcome(self._full)
+        return self.outcome_of(self._full)
 
     def outcome(self, gates: Tensor) -> Outcome:
         """The patched model with gates in the shape `patched.gate_shape`."""
-        return self._outcome(lambda part: self._logits(part, gates))
+        return self.outcome_of(lambda part: self._logits(part, gates))
+
+    @torch.no_grad()
+    def outcome_of(self, run: Callable[[Prompts], Tensor]) -> Outcome:
+        """Of any other logits `[N, C, A, V]` for some of the prompts."""
+        correct, lead = [], []
+        for part in self._parts():
+            logits = run(part)
+            correct.append(is_correct(logits, part, self.task.accuracy, self.task.length_normalised))
+            lead.append(logit_difference(logits, part, self.task.length_normalised))
+        return Outcome(torch.cat(correct).cpu(), torch.cat(lead).cpu())
 
     def loss(self, gates: Tensor, index: Tensor) -> Tensor:
         """Mean loss over the prompts `index`; differentiable in `gates`."""
@@ -155,15 +165,6 @@ class Objective:
     @torch.no_grad()
     def _full(self, part: Prompts) -> Tensor:
         return self.patched.full_logits(part)
-
-    @torch.no_grad()
-    def _outcome(self, run: Callable[[Prompts], Tensor]) -> Outcome:
-        correct, lead = [], []
-        for part in self._parts():
-            logits = run(part)
-            correct.append(is_correct(logits, part, self.task.accuracy, self.task.length_normalised))
-            lead.append(logit_difference(logits, part, self.task.length_normalised))
-        return Outcome(torch.cat(correct).cpu(), torch.cat(lead).cpu())
 
     def _parts(self) -> Iterator[Prompts]:
         for start in range(0, len(self), self.batch_size):

@@ -12,6 +12,7 @@ from rich.console import Console
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError, MemoryLimitError
+from hagd.pipeline.measurements import measurements
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results, write_stopped
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
@@ -37,6 +38,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     scorer = find_scorer(config)
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
     with tracked_pipeline(config, console, name, group, "extract", folder, scorer) as (run, pipeline):
+        for each in measurements(config):
+            pipeline.key(each)  # settings that do not fit the other model are refused before hours of search
         try:
             stored_report: ReportData = pipeline.get("report")
         except MemoryLimitError as error:
@@ -44,7 +47,10 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
                 write_stopped(pipeline, error, folder)
             raise
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
-        data = replace(stored_report, settings=flat_settings(config))
+        measured: dict[str, float] = {}
+        for each in measurements(config):
+            measured |= pipeline.get(each).metrics
+        data = replace(stored_report, settings=flat_settings(config), metrics={**stored_report.metrics, **measured})
         for part in ("task", *pipeline.parents("report")):
             pipeline.get(part)
         stored = pipeline.used.values()
@@ -62,8 +68,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
         track_dictionaries(run, dictionaries, data.slot_names)
-        for name, each in pipeline.used.items():
-            use(run, name, each)
+        for name, used in pipeline.used.items():
+            use(run, name, used)
     print_summary(data, console)
     console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
     return metrics

@@ -9,15 +9,17 @@ from rich.console import Console
 
 from hagd.artifacts.keys import stage_key
 from hagd.config.run import ExtractConfig, StagesConfig, TrainConfig
+from hagd.pipeline.measurements import measurements
 from hagd.pipeline.pipeline import Pipeline
 
 
 def job_key(config: StagesConfig, scorer: Path | None = None) -> str:
     """Address of what `extract.py` or `train.py` makes of `config`; `manifest.json` of the run folder has it.
 
-    The content address of the job's last stage, and so of everything that decides a result: the configuration less what
-    decides time and space alone (paths, tracking, devices, batch sizes of evaluations), the seed, versions of the code
-    of stages, the files of a pretrained model, of a corpus and of a task. Nothing is computed or loaded.
+    The content address of the job's last stage and of its further measurements, and so of everything that decides a
+    result: the configuration less what decides time and space alone (paths, tracking, devices, batch sizes of
+    evaluations), the seed, versions of the code of stages, the files of a pretrained model, of a corpus and of a task.
+    Nothing is computed or loaded.
 
     Args:
         config: the validated configuration.
@@ -32,8 +34,9 @@ def job_key(config: StagesConfig, scorer: Path | None = None) -> str:
         HagdError: files that the configuration names are missing.
     """
     stage, own = _last_stage(config)
-    result = Pipeline(config, Console(quiet=True), scorer=scorer).key(stage)
-    return stage_key(f"job {stage}", 1, own, {stage: result}, config.seed)
+    pipeline = Pipeline(config, Console(quiet=True), scorer=scorer)
+    made = (stage, *(measurements(config) if isinstance(config, ExtractConfig) else ()))
+    return stage_key(f"job {stage}", 1, own, {name: pipeline.key(name) for name in made}, config.seed)
 
 
 def _last_stage(config: StagesConfig) -> tuple[str, dict[str, Any]]:

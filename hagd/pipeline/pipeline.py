@@ -17,6 +17,7 @@ from hagd.config.run import StagesConfig
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.patched_model import PatchedModel
+from hagd.pipeline.measurements import compared_config
 from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stage_runs import StageRuns, log_stage
@@ -104,6 +105,11 @@ class Pipeline:
         device = self.lm.device
         heads = self.get("head_means").to(device) if self.config.graph.heads else None
         return PatchedModel(self.lm, self.get("transcoders").to(device), self.get("means").to(device), heads)
+
+    @cached_property
+    def compared(self) -> Pipeline:
+        """The extraction that `comparison` asks to compare with."""
+        return Pipeline(compared_config(self.config), self.console, self.scorer)
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:

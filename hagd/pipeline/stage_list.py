@@ -18,7 +18,7 @@ from hagd.hierarchy.partition import build_prompt_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
 from hagd.patching.records import HeadMeans, SlotMeans
-from hagd.pipeline import prompt_stages, stages
+from hagd.pipeline import measurements, prompt_stages, stages
 from hagd.pipeline.progress import StageProgress
 from hagd.report.assemble import Extraction, assemble
 from hagd.report.prompt.records import PromptReport
@@ -26,7 +26,7 @@ from hagd.report.records import ReportData
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
 from hagd.transcoders.records import TranscoderSet
-from hagd.validation.records import Validation
+from hagd.validation.records import Comparison, DarkMatter, Validation
 
 if TYPE_CHECKING:
     from hagd.pipeline.pipeline import Pipeline
@@ -129,6 +129,16 @@ def _extraction(p: Pipeline) -> Extraction:
     )
 
 
+def _extracted(p: Pipeline) -> measurements.Extracted:
+    return measurements.Extracted(p.patched, p.get("prompts"), p.get("graph"), p.get("search"))
+
+
+def _comparison_config(p: Pipeline) -> dict[str, Any]:
+    assert p.config.comparison is not None
+    numbers = p.config.comparison.model_dump(mode="json", include={"n_null", "n_bootstrap"})
+    return {**numbers, "other": p.compared.key("search")}
+
+
 def _search_scores(p: Pipeline) -> np.ndarray | None:
     if p.scorer is None:
         return None
@@ -219,7 +229,7 @@ STAGES: dict[str, Stage] = {
         Validation,
         2,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
-        lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size"}),
+        lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size", "dark_matter"}),
         lambda p, _, progress: stages.validate_circuit(
             p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("search"), progress
         ),
@@ -230,6 +240,24 @@ STAGES: dict[str, Stage] = {
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),
+    ),
+    "dark_matter": Stage(
+        DarkMatter,
+        1,
+        ("prompts", "lm", "transcoders", "means"),
+        lambda p: p.config.validation.model_dump(mode="json", include={"n_bootstrap"}),
+        lambda p, _, progress: measurements.dark_matter(
+            p.config, p.lm, p.get("prompts"), p.get("transcoders"), p.get("means"), progress
+        ),
+    ),
+    "comparison": Stage(
+        Comparison,
+        1,
+        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
+        _comparison_config,
+        lambda p, _, progress: measurements.compare_circuits(
+            p.config.comparison, _extracted(p), _extracted(p.compared), p.config.seed, progress
+        ),
     ),
     "prompt_graph": Stage(
         PromptGraph,

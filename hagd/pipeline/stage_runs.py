@@ -23,7 +23,7 @@ from hagd.search.records import SearchResult
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.transcoders.metrics import SCALARS
 from hagd.transcoders.records import TranscoderSet
-from hagd.validation.records import Validation
+from hagd.validation.records import Comparison, DarkMatter, Validation
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -35,6 +35,8 @@ ARTIFACTS = {
     "hierarchy": "hierarchy",
     "search": "circuit",
     "validation": "validation",
+    "dark_matter": "dark_matter",
+    "comparison": "comparison",
     "prompt_graph": "prompt_graph",
 }
 """Stage → type of its artifact; the other stages are quickly made again and have no run."""
@@ -147,6 +149,8 @@ _FIGURES: dict[type[Any], Callable[[Any], dict[str, float]]] = {
     Hierarchy: lambda hierarchy: {"hierarchy.levels": len(hierarchy.levels)},
     SearchResult: _of_search,
     Validation: lambda validation: validation.metrics,
+    DarkMatter: lambda found: found.metrics,
+    Comparison: lambda found: found.metrics,
     PromptGraph: lambda graph: {"graph.edges": len(graph.edge_attr), "graph.replacement": graph.replacement},
 }
 _STEPS: dict[type[Any], Callable[[Any], Iterator[tuple[int, dict[str, float]]]]] = {

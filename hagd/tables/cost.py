@@ -11,6 +11,7 @@ from rich.console import Console
 
 from hagd.artifacts.store import ArtifactStore
 from hagd.pipeline.extraction import find_scorer
+from hagd.pipeline.measurements import measurements
 from hagd.pipeline.pipeline import Pipeline
 from hagd.tables.runs import FinishedRun
 from hagd.tables.view import CellRuns
@@ -51,9 +52,12 @@ def estimate(missing: CellRuns, seed: int, cells: Sequence[CellRuns], runs: Path
     config = missing.cell.configs[seed]
     pipeline = Pipeline(config, Console(quiet=True), scorer=find_scorer(config))
     store = ArtifactStore(runs / "artifacts")
-    keys = {name: pipeline.key(name) for name in _stages(pipeline, LAST[config.graph.scope])}
+    wanted = [(pipeline, last) for last in (LAST[config.graph.scope], *measurements(config))]
+    if config.comparison is not None:
+        wanted.append((pipeline.compared, "search"))
+    keys = {each.key(name): name for each, last in wanted for name in _stages(each, last)}
     return Estimate(
-        {key: _seconds(name, missing, cells) for name, key in keys.items() if not store.contains(name, key)}
+        {key: _seconds(name, missing, cells) for key, name in keys.items() if not store.contains(name, key)}
     )
 
 

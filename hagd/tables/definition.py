@@ -36,10 +36,20 @@ class Axis(Section):
     values: dict[str, str] = Field({}, description="value → what is shown for it; others are shown as they are")
 
 
+class Parts(Section):
+    """Rows within a cell: what is written `{part}` in the metrics of columns."""
+
+    label: str = Field(description="head of the column")
+    values: dict[str, str] = Field(min_length=1, description="part → what is shown for it")
+
+
 class Column(Section):
     """One figure of every row."""
 
-    metric: str = Field(description="key in metrics.json, or stage.NAME.seconds, stage.NAME.peak_mb of manifest.json")
+    metric: str = Field(
+        description="key in metrics.json, or stage.NAME.seconds, stage.NAME.peak_mb of manifest.json; {part} stands "
+        "for the part of the cell that the row shows"
+    )
     label: str = Field(description="head of the column")
     digits: int = Field(2, ge=0, description="decimals")
     controls: dict[str, str] = Field({}, description="mark → metric that the figure is compared with, of the same runs")
@@ -75,6 +85,7 @@ class TableSpec(Section):
     title: str = Field(description="one line")
     note: str = Field("", description="what a reader must know")
     axes: dict[str, Axis] = Field(min_length=1, description="swept key → rows, in the order of their columns")
+    parts: Parts | None = Field(None, description="rows within a cell (null = a cell is one row)")
     columns: dict[str, Column] = Field(min_length=1, description="name → figure")
     controls: dict[str, str] = Field({}, description="mark → what the control is")
     fits: tuple[Fit, ...] = Field((), description="exponents below the table")

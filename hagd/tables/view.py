@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from hagd.errors import ConfigError
 from hagd.pipeline.extraction import find_scorer
 from hagd.pipeline.job_key import job_key
-from hagd.tables.definition import Cell, Column, Published, Table
+from hagd.tables.definition import Cell, Column, Parts, Published, Table
 from hagd.tables.runs import FinishedRun, StoppedRun
 from hagd.tables.statistics import Exponent, Measured, exponent, measure
 
@@ -130,7 +131,7 @@ def view(table: Table, cells: Sequence[CellRuns]) -> View:
         name=table.name,
         title=spec.title,
         note=spec.note,
-        axes=tuple(spec.axes[axis].label for axis in rows.shown),
+        axes=(*(spec.axes[axis].label for axis in rows.shown), *([spec.parts.label] if spec.parts else [])),
         columns=tuple(spec.columns.values()),
         rows=(*rows.measured(), *rows.not_run(), *rows.published()),
         controls=spec.controls,
@@ -155,12 +156,13 @@ class _Rows:
         self._place = [_beside(table, each, self.settings) for each in self.spec.published]
 
     def measured(self) -> Iterator[Row]:
-        for number, each in enumerate(self.cells):
+        parts = _parts(self.spec.parts)
+        for (number, each), part in product(enumerate(self.cells), parts):
             metrics = [run.metrics for run in each.done.values()]
             yield Row(
-                labels=self._labels(each.cell.values),
-                measured=tuple(measure(metrics, c.metric, c.controls) for c in self.spec.columns.values()),
-                quoted=self._beside(number),
+                labels=self._labels(each.cell.values, part),
+                measured=tuple(_measure(metrics, column, part) for column in self.spec.columns.values()),
+                quoted=self._beside(number) if part == parts[0] else (),
                 seeds=tuple(each.done),
                 asked=len(each.keys),
                 folders=tuple(run.below_runs(run.folder) for run in each.done.values()),
@@ -175,7 +177,8 @@ class _Rows:
     def published(self) -> Iterator[Row]:
         for each, place in zip(self.spec.published, self._place, strict=True):
             if place is None:
-                yield Row((each.of, *[""] * (len(self.shown) - 1)), self._nothing, self._quoted(each))
+                others = len(self.shown) - 1 + (self.spec.parts is not None)
+                yield Row((each.of, *[""] * others), self._nothing, self._quoted(each))
 
     def fixed(self) -> dict[str, str]:
         """Axis label → value, of axes with one value."""
@@ -187,8 +190,10 @@ class _Rows:
     def _nothing(self) -> tuple[None, ...]:
         return (None,) * len(self.spec.columns)
 
-    def _labels(self, values: Mapping[str, str]) -> tuple[str, ...]:
-        return tuple(self.spec.axes[axis].values.get(values.get(axis, ""), values.get(axis, "")) for axis in self.shown)
+    def _labels(self, values: Mapping[str, str], part: str = "") -> tuple[str, ...]:
+        """With parts, the last label is that of the part; empty in rows that are not run."""
+        axes = (self.spec.axes[axis].values.get(values.get(axis, ""), values.get(axis, "")) for axis in self.shown)
+        return (*axes, *([self.spec.parts.values.get(part, "")] if self.spec.parts else []))
 
     def _beside(self, row: int) -> tuple[Quoted, ...]:
         here = [each for each, place in zip(self.spec.published, self._place, strict=True) if place == row]
@@ -197,6 +202,15 @@ class _Rows:
     def _quoted(self, published: Published) -> tuple[Quoted, ...]:
         source = self.sources.index(_source(published)) + 1
         return tuple(Quoted(self.spec.columns[name].label, text, source) for name, text in published.figures.items())
+
+
+def _parts(parts: Parts | None) -> Sequence[str]:
+    return [""] if parts is None else list(parts.values)
+
+
+def _measure(metrics: Sequence[Mapping[str, float]], column: Column, part: str) -> Measured | None:
+    controls = {mark: metric.replace("{part}", part) for mark, metric in column.controls.items()}
+    return measure(metrics, column.metric.replace("{part}", part), controls)
 
 
 def _source(published: Published) -> str:

@@ -22,9 +22,10 @@ STEP = "step"
 class Run:
     """What the pipeline uses of a W&B run; in disabled mode every call is accepted and nothing is kept."""
 
-    def __init__(self, run: Any, mode: str) -> None:
+    def __init__(self, run: Any, mode: str, upload_mb: int | None = None) -> None:
         self._run = run
         self._mode = mode
+        self._upload_mb = upload_mb
         self._has_step: set[str] = set()
 
     @property
@@ -75,9 +76,12 @@ class Run:
         self._run.log({name: wandb.Html(str(path), inject=False)})
 
     def artifact(self, name: str, type: str, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Log a file or folder as a W&B artifact. Its files are referred to, not copied: they must stay in place."""
+        """Log a file or folder as a W&B artifact. Its files are referred to, not copied: they must stay in place.
+
+        Of one larger than `tracking.upload_mb` W&B gets where its files are and their checksums, and no content.
+        """
         if self._mode != "disabled":  # no need to read the files
-            self._run.log_artifact(_artifact(name, type, path, metadata))
+            self._run.log_artifact(_artifact(name, type, path, metadata, self._upload_mb))
 
     def use(self, name: str, type: str, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Note an artifact, given as to `artifact`, as an input: W&B draws lineage from it.
@@ -87,7 +91,8 @@ class Run:
         already is found by its digest.
         """
         if self._mode != "disabled":
-            self._run._log_artifact(_artifact(name, type, path, metadata), is_user_created=True, use_after_commit=True)
+            artifact = _artifact(name, type, path, metadata, self._upload_mb)
+            self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
     def lightning_logger(self) -> WandbLogger:
         """Logger for a Lightning trainer that writes into this run, over the trainer's own global step."""
@@ -98,13 +103,17 @@ class Run:
         return WandbLogger(experiment=self._run)
 
 
-def _artifact(name: str, type: str, path: Path, metadata: Mapping[str, Any] | None) -> Artifact:
+def _artifact(name: str, type: str, path: Path, metadata: Mapping[str, Any] | None, upload_mb: int | None) -> Artifact:
     import wandb
 
     artifact = wandb.Artifact(name, type=type, metadata=None if metadata is None else dict(metadata))
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    too_large = upload_mb is not None and sum(file.stat().st_size for file in files) > upload_mb * 2**20
     for file in files:
         relative = file.name if path.is_file() else str(file.relative_to(path))
+        if too_large:
+            artifact.add_reference(file.absolute().as_uri(), name=relative)
+            continue
         artifact.add_file(str(file), name=relative, policy="immutable", skip_cache=True)
     return artifact
 
@@ -158,7 +167,7 @@ def tracked_run(
             "check the network, or set tracking.mode=offline and upload later with `wandb sync`"
         ) from error
     try:  # W&B's own context manager would print the traceback of errors whose message says it all
-        yield Run(run, tracking.mode)
+        yield Run(run, tracking.mode, tracking.upload_mb)
     except BaseException:
         run.finish(exit_code=1)
         raise

@@ -35,3 +35,17 @@ class Validation:
 
     metrics: dict[str, float]
     curves: tuple[CurvePoints, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How alike two circuits are; `metrics` is flat, keys as in `metrics.json`."""
+
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DarkMatter:
+    """What the dictionaries' errors hold; `metrics` is flat, keys as in `metrics.json`."""
+
+    metrics: dict[str, float]

@@ -24,6 +24,7 @@ from hagd.validation.measures import (
     faithfulness,
     preservation,
 )
+from hagd.validation.random_circuits import random_matched
 from hagd.validation.records import CurvePoints, Validation
 
 Progress = Callable[[int, int], None]
@@ -177,20 +178,6 @@ def _curve(method: str, sizes: Sequence[int], draws: Sequence[Sequence[Outcome]]
         lows.append(low)
         highs.append(high)
     return CurvePoints(method, tuple(sizes), tuple(faithful), tuple(kept), tuple(lows), tuple(highs))
-
-
-def random_matched(graph: AttributionGraph, circuit: Circuit, n: int, seed: int) -> list[Circuit]:
-    """`n` random circuits with as many nodes of each kind in each (layer, slot) as `circuit`, among the candidates."""
-    rng = np.random.default_rng(seed)
-    nodes, n_candidates = graph.nodes, graph.n_candidates
-    row = nodes.kind * (nodes.layer.max() + 1) + nodes.layer
-    cell = (row * (nodes.slot.max() + 1) + nodes.slot)[:n_candidates]
-    inside = np.isin(graph.flat, circuit.nodes)
-    pools = [(np.flatnonzero(cell == c), int(inside[cell == c].sum())) for c in np.unique(cell)]
-    return [
-        Circuit(np.sort(graph.flat[np.concatenate([rng.choice(pool, size, replace=False) for pool, size in pools])]))
-        for _ in range(n)
-    ]
 
 
 def _control_metrics(curves: Sequence[CurvePoints], size: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hydra.errors import ConfigCompositionException
 
+from hagd.config.comparison import ComparisonConfig
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig, TrainConfig
 from tests.config.composed import CONF, GROUPS, container, options
@@ -33,7 +34,7 @@ def overrides(group: str, name: str) -> tuple[str, ...]:
 def test_every_group_is_known_here() -> None:
     folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(GROUPS) <= folders
-    assert folders - set(GROUPS) <= {"hydra", "experiment", "variant", "hparams_search"}
+    assert folders - set(GROUPS) <= {"hydra", "experiment", "variant", "hparams_search", "comparison"}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in options(group)])
@@ -64,6 +65,19 @@ def test_every_experiment_composes(entry: str, name: str) -> None:
 def test_every_variant_changes_what_it_names(name: str) -> None:
     chosen, plain = (load_config(ExtractConfig, container(*extra)) for extra in ([f"variant={name}"], []))
     assert (chosen == plain) == (name == "full")
+
+
+@pytest.mark.parametrize("name", options("comparison"))
+def test_every_comparison_is_with_another_extraction(name: str) -> None:
+    config = load_config(ExtractConfig, container(f"comparison={name}", "model=llama_mini", "seed=3"))
+    assert config.comparison is not None
+    assert (
+        config.comparison.seed_offset == 1 and config.comparison.n_null == ComparisonConfig(model=config.model).n_null
+    )
+    if name in options("model"):
+        assert config.comparison.model == load_config(ExtractConfig, container(f"model={name}")).model
+    else:
+        assert config.comparison.model != config.model and config.comparison.model.name == "llama_mini_half"
 
 
 @pytest.mark.parametrize(("entry", "schema"), [("extract", ExtractConfig), ("train", TrainConfig)])

@@ -64,6 +64,11 @@ def test_published_figures_are_in_one_table_each() -> None:
         "0.15–0.20",
         "0.55–0.61",
         "O(n² log n)",
+        "0.52–0.82",
+        "below 0.50",
+        "below 0.75",
+        "above 0.25",
+        "O(log_b n)",
     ):
         assert known in figures, known
 

@@ -51,6 +51,28 @@ def test_an_axis_with_one_value_is_named_once() -> None:
     assert [row.labels for row in seen.rows] == [("with",), ("without",)]
 
 
+def test_parts_of_a_cell_are_rows_of_it() -> None:
+    column = {"metric": "{part}.value", "label": "v", "controls": {"r": "{part}.control"}}
+    parts = {"label": "part", "values": {"first": "one", "second": "two"}}
+    published = [
+        {"figures": {"v": "3"}, "of": "o", "source": "s"},
+        {"row": {"search.pruning": "false", "task": "sorting"}, "figures": {"v": "4"}, "of": "o", "source": "s"},
+    ]
+    tiny = table(columns={"v": column}, parts=parts, published=published)
+    runs = {i: finished("x", first__value=2.0, first__control=1.0, second__value=v) for i, v in enumerate((4.0, 6.0))}
+    seen = view(tiny, with_runs(tiny, runs, {}))
+    assert seen.axes == ("pruning", "task", "part")
+    labels = [("with", "sorting", "one"), ("with", "sorting", "two"), ("without", "sorting", "one")]
+    assert [row.labels for row in seen.rows[:3]] == labels
+    assert seen.rows[0].measured == (Measured(2.0, 0.0, 2, (2.0, 2.0)),)
+    second = seen.rows[1].measured[0]
+    assert second is not None and second.mean == 5 and second.marks == ("r",), "its own control is not there"
+    assert seen.rows[2].measured == (None,)
+    assert [[each.text for each in row.quoted] for row in seen.rows[:4]] == [[], [], ["4"], []]
+    assert seen.rows[4].labels == ("with", "ioi", "") and seen.rows[5].labels == ("o", "", "")
+    assert "| with | sorting | two | 2 of 3 | 5.00" in markdown(seen)
+
+
 def test_a_published_figure_belongs_to_one_row() -> None:
     tiny = table()  # its first published figure names the pruning alone, which two rows have
     with pytest.raises(ConfigError, match="belong to one row, found 2 rows"):

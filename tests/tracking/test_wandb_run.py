@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from hagd.config.run import TrackingConfig
 from hagd.errors import ArtifactError, ConfigError
-from hagd.tracking.read_back import LoggedTable, offline_runs, read_run
+from hagd.tracking.read_back import LoggedTable, _inspect, _is_artifact, offline_runs, read_run
 from hagd.tracking.wandb_run import Run, tracked_run
 
 PNG = bytes.fromhex(
@@ -78,6 +79,28 @@ def test_offline_run_reads_back(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert read.media["curve"].read_bytes() == PNG and read.media["report"].read_text() == "<p>é</p>"
     assert read.artifacts == {"circuit": ("deep/record.json", "meta.json"), "page": ("report.html",)}
     assert read.used == ("graph",)
+
+
+def test_of_what_is_too_large_there_are_only_paths_and_checksums(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.bin", tmp_path / "large"
+    large.mkdir()
+    small.write_bytes(b"a" * 2**20)
+    for name in ("one", "two"):  # neither is above the limit alone
+        (large / name).write_bytes(b"b" * (2**19 + 1))
+    tracking = TrackingConfig(mode="offline", upload_mb=1)
+    with tracked_run(tracking, name="n", group=None, job_type="t", config={}, directory=tmp_path) as run:
+        run.artifact("small", "weights", small)
+        run.artifact("large", "weights", large)
+        run.use("input", "weights", large)
+        folder = run.dir
+    assert folder is not None
+    referred = {
+        record["artifact"]["name"]: [entry.get("ref") for entry in record["artifact"]["manifest"]["contents"]]
+        for record in map(json.loads, _inspect(folder).splitlines())
+        if _is_artifact(record)
+    }
+    paths = [(large / name).as_uri() for name in ("one", "two")]
+    assert referred == {"small": [None], "large": paths, "input": paths}
 
 
 def test_failed_job_is_a_failed_run(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.progress import StageProgress
 from hagd.search.records import Circuit
 from hagd.tasks.records import Prompts, TaskData
+from hagd.validation.random_circuits import random_matched
 from hagd.validation.records import Validation
-from hagd.validation.validate import random_matched, validate
+from hagd.validation.validate import validate
 from tests.builders import tiny_extract
 from tests.hierarchy.graphs import feature_graph
 
