@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
-    fixed = ["task=parity", "transcoder.expansion=32", "search.n_nodes=200", "search.scorer=null"]
+    fixed = ["task=parity", "transcoder.expansion=32", "search.n_nodes=200"]
     rows = []
     print("| candidates | part | evaluations | seconds |\n| --- | --- | --- | --- |")
     for size in arguments.sizes:

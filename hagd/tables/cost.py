@@ -10,7 +10,6 @@ from statistics import fmean
 from rich.console import Console
 
 from hagd.artifacts.store import ArtifactStore
-from hagd.pipeline.extraction import find_scorer
 from hagd.pipeline.pipeline import Pipeline
 from hagd.tables.runs import FinishedRun
 from hagd.tables.view import CellRuns
@@ -49,7 +48,7 @@ def estimate(missing: CellRuns, seed: int, cells: Sequence[CellRuns], runs: Path
     Likeness is the number of axes with the same value. Stages whose result is stored cost nothing.
     """
     config = missing.cell.configs[seed]
-    pipeline = Pipeline(config, Console(quiet=True), scorer=find_scorer(config))
+    pipeline = Pipeline(config, Console(quiet=True))
     store = ArtifactStore(runs / "artifacts")
     keys = {name: pipeline.key(name) for name in _stages(pipeline, LAST[config.graph.scope])}
     return Estimate(

@@ -51,7 +51,7 @@ def recover(mechanism: Mechanism, searched: Searched, config: SearchConfig, seed
     """Run a method whose circuit may have as many nodes as the mechanism."""
     members = mechanism.members.flatten()[torch.as_tensor(searched.graph.flat)].numpy()
     size = int(members.sum())
-    options = config.model_copy(update={"n_nodes": size, "scorer": None})
+    options = config.model_copy(update={"n_nodes": size})
     result = find_circuit(searched, options, seed)
     inside = np.isin(searched.graph.flat, result.circuit.nodes)
     return Recovered(auroc(result.score, members), float(members[inside].mean()), result.evaluations)
