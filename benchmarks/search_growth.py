@@ -2,7 +2,8 @@
 
 Parity on `gpt2_mini` with dictionaries of 32 times the width has more than 20,000 candidates, of which the graph keeps
 the `graph.n_max` most attributed. For each of these sizes: evaluations of the discovery split and seconds of every part
-of the search at 200 nodes, one thread, and exponents p of a fit ~ nᵖ. Ends with one line of JSON.
+of the search at 200 nodes, one thread, and exponents p of a fit ~ nᵖ. `search.gates=false search.pruning=false` measures
+the coarse phase alone. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
             rows.append({"n": n, "part": step.name, "evaluations": step.evaluations, "seconds": step.seconds})
             print(f"| {n:,} | {step.name} | {step.evaluations:,.1f} | {step.seconds:,.1f} |", flush=True)
     fits = {}
-    for part in ("elimination", "gates", "pruning"):
+    for part in dict.fromkeys(row["part"] for row in rows if row["evaluations"]):
         own = [row for row in rows if row["part"] == part]
         n = np.log([row["n"] for row in own])
         for name in ("evaluations", "seconds"):
