@@ -2,8 +2,8 @@
 
 Parity on `gpt2_mini` with dictionaries of 32 times the width has more than 20,000 candidates, of which the graph keeps
 the `graph.n_max` most attributed. For each of these sizes: evaluations of the discovery split and seconds of every part
-of the search at 200 nodes, one thread, and exponents p of a fit ~ nᵖ. `search.gates=false search.pruning=false` measures
-the coarse phase alone. Ends with one line of JSON.
+of the search at 200 nodes, one thread, and exponents p of a fit ~ nᵖ. `search.gates=false search.pruning=false`
+measures the coarse phase alone. Ends with one line of JSON.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers import GPT2Config, GPT2LMHeadModel
 
-THRESHOLDS = {"tao_exps": list(range(-6, 2)), "tao_bases": [1, 3, 5, 7, 9]}
+THRESHOLDS = {"tao_exps": list(range(-5, 1)), "tao_bases": [1, 3]}
 IG_STEPS = 8
 
 

@@ -38,8 +38,9 @@ class Recovered:
 def prepare(mechanism: Mechanism, seed: int = 0) -> Searched:
     """Graph and hierarchy, as an extraction makes them."""
     patched, task = mechanism.patched, mechanism.task
+    loss = SearchConfig().loss
     discovery, selection = (
-        Objective(patched, task, split, ablation="mean", error="mean", batch_size=256)
+        Objective(patched, task, split, ablation="mean", error="mean", batch_size=256, loss=loss)
         for split in (task.discovery, task.selection)
     )
     graph = build_graph(patched, task, task.discovery, attribute_nodes(discovery, GRAPH), GRAPH)
