@@ -1,9 +1,9 @@
 """Runs auto-circuit's ACDC and EAP-IG, as its package has them, on one model; runs in the environment `circuit-peers`.
 
 Reads `weights.safetensors`, `prompts.safetensors` and `config.json` of a folder, writes `scores.json`: of each method a
-score for every head and MLP at every position, and seconds. Edges are the package's own, with queries, keys and values
-apart and positions apart. A node's score is the largest threshold at which a path of edges from it to the logits of the
-last position survives; ties are broken by the sum of its edges' scores.
+score for every head and MLP at every position, and seconds. Edges are the package's own, each position's apart. A
+node's score is the largest threshold at which a path of edges from it to the logits of the last position survives; ties
+are broken by the sum of its edges' scores.
 
 Shape legend: L layers, T positions, H heads.
 """
@@ -31,7 +31,10 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers import GPT2Config, GPT2LMHeadModel
 
-THRESHOLDS = {"tao_exps": list(range(-5, 1)), "tao_bases": [1, 3]}
+THRESHOLDS = {"tao_exps": list(range(-4, 1)), "tao_bases": [1, 3]}
+ACDC_PROMPTS = 64
+"""The package tests edges on the first batch alone; as many as greedy pruning of nodes has here."""
+
 IG_STEPS = 8
 
 
@@ -52,7 +55,7 @@ def converted(folder: Path, tokens: Tensor) -> HookedTransformer:
         normalization_type="LN",
         eps=config.layer_norm_epsilon,
         use_attn_result=True,
-        use_split_qkv_input=True,
+        use_attn_in=True,
         use_hook_mlp_in=True,
         device="cpu",
     )
@@ -85,9 +88,9 @@ def node_scores(model: Any, scores: dict[str, Tensor]) -> list[list[list[float]]
         if name == "Resid End":
             return math.inf if position == last else -math.inf
         layer, _, index = place(name, position)
-        if name.endswith((".K", ".V")):  # read by the head at every later position
-            return float(reach[layer, position:, index].max())
-        return float(reach[layer, position, index])
+        if index == heads:
+            return float(reach[layer, position, index])
+        return float(reach[layer, position:, index].max())  # a head's keys and values are read at later positions
 
     for edge in sorted(model.edges, key=lambda each: -each.dest.layer):
         if edge.src.name != "Resid Start":
@@ -107,18 +110,22 @@ def main(folder: Path) -> None:
     prompts = load_file(folder / "prompts.safetensors")
     clean = prompts["clean"]
     model = patchable_model(
-        converted(folder, clean), factorized=True, slice_output="last_seq", seq_len=clean.shape[1], separate_qkv=True
+        converted(folder, clean), factorized=True, slice_output="last_seq", seq_len=clean.shape[1], separate_qkv=False
     )
     data = PromptDataset(clean, prompts["corrupt"], list(prompts["answers"]), list(prompts["wrong"]))
-    loader = PromptDataLoader(data, seq_len=clean.shape[1], diverge_idx=0, batch_size=len(clean), shuffle=False)
+    loader, few = (
+        PromptDataLoader(data, seq_len=clean.shape[1], diverge_idx=0, batch_size=n, shuffle=False)
+        for n in (len(clean), ACDC_PROMPTS)
+    )
     mean = src_ablations(model, loader, AblationType.TOKENWISE_MEAN_CLEAN)
 
     def acdc_of_means() -> dict[str, Tensor]:
         """The package ablates to the corrupt prompts' activations only: here their place is taken by the means."""
+        corrupt = prompts["corrupt"][:ACDC_PROMPTS]
         ACDC.src_ablations = lambda m, sample: (
-            mean if torch.equal(sample, prompts["corrupt"]) else src_ablations(m, sample)
+            mean[:, :ACDC_PROMPTS] if torch.equal(sample, corrupt) else src_ablations(m, sample)
         )
-        return ACDC.acdc_prune_scores(model, loader, None, **THRESHOLDS)
+        return ACDC.acdc_prune_scores(model, few, None, **THRESHOLDS)
 
     methods: dict[str, Callable[[], dict[str, Tensor]]] = {
         "eap_ig": lambda: mask_gradient_prune_scores(
@@ -131,7 +138,7 @@ def main(folder: Path) -> None:
             ablation_type=AblationType.TOKENWISE_MEAN_CLEAN,
             clean_corrupt=None,
         ),
-        "acdc": lambda: ACDC.acdc_prune_scores(model, loader, None, **THRESHOLDS),
+        "acdc": lambda: ACDC.acdc_prune_scores(model, few, None, **THRESHOLDS),
         "acdc_means": acdc_of_means,
     }
     found = {}
