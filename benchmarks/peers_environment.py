@@ -1,7 +1,8 @@
-"""The peers' own virtual environment: `python benchmarks/peers_environment.py` creates it, once.
+"""The peers' own virtual environments: `python benchmarks/peers_environment.py [NAME]` creates one, once.
 
 Their pins (transformers below 4.58, huggingface-hub below 1) exclude those of this project, so they are never
-installed beside it.
+installed beside it. `peers` has those of dictionaries and graphs, `circuit-peers` auto-circuit, which needs an older
+transformer-lens.
 """
 
 from __future__ import annotations
@@ -15,39 +16,38 @@ import venv
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-ENVIRONMENT = FOLDER / ".peers-venv"
-PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-REQUIREMENTS = FOLDER / "peers-requirements.txt"
-WITHOUT_DEPENDENCIES = FOLDER / "peers-requirements-alone.txt"
-_STAMP = ENVIRONMENT / "installed"
 
 
-def peers_python() -> Path:
-    """The environment's interpreter; the environment is made, or made again when a requirement changed.
+def peers_python(name: str = "peers") -> Path:
+    """The interpreter of an environment, which is made, or made again when a requirement changed.
 
     Raises:
         RuntimeError: pip failed; the environment is then left without its stamp, so that the next call starts over.
     """
-    wanted = _fingerprint()
-    if _STAMP.is_file() and _STAMP.read_text() == wanted:
-        return PYTHON
-    print(f"peers: installing into {ENVIRONMENT.name}, 2.2 GB, some minutes", file=sys.stderr, flush=True)
-    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    venv.create(ENVIRONMENT, with_pip=True)
-    (ENVIRONMENT / ".gitignore").write_text("*\n")
-    _pip("-r", REQUIREMENTS)
-    _pip("--no-deps", "-r", WITHOUT_DEPENDENCIES)
-    _STAMP.write_text(wanted)
-    return PYTHON
+    environment = FOLDER / f".{name}-venv"
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    requirements = FOLDER / f"{name}-requirements.txt"
+    alone = FOLDER / f"{name}-requirements-alone.txt"  # installed without dependencies
+    stamp, wanted = environment / "installed", _fingerprint(requirements, alone)
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    print(f"{name}: installing into {environment.name}, some minutes", file=sys.stderr, flush=True)
+    shutil.rmtree(environment, ignore_errors=True)
+    venv.create(environment, with_pip=True)
+    (environment / ".gitignore").write_text("*\n")
+    _pip(python, "-r", requirements)
+    _pip(python, "--no-deps", "-r", alone)
+    stamp.write_text(wanted)
+    return python
 
 
-def _fingerprint() -> str:
-    content = b"\0".join(file.read_bytes() for file in (REQUIREMENTS, WITHOUT_DEPENDENCIES))
+def _fingerprint(*files: Path) -> str:
+    content = b"\0".join(file.read_bytes() for file in files)
     return hashlib.sha256(content + sys.version.encode()).hexdigest()
 
 
-def _pip(*arguments: str | Path) -> None:
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+def _pip(python: Path, *arguments: str | Path) -> None:
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     code = subprocess.run(command, check=False).returncode
     if code:
         raise RuntimeError(
@@ -56,4 +56,4 @@ def _pip(*arguments: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    print(peers_python())
+    print(peers_python(*sys.argv[1:2]))

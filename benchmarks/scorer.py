@@ -116,7 +116,8 @@ def guided(tested: Cell, scorer: Path) -> tuple[float, float]:
     """What a scorer changes of a search: its `cpr_log` on the validation split, and its evaluations."""
     p = tested.stages
     plain, before = p.get("validation").metrics["curve.cpr_log"], p.get("search").evaluations
-    other = Pipeline(p.config, Console(quiet=True), scorer=scorer)
+    search = p.config.search.model_copy(update={"scorer": str(scorer)})
+    other = Pipeline(p.config.model_copy(update={"search": search}), Console(quiet=True))
     return other.get("validation").metrics["curve.cpr_log"] - plain, other.get("search").evaluations - before
 
 
@@ -165,7 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     train, test = (
         [
-            cell(model, task, seed, ["search.n_nodes=200", "search.scorer=null", *overrides])
+            cell(model, task, seed, ["search.n_nodes=200", *overrides])
             for seed in seeds
             for model in arguments.models
             for task in arguments.tasks

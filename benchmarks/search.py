@@ -10,12 +10,14 @@ being three.
 - `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
+- `greedy_equal_cost`: greedy pruning with as many prompts a test as make its evaluations HAGD's.
 - `integrated_gradients`, `integrated_gradients_inputs`, `gradient_activation`, `greedy`, `random`: rankings of these
   names.
 
 `nodes_at_0.90` and `nodes_at_0.97` are the sizes that `search.n_nodes=null` finds on the selection split, for the first
-model and task. `--parts` adds HAGD without each of its parts and with other losses. `--quick` does three seeds of the
-default cell. A run that was stopped takes what it has from `paths.runs`. One thread; ends with one line of JSON.
+model and task. `--parts` adds HAGD without each of its parts, with other losses, and greedy pruning of edges. `--quick`
+does three seeds of the default cell. A run that was stopped takes what it has from `paths.runs`. One thread; ends with
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -40,12 +42,13 @@ METHODS: dict[str, list[str]] = {
     "flat_gates": ["search=gates"],
     "flat_gates_200": ["search=gates", "search.gate_steps=200"],
     "greedy": ["search=greedy"],
+    "greedy_equal_cost": ["search=greedy"],
     "integrated_gradients": ["search=attribution"],
     "integrated_gradients_inputs": ["search=integrated_gradients_inputs"],
     "gradient_activation": ["search=gradient_activation"],
     "random": ["search=random"],
 }
-EQUAL_COST = ("flat_gates", "flat gates: divergence")
+EQUAL_COST = ("flat_gates", "greedy_equal_cost", "flat gates: divergence")
 
 _ALONE = ["search.gates=false", "search.pruning=false"]
 LADDER: dict[str, list[str]] = {
@@ -63,6 +66,7 @@ PARTS: dict[str, list[str]] = {
     "flat gates: divergence": ["search=gates", "search.loss=divergence"],
     "loss: divergence": ["search.loss=divergence"],
     "loss: shortfall": ["search.loss=shortfall"],
+    "greedy_edges": ["search=greedy_edges"],
 }
 TARGETS = ("0.90", "0.97")
 
@@ -97,27 +101,23 @@ class Cells:
         method: str,
         options: Sequence[str],
         equal_to: str | None = None,
-        scorer: Path | None = None,
         cell: tuple[str, str] | None = None,
     ) -> list[Result]:
-        """`method` in one cell or everywhere; with `equal_to`, gates of as many steps as its evaluations buy."""
+        """`method` in one cell or everywhere; with `equal_to`, as many steps or prompts as its evaluations buy."""
         found = []
         for key in self._keys:
             if cell not in (None, key[:2]):
                 continue
-            steps = [] if equal_to is None else [f"search.gate_steps={self._steps(key, equal_to)}"]
-            found.append(self._one(key, method, [*options, *steps], scorer))
+            equal = [] if equal_to is None else [self._equal(key, equal_to, "search=greedy" in options)]
+            found.append(self._one(key, method, [*options, *equal]))
         self.results += found
         evaluations = mean(r.evaluations for r in found)
         print(f"{method}: cpr_log {mean(r.cpr_log for r in found):.3f}, {evaluations:.0f} evaluations", flush=True)
         return found
 
-    def _one(
-        self, key: tuple[str, str, int], method: str, options: Sequence[str], scorer: Path | None = None
-    ) -> Result:
+    def _one(self, key: tuple[str, str, int], method: str, options: Sequence[str]) -> Result:
         model, task, seed = key
         p = pipeline(seed, [f"model={model}", f"task={task}", *self._overrides, *options], Console(quiet=True))
-        p.scorer = scorer
         metrics, found = p.get("validation").metrics, p.get("search")
         assert isinstance(found, SearchResult)
         return Result(
@@ -132,12 +132,17 @@ class Cells:
             sum(step.seconds for step in found.steps),
         )
 
-    def _steps(self, key: tuple[str, str, int], method: str) -> int:
+    def _equal(self, key: tuple[str, str, int], method: str, greedy: bool) -> str:
+        """Steps of gates, or prompts of greedy pruning, that cost as much as `method`."""
         model, task, seed = key
         p = pipeline(seed, [f"model={model}", f"task={task}", *self._overrides], Console(quiet=True))
         (theirs,) = (r for r in self.results if (r.model, r.task, r.seed, r.method) == (*key, method))
-        share = min(p.config.search.gate_batch / len(p.get("prompts").discovery), 1)
-        return round(theirs.evaluations / (3 * share))
+        n = len(p.get("prompts").discovery)
+        if greedy:
+            prompts = round(theirs.evaluations * n / (p.get("graph").n_candidates + 2))
+            return f"search.greedy_prompts={min(prompts, n)}"
+        share = min(p.config.search.gate_batch / n, 1)
+        return f"search.gate_steps={round(theirs.evaluations / (3 * share))}"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -223,7 +228,7 @@ def main() -> None:
     cells = [(model, task) for model in arguments.models for task in arguments.tasks]
     if arguments.quick:
         cells, arguments.seeds = [("gpt2_mini", "modular_addition")], [0, 1, 2]
-    runs = Cells(cells, arguments.seeds, ["search.n_nodes=200", "search.scorer=null", *overrides])
+    runs = Cells(cells, arguments.seeds, ["search.n_nodes=200", *overrides])
     methods = dict(METHODS)
     if arguments.scorer:
         off = [*_ALONE, "search.elimination=false", "search.traversal=false"]

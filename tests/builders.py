@@ -197,7 +197,6 @@ def tiny_settings(runs: Path) -> dict[str, Any]:
         "search": {
             "n_nodes": 8,
             "sizes": [4, 8, 16],
-            "scorer": None,
             "gate_steps": 12,
             "gate_batch": 8,
             "traversal_budget": 40,

@@ -137,6 +137,11 @@ class StagesConfig(Section):
                 f"search.n_nodes must be at most graph.n_max={self.graph.n_max}, found {self.search.n_nodes}; lower it "
                 "or raise graph.n_max"
             )
+        if self.search.method == "greedy_edges" and self.graph.heads:
+            problems.append(
+                "search.method=greedy_edges prunes edges between features, found graph.heads=true; set it to false or "
+                "choose search.method=greedy"
+            )
         if transcoder.cross_layer and self.trainer.strategy == "layers":
             problems.append(
                 "trainer.strategy=layers divides dictionaries that each write to their own layer, found "

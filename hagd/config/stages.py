@@ -289,6 +289,7 @@ SearchMethod = Literal[
     "gradient_activation",
     "gates",
     "greedy",
+    "greedy_edges",
     "exhaustive",
     "random",
 ]
@@ -304,7 +305,8 @@ class SearchConfig(Section):
         (10, 20, 50, 100, 200, 500, 1000, 2000), description="sizes of the faithfulness curve"
     )
     scorer: str | None = Field(
-        "auto", description="meta-learned scorer: auto (the newest of this project, if any), a path, or null"
+        None,
+        description="folder of a meta-learned scorer (train.py stage=gnn) whose ranking replaces the attribution's",
     )
     loss: SearchLoss = Field(
         "both",
@@ -322,6 +324,7 @@ class SearchConfig(Section):
     gate_batch: int = Field(256, ge=1, description="prompts a gate step")
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
     pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
+    greedy_prompts: int = Field(64, ge=1, description="discovery prompts a test of greedy pruning")
     pruning_prompts: int = Field(256, ge=1, description="discovery prompts a test of pruning; fewer test more nodes")
     memory_limit_mb: int | None = Field(
         None, ge=1, description="a search during which the process holds more memory is stopped (null = no limit)"

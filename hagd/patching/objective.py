@@ -100,6 +100,10 @@ class Objective:
         """Loss of each of the prompts `index`, `[n]`; with `owner` `[n]`, gates are `[G, *gate_shape]`."""
         return self._measured(self._loss, gates, index, owner)
 
+    def loss_of_logits(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Loss of each of the prompts `index`, `[n]`, whose logits `[n, C, A, V]` are given."""
+        return self._judged(self._loss, logits, self.prompts[index], index)
+
     def losses(self, gates: Tensor, index: Tensor) -> Tensor:
         """Mean loss of G gate settings at once: `[G, *gate_shape]` → `[G]`, without gradient."""
         return self._means(self._loss, gates, index)
@@ -124,7 +128,9 @@ class Objective:
 
     def _measured(self, loss: SearchLoss, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
         part = self.prompts[index]
-        logits = self._logits(part, gates, owner)
+        return self._judged(loss, self._logits(part, gates, owner), part, index)
+
+    def _judged(self, loss: SearchLoss, logits: Tensor, part: Prompts, index: Tensor) -> Tensor:
         if loss == "divergence":
             return self._kl(self._target[index], logits, part)
         shortfall = self._shortfall(logits, part, index)

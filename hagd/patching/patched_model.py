@@ -47,6 +47,8 @@ class _Run:
     heads: Tensor | None  # [K, B, T, H, e] ablation values of this batch
     deviations: Tensor | None = None  # [L, B, T, m] what a gate scales, when not the running feature's own deviation
     head_deviations: Tensor | None = None  # [K, B, T, H, e] the same of heads
+    written: Tensor | None = None  # [L, B, T, m] what open features write, whatever they read
+    read: list[Tensor] | None = None  # collects what features read, [B, T, m] by layer
 
 
 class PatchedModel:
@@ -124,6 +126,41 @@ class PatchedModel:
         with self._prefix.resumed(flat.tokens), self._patched(run, zero=ablation == "zero"):
             logits = self.lm.logits_at(flat.tokens, flat.scored)
         return logits.unflatten(0, (n, c))
+
+    @torch.no_grad()
+    def reading(
+        self,
+        prompts: Prompts,
+        gates: Tensor,
+        written: Tensor | None,
+        *,
+        ablation: Ablation,
+        error: ErrorMode,
+        owner: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits `[N, C, A, V]` and what features read `[L, B, T, m]` in a run in which they write `written`.
+
+        A feature's own value is then not what others see of it, so that each edge can be patched: in the run of one
+        reader, closed gates cut the edges into it and leave those into others.
+
+        Args:
+            prompts: N prompts.
+            gates: `[G, *gate_shape]`; a closed feature writes its ablation value.
+            written: `[L, B, T, m]`; None: what features read in this run.
+            ablation: value of a node whose gate is 0.
+            error: error term at its mean, or kept from the clean run.
+            owner: int64 `[N]`, the gate setting of each prompt.
+        """
+        n, c = prompts.tokens.shape[:2]
+        flat = _flatten(prompts)
+        owner = torch.zeros(n, dtype=torch.long) if owner is None else owner
+        run = self._run(flat, gates.to(flat.tokens.device), owner.repeat_interleave(c), ablation, error)
+        read: list[Tensor] = []
+        run = replace(run, written=written, read=read)
+        self.evaluations += n
+        with self._prefix.resumed(flat.tokens), self._patched(run, zero=ablation == "zero"):
+            logits = self.lm.logits_at(flat.tokens, flat.scored)
+        return logits.unflatten(0, (n, c)), torch.stack(read)
 
     def logits_between(
         self, prompts: Prompts, gates: Tensor, share: float, *, ablation: Ablation, error: ErrorMode
@@ -236,6 +273,10 @@ class PatchedModel:
             y = output if isinstance(output, Tensor) else output[0]
             x = inputs[0] if self.transcoders.site == "mlp" else y
             f = transcoder.encode(x)
+            if run.read is not None:
+                run.read.append(f)
+            if run.written is not None:
+                f = run.written[index]
             if run.deviations is not None:
                 f = f + (gate - 1) * run.deviations[index]
             else:

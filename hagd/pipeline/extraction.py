@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
-from hagd.errors import ConfigError, MemoryLimitError
+from hagd.errors import MemoryLimitError
 from hagd.pipeline.measurements import measurements
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results, write_stopped
 from hagd.pipeline.stage_runs import use
@@ -35,9 +35,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     """
     began = time.perf_counter()
     start(config, folder)
-    scorer = find_scorer(config)
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_pipeline(config, console, name, group, "extract", folder, scorer) as (run, pipeline):
+    with tracked_pipeline(config, console, name, group, "extract", folder) as (run, pipeline):
         for each in measurements(config):
             pipeline.key(each)  # settings that do not fit the other model are refused before hours of search
         try:
@@ -79,26 +78,3 @@ def _on_selection(data: ReportData) -> dict[str, float]:
     """Preservation of the reported circuit on the selection split, by which settings may be chosen."""
     measured = [part.preservation_after for part in data.search if part.preservation_after is not None]
     return {"selection.preservation": measured[-1]} if measured else {}
-
-
-def find_scorer(config: ExtractConfig) -> Path | None:
-    """The folder of the meta-learned scorer, or None when there is none.
-
-    Raises:
-        ConfigError: `search.scorer` names a folder that holds none.
-    """
-    choice = config.search.scorer
-    if choice is None or config.search.method != "hagd":
-        return None
-    if choice != "auto":
-        folder = Path(choice)
-        if not (folder / "record.json").is_file():
-            raise ConfigError(
-                f"search.scorer: expected auto, null or a folder with a trained scorer, found {choice}; "
-                "train one with: python train.py stage=gnn"
-            )
-        return folder
-    trained = sorted(
-        (Path(config.paths.runs) / "artifacts" / "scorer").glob("[!.]*/meta.json"), key=lambda f: f.stat().st_mtime
-    )
-    return trained[-1].parent if trained else None

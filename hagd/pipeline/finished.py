@@ -13,8 +13,7 @@ from pathlib import Path
 
 from hagd.artifacts.keys import canonical_json
 from hagd.artifacts.store import disk_errors
-from hagd.config.run import ExtractConfig, StagesConfig, TrainConfig
-from hagd.pipeline.extraction import find_scorer
+from hagd.config.run import StagesConfig, TrainConfig
 from hagd.pipeline.job_key import job_key
 
 _TRACKED = {"mode", "project", "entity"}
@@ -42,8 +41,7 @@ def finished_job(config: StagesConfig) -> FinishedJob | None:
     Raises:
         HagdError: files that the configuration names are missing.
     """
-    scorer = find_scorer(config) if isinstance(config, ExtractConfig) else None
-    marker = _marker(config, job_key(config, scorer))
+    marker = _marker(config, job_key(config))
     try:
         found = json.loads(marker.read_text())
         folder = (marker.parent / found["folder"]).resolve()
@@ -60,7 +58,7 @@ def remember_finished(config: StagesConfig, folder: Path) -> None:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return
-    # The key is the job's own: while it ran, a newer scorer may have appeared.
+    # The key that the job ran with: files that the configuration names may have changed meanwhile.
     marker = _marker(config, json.loads(manifest.read_text())["job_key"])
     content = {"folder": os.path.relpath(folder.absolute(), marker.parent)}
     with disk_errors(marker):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,18 +12,16 @@ from hagd.pipeline.measurements import measurements
 from hagd.pipeline.pipeline import Pipeline
 
 
-def job_key(config: StagesConfig, scorer: Path | None = None) -> str:
+def job_key(config: StagesConfig) -> str:
     """Address of what `extract.py` or `train.py` makes of `config`; `manifest.json` of the run folder has it.
 
     The content address of the job's last stage and of its further measurements, and so of everything that decides a
     result: the configuration less what decides time and space alone (paths, tracking, devices, batch sizes of
-    evaluations), the seed, versions of the code of stages, the files of a pretrained model, of a corpus and of a task.
-    Nothing is computed or loaded.
+    evaluations), the seed, versions of the code of stages, the files of a pretrained model, of a corpus, of a task and
+    of a scorer. Nothing is computed or loaded.
 
     Args:
         config: the validated configuration.
-        scorer: folder of the meta-learned scorer that the search uses (`find_scorer`); `search.scorer=auto` leaves it
-            open.
 
     Returns:
         16 hexadecimal digits. With `stage=gnn` the models and tasks of `gnn` count by their names, not by what their
@@ -34,7 +31,7 @@ def job_key(config: StagesConfig, scorer: Path | None = None) -> str:
         HagdError: files that the configuration names are missing.
     """
     stage, own = _last_stage(config)
-    pipeline = Pipeline(config, Console(quiet=True), scorer=scorer)
+    pipeline = Pipeline(config, Console(quiet=True))
     made = (stage, *(measurements(config) if isinstance(config, ExtractConfig) else ()))
     return stage_key(f"job {stage}", 1, own, {name: pipeline.key(name) for name in made}, config.seed)
 

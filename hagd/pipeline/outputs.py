@@ -37,7 +37,7 @@ def write_manifest(pipeline: Pipeline, folder: Path) -> None:
         "git_revision": git_revision(),
         "command": sys.argv,
         "seed": pipeline.config.seed,
-        "job_key": job_key(pipeline.config, pipeline.scorer),
+        "job_key": job_key(pipeline.config),
         "stages": {
             name: {
                 "key": stored.key,
@@ -54,7 +54,7 @@ def write_manifest(pipeline: Pipeline, folder: Path) -> None:
 def write_stopped(pipeline: Pipeline, error: MemoryLimitError, folder: Path) -> None:
     """`stopped.json` of a run that held too much memory: the job's address and the figures."""
     content = {
-        "job_key": job_key(pipeline.config, pipeline.scorer),
+        "job_key": job_key(pipeline.config),
         "peak_mb": error.peak_mb,
         "limit_mb": error.limit_mb,
     }

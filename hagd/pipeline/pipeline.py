@@ -14,6 +14,7 @@ from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import ArtifactStore, Stored
 from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import StagesConfig
+from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.patched_model import PatchedModel
@@ -39,12 +40,10 @@ class Pipeline:
         self,
         config: StagesConfig,
         console: Console,
-        scorer: Path | None = None,
         runs: StageRuns | None = None,
     ) -> None:
         self.config: StagesConfig = config
         self.console = console
-        self.scorer: Path | None = scorer
         self.stage_runs = runs
         self.runs = Path(config.paths.runs)
         self.store = ArtifactStore(self.runs / "artifacts")
@@ -100,6 +99,23 @@ class Pipeline:
         return load_model(model, self.runs / "models", layer_streaming=streaming)
 
     @cached_property
+    def scorer(self) -> Path | None:
+        """The folder of the meta-learned scorer that the search starts from.
+
+        Raises:
+            ConfigError: `search.scorer` names a folder that holds none.
+        """
+        folder, method = self.config.search.scorer, self.config.search.method
+        if folder is None or method != "hagd":
+            return None
+        if not (Path(folder) / "record.json").is_file():
+            raise ConfigError(
+                f"search.scorer: expected null or a folder with a trained scorer, found {folder}; "
+                "train one with: python train.py stage=gnn"
+            )
+        return Path(folder)
+
+    @cached_property
     def patched(self) -> PatchedModel:
         """The model with its dictionaries and ablation values."""
         device = self.lm.device
@@ -109,7 +125,7 @@ class Pipeline:
     @cached_property
     def compared(self) -> Pipeline:
         """The extraction that `comparison` asks to compare with."""
-        return Pipeline(compared_config(self.config), self.console, self.scorer)
+        return Pipeline(compared_config(self.config), self.console)
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ _NO_RESULT = {"storage", "keep", "memory_mb", "disk_mb", "layer_streaming"}
 _DECIDES_ACTIVATIONS = {"site", "layers", "corpus", "activations"}
 """Keys of `transcoder` that decide what is captured."""
 
+_FORMER_GREEDY_PROMPTS = 64
+
 _OF_A_PROMPT = {"prompt", "logits", "score", "skip_first", "max_features", "strongest", "pruning"}
 """Keys of `graph` that decide the graph of one prompt, and nothing of a task's."""
 
@@ -149,6 +151,14 @@ def _search_scores(p: Pipeline) -> np.ndarray | None:
     return score(load_record(TrainedScorer, p.scorer), p.get("graph"), p.get("hierarchy"), p.lm.n_layers)
 
 
+def _search_config(p: Pipeline) -> dict[str, Any]:
+    config = p.config.search.model_dump(mode="json", exclude={"scorer", "memory_limit_mb"})
+    # A key that is younger than stored results is left out where it says what they were made with.
+    if config["greedy_prompts"] == _FORMER_GREEDY_PROMPTS:
+        del config["greedy_prompts"]
+    return {**config, "scorer": _scorer_identity(p)}
+
+
 def _scorer_identity(p: Pipeline) -> str | None:
     if p.scorer is None:
         return None
@@ -217,10 +227,7 @@ STAGES: dict[str, Stage] = {
         SearchResult,
         2,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy"),
-        lambda p: {
-            **p.config.search.model_dump(mode="json", exclude={"scorer", "memory_limit_mb"}),
-            "scorer": _scorer_identity(p),
-        },
+        _search_config,
         lambda p, _, progress: stages.search(
             p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("hierarchy"), _search_scores(p), progress
         ),
@@ -236,7 +243,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         ReportData,
-        5,
+        6,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         lambda p: p.config.report.model_dump(mode="json"),
         lambda p, _, progress: assemble(_extraction(p), progress),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig, StagesConfig
+from hagd.pipeline.job_key import job_key
 from hagd.pipeline.outputs import write_config
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_runs import StageRuns
@@ -24,6 +25,9 @@ def start(config: ExtractConfig, folder: Path) -> None:
     """Threads of `extract.py`, the run folder and its `config.yaml`.
 
     A process that only lends its device to the trainings of another (`is_helper`) exits here, after them.
+
+    Raises:
+        HagdError: files that the configuration names are missing.
     """
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -33,6 +37,7 @@ def start(config: ExtractConfig, folder: Path) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
+    job_key(config)  # whatever the configuration names is there
 
 
 @contextmanager
@@ -43,7 +48,6 @@ def tracked_pipeline(
     group: str | None,
     job_type: str,
     folder: Path,
-    scorer: Path | None = None,
 ) -> Iterator[tuple[Run, Pipeline]]:
     """A W&B run with the resolved configuration, and a pipeline whose stages have runs of their own in its group.
 
@@ -59,7 +63,7 @@ def tracked_pipeline(
         directory=Path(config.paths.runs),
     ) as run:
         _link(run, folder)
-        yield run, Pipeline(config, console, scorer, StageRuns(config, group, folder))
+        yield run, Pipeline(config, console, StageRuns(config, group, folder))
 
 
 def _link(run: Run, folder: Path) -> None:

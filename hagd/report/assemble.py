@@ -285,7 +285,7 @@ def _label(kind: int, layer: int, index: int, slot: str) -> str:
 
 
 def _warnings(run: Extraction, metrics: dict[str, float]) -> tuple[str, ...]:
-    config, task, patched, result = run.config, run.task, run.patched, run.result
+    config, task, patched = run.config, run.task, run.patched
     found = [
         f"layer {q.layer}: {q.fvu:.0%} of the variance is unexplained"
         for q in patched.transcoders.quality
@@ -302,7 +302,6 @@ def _warnings(run: Extraction, metrics: dict[str, float]) -> tuple[str, ...]:
         )
     if metrics["empty.accuracy"] > 0.5 * metrics["model.accuracy"]:
         found.append("the empty circuit keeps more than half of the accuracy: preservation says little here")
-    found += [step.note for step in result.steps if step.name == "scorer" and "no meta-learned" in step.note]
     return tuple(found)
 
 

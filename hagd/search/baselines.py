@@ -13,8 +13,6 @@ from hagd.config.stages import AttributionMethod, GraphConfig
 from hagd.patching.objective import Objective
 from hagd.search.gates import scatter
 
-_TEST_PROMPTS = 64
-
 
 def by_attribution(graph: AttributionGraph) -> np.ndarray:
     """The attribution that built the graph, `[n_candidates]`."""
@@ -40,17 +38,19 @@ def by_greedy_pruning(
     objective: Objective,
     graph: AttributionGraph,
     generator: torch.Generator,
+    prompts: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """ACDC on nodes (Conmy et al. 2023): visit nodes from the least attributed up and ablate each for good if the
     divergence rises by less than a threshold.
 
     A single threshold gives a single size; here the rise is recorded instead and every node but those that raise it
-    by more than the mean stays ablated, so the rises rank all nodes. `[n_candidates]`; one evaluation a node.
+    by more than the mean stays ablated, so the rises rank all nodes. `[n_candidates]`; one evaluation of `prompts` a
+    node.
     """
     flat = torch.as_tensor(graph.flat)
     shape = objective.patched.gate_shape
-    index = objective.sample(_TEST_PROMPTS, generator)
+    index = objective.sample(prompts, generator)
     order = np.argsort(by_attribution(graph), kind="stable")
     kept = torch.ones(len(flat))
     rises = np.zeros(len(flat))

@@ -19,6 +19,7 @@ from hagd.errors import ConfigError
 from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective
 from hagd.search import baselines
+from hagd.search.edge_pruning import by_edge_pruning
 from hagd.search.elimination import eliminate
 from hagd.search.exhaustive import best_circuits
 from hagd.search.gates import descend
@@ -142,9 +143,10 @@ def _ranking(searched: Searched, config: SearchConfig, seed: int, generator: tor
             return baselines.by_attribution(searched.graph)
         case "gradient_activation" | "integrated_gradients_inputs":
             return baselines.by_method(searched.discovery, searched.graph, searched.graph_config, config.method)
-        case "greedy":
-            report = lambda done, total: searched.progress("greedy", done, total)  # noqa: E731
-            return baselines.by_greedy_pruning(searched.discovery, searched.graph, generator, report)
+        case "greedy" | "greedy_edges":
+            report = lambda done, total: searched.progress(config.method, done, total)  # noqa: E731
+            prune = baselines.by_greedy_pruning if config.method == "greedy" else by_edge_pruning
+            return prune(searched.discovery, searched.graph, generator, config.greedy_prompts, report)
         case _:
             return baselines.by_chance(searched.graph, seed)
 

@@ -10,7 +10,6 @@ from statistics import fmean
 from rich.console import Console
 
 from hagd.artifacts.store import ArtifactStore
-from hagd.pipeline.extraction import find_scorer
 from hagd.pipeline.measurements import measurements
 from hagd.pipeline.pipeline import Pipeline
 from hagd.tables.runs import FinishedRun
@@ -50,7 +49,7 @@ def estimate(missing: CellRuns, seed: int, cells: Sequence[CellRuns], runs: Path
     Likeness is the number of axes with the same value. Stages whose result is stored cost nothing.
     """
     config = missing.cell.configs[seed]
-    pipeline = Pipeline(config, Console(quiet=True), scorer=find_scorer(config))
+    pipeline = Pipeline(config, Console(quiet=True))
     store = ArtifactStore(runs / "artifacts")
     wanted = [(pipeline, last) for last in (LAST[config.graph.scope], *measurements(config))]
     if config.comparison is not None:

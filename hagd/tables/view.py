@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 
 from hagd.errors import ConfigError
-from hagd.pipeline.extraction import find_scorer
 from hagd.pipeline.job_key import job_key
 from hagd.tables.definition import Cell, Column, Parts, Published, Table
 from hagd.tables.runs import FinishedRun, StoppedRun
@@ -109,7 +108,7 @@ def match_runs(table: Table, runs: Mapping[str, FinishedRun], stopped: Mapping[s
     """
     found = []
     for cell in table.cells:
-        keys = {seed: job_key(config, find_scorer(config)) for seed, config in cell.configs.items()}
+        keys = {seed: job_key(config) for seed, config in cell.configs.items()}
         done = {seed: runs[key] for seed, key in keys.items() if key in runs}
         beyond = {seed: stopped[key] for seed, key in keys.items() if key in stopped and seed not in done}
         limits = {seed: config.search.memory_limit_mb for seed, config in cell.configs.items()}

@@ -113,6 +113,10 @@ def test_the_example_in_a_message_is_accepted() -> None:
             "transcoder.skip and cross_layer need site=mlp, found skip=False, cross_layer=True at site=resid",
         ),
         (
+            ["search=greedy_edges", "graph.heads=true"],
+            "search.method=greedy_edges prunes edges between features, found graph.heads=true; set it to false",
+        ),
+        (
             ["trainer.strategy=layers", "transcoder.cross_layer=true"],
             "trainer.strategy=layers divides dictionaries that each write to their own layer, found",
         ),

@@ -38,8 +38,9 @@ class Recovered:
 def prepare(mechanism: Mechanism, seed: int = 0) -> Searched:
     """Graph and hierarchy, as an extraction makes them."""
     patched, task = mechanism.patched, mechanism.task
+    loss = SearchConfig().loss
     discovery, selection = (
-        Objective(patched, task, split, ablation="mean", error="mean", batch_size=256)
+        Objective(patched, task, split, ablation="mean", error="mean", batch_size=256, loss=loss)
         for split in (task.discovery, task.selection)
     )
     graph = build_graph(patched, task, task.discovery, attribute_nodes(discovery, GRAPH), GRAPH)
@@ -51,7 +52,7 @@ def recover(mechanism: Mechanism, searched: Searched, config: SearchConfig, seed
     """Run a method whose circuit may have as many nodes as the mechanism."""
     members = mechanism.members.flatten()[torch.as_tensor(searched.graph.flat)].numpy()
     size = int(members.sum())
-    options = config.model_copy(update={"n_nodes": size, "scorer": None})
+    options = config.model_copy(update={"n_nodes": size})
     result = find_circuit(searched, options, seed)
     inside = np.isin(searched.graph.flat, result.circuit.nodes)
     return Recovered(auroc(result.score, members), float(members[inside].mean()), result.evaluations)

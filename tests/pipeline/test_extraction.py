@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from hagd.artifacts.codec import load_record
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError, TaskError
-from hagd.pipeline.extraction import find_scorer, run_extraction
+from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stages import discovery_objective
@@ -404,28 +403,6 @@ def test_more_nodes_than_there_are(tiny_runs: Path) -> None:
     with pytest.raises(ConfigError, match=r"search\.n_nodes: expected at most \d+ .*found 4000; lower it"):
         searched(tiny_runs, search__n_nodes=4000)
     assert not [file for file in (tiny_runs / "artifacts" / "search").iterdir() if file.name.startswith(".")]
-
-
-def test_a_scorer_that_is_not_there(tiny_runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search\.scorer: .*found nowhere; train one with"):
-        find_scorer(tiny_extract(tiny_runs, search__scorer="nowhere"))
-    assert find_scorer(tiny_extract(tmp_path, search__scorer="auto")) is None
-
-
-def test_a_result_being_written_is_no_scorer(tmp_path: Path) -> None:
-    partial = tmp_path / "artifacts" / "scorer" / ".0123.partial"
-    partial.mkdir(parents=True)
-    (partial / "meta.json").write_text("{}")
-    assert find_scorer(tiny_extract(tmp_path, search__scorer="auto")) is None
-
-
-def test_the_newest_scorer_is_used(tmp_path: Path) -> None:
-    for age, name in ((100, "b"), (50, "a"), (200, "c")):
-        file = tmp_path / "artifacts" / "scorer" / name / "meta.json"
-        file.parent.mkdir(parents=True)
-        file.write_text("{}")
-        os.utime(file, (1e9 - age, 1e9 - age))
-    assert find_scorer(tiny_extract(tmp_path, search__scorer="auto")) == tmp_path / "artifacts" / "scorer" / "a"
 
 
 def test_records_can_be_read_without_the_pipeline(tiny_runs: Path) -> None:

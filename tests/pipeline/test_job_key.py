@@ -66,7 +66,7 @@ def test_another_scorer_is_another_job(tmp_path: Path) -> None:
     keys = {job_key(tiny_extract(tmp_path))}
     for text in ("1", "2"):
         (tmp_path / "record.json").write_text(text)
-        keys.add(job_key(tiny_extract(tmp_path), tmp_path))
+        keys.add(job_key(tiny_extract(tmp_path, search__scorer=str(tmp_path))))
     assert len(keys) == 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from hagd.artifacts.codec import load_record
 from hagd.errors import ConfigError
-from hagd.pipeline.extraction import find_scorer, run_extraction
+from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.training import run_training
 from hagd.search.scorer.records import TrainedScorer
@@ -107,9 +108,10 @@ def test_stage_gnn_trains_a_scorer_on_other_circuits(trained: tuple[Path, dict[s
 def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     runs, _ = trained
     options = {"search__traversal": False, "search__gates": False, "search__pruning": False}
-    automatic = tiny_extract(runs, search__scorer="auto", **options)
-    run_extraction(automatic, tmp_path / "auto", None, QUIET)
-    pipeline = Pipeline(automatic, QUIET, scorer=find_scorer(automatic))
+    (folder,) = (file.parent for file in (runs / "artifacts" / "scorer").glob("*/record.json"))
+    guided = tiny_extract(runs, search__scorer=str(folder), **options)
+    run_extraction(guided, tmp_path / "guided", None, QUIET)
+    pipeline = Pipeline(guided, QUIET)
     result = pipeline.get("search")
     assert pipeline.used["search"].reused
     assert [step.note for step in result.steps if step.name == "scorer"] == ["meta-learned scorer"]
@@ -117,9 +119,8 @@ def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], t
     assert without.key("search") != pipeline.key("search")
     note = next(step.note for step in without.get("search").steps if step.name == "scorer")
     assert "no meta-learned scorer" in note
-    # The same scorer by its path is the same search.
-    named = tiny_extract(runs, search__scorer=str(find_scorer(automatic)), **options)
-    assert Pipeline(named, QUIET, scorer=find_scorer(named)).key("search") == pipeline.key("search")
+    moved = tiny_extract(runs, search__scorer=str(shutil.copytree(folder, tmp_path / "scorer")), **options)
+    assert Pipeline(moved, QUIET).key("search") == pipeline.key("search"), "its content counts, not its path"
 
 
 def test_the_scorer_is_trained_once(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def test_greedy_pruning_ranks_by_measured_rises(trained: Trained) -> None:
         trained.objective,
         trained.graph,
         torch.Generator().manual_seed(0),
+        64,
         lambda done, total: seen.append((done, total)),
     )
     n = trained.graph.n_candidates
@@ -51,7 +52,7 @@ def test_greedy_pruning_ranks_by_measured_rises(trained: Trained) -> None:
 
 def test_greedy_pruning_beats_chance(trained: Trained) -> None:
     size = trained.graph.n_candidates // 4
-    greedy = by_greedy_pruning(trained.objective, trained.graph, torch.Generator().manual_seed(0))
+    greedy = by_greedy_pruning(trained.objective, trained.graph, torch.Generator().manual_seed(0), 64)
     ours = trained.divergence(torch.as_tensor(np.argsort(-greedy)[:size].copy()))
     chance = [
         trained.divergence(torch.as_tensor(np.argsort(-by_chance(trained.graph, seed))[:size].copy()))
