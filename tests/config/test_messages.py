@@ -42,7 +42,7 @@ def test_unknown_keys_get_the_nearest_name(override: str, key: str, near: str) -
 def test_an_unknown_key_that_is_like_no_other_gets_the_keys_beside_it() -> None:
     assert message("+typo.k=3") == (
         "typo: expected one of the keys seed, model, task, transcoder, graph, hierarchy, search, validation, report, "
-        "trainer, tracking, paths, optimized_metric, mode, found typo={'k': 3}; remove or correct it"
+        "comparison, trainer, tracking, paths, optimized_metric, mode, found typo={'k': 3}; remove or correct it"
     )
     assert "expected one of the keys affinity, neighbours, branching, min_size, " in message(
         "+hierarchy.wxyzwxyzwxyz=3"
