@@ -26,6 +26,7 @@ from hagd.search.records import Circuit, SearchResult
 from tests.builders import tiny_extract
 
 QUIET = Console(quiet=True)
+SLOW = pytest.mark.slow
 
 PARTS = ("task", "lm", "prompts", "transcoders", "means", "graph", "hierarchy", "search", "validation", "report")
 
@@ -299,8 +300,11 @@ def test_the_smallest_size_keeps_the_target(tiny_runs: Path, tmp_path: Path) -> 
         {"transcoder__site": "resid", "graph__edges": "total"},
         {"graph__ablation": "zero", "graph__attribution": "gradient_activation", "search__sizes": []},
         {"graph__ablation": "resample", "graph__metric": "log_probability", "search__sizes": [1, 5000]},
-        {"graph__error": "keep", "hierarchy__branching": 2, "hierarchy__min_size": 1},
-        {"transcoder__prediction_head": "dense", "search__traversal_budget": 0, "search__pruning_budget": 0},
+        pytest.param({"graph__error": "keep", "hierarchy__branching": 2, "hierarchy__min_size": 1}, marks=SLOW),
+        pytest.param(
+            {"transcoder__prediction_head": "dense", "search__traversal_budget": 0, "search__pruning_budget": 0},
+            marks=SLOW,
+        ),
         {"transcoder__layers": [1], "graph__n_max": 30},
     ],
     ids=lambda change: "-".join(f"{key}={value}" for key, value in change.items()),
@@ -316,11 +320,14 @@ def test_every_option_reaches_the_end(tiny_runs: Path, tmp_path: Path, change: d
 @pytest.mark.parametrize(
     "change",
     [
-        {},
-        {"graph__head_layers": [1], "graph__edges": "total", "hierarchy__affinity": "coactivation"},
-        {"graph__ablation": "resample", "transcoder__site": "resid"},
+        pytest.param({}, id="direct"),
+        pytest.param(
+            {"graph__head_layers": [1], "graph__edges": "total", "hierarchy__affinity": "coactivation"},
+            id="total",
+            marks=SLOW,
+        ),
+        pytest.param({"graph__ablation": "resample", "transcoder__site": "resid"}, id="resid"),
     ],
-    ids=["direct", "total", "resid"],
 )
 def test_heads_are_nodes_to_the_end(tiny_runs: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     config = tiny_extract(tiny_runs, graph__heads=True, search__n_nodes=12, **change)
