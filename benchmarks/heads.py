@@ -37,8 +37,9 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import HEAD, AttributionGraph
 from hagd.config.stages import Ablation, ErrorMode
 from hagd.hierarchy.records import Hierarchy
+from hagd.patching.means import head_means
 from hagd.patching.objective import Objective, Outcome
-from hagd.patching.patched_model import PatchedModel, head_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stages import discovery_objective, objective_on
 from hagd.search.find_circuit import Searched, find_circuit

@@ -45,8 +45,9 @@ from hagd.config.stages import GraphConfig, SearchConfig
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.mini import mini_state
+from hagd.patching.means import head_means
 from hagd.patching.objective import Objective
-from hagd.patching.patched_model import PatchedModel, head_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.patching.prefix import Prefix
 from hagd.search.find_circuit import Searched, find_circuit
 from hagd.search.records import Circuit

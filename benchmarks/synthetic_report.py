@@ -111,52 +111,56 @@ def _circuits(nodes: tuple[NodeView, ...]) -> tuple[SizedCircuit, ...]:
     )
 
 
+METRICS = {
+    "model.accuracy": 1.0,
+    "model.chance": 1 / 59,
+    "empty.accuracy": 0.08,
+    "transcoder.fvu": 0.0052,
+    "transcoder.l0": 31.6,
+    "transcoder.dead": 0.12,
+    "transcoder.spliced_accuracy": 0.998,
+    "graph.nodes": 3155,
+    "graph.edges": 98_412,
+    "hierarchy.levels": 3,
+    "hierarchy.modularity": 0.31,
+    "validation.preservation": 0.948,
+    "validation.preservation.low": 0.927,
+    "validation.preservation.high": 0.969,
+    "validation.preservation_lenient": 0.961,
+    "validation.sufficiency": 0.93,
+    "validation.necessity": 0.88,
+    "validation.preservation_resample": 0.902,
+    "validation.n_prompts": 512,
+    "control.random.preservation": 0.102,
+    "control.random.preservation.low": 0.09,
+    "control.random.preservation.high": 0.115,
+    "control.attribution.preservation": 0.894,
+    "control.attribution.preservation.low": 0.866,
+    "control.attribution.preservation.high": 0.921,
+    "curve.cpr_log": 0.79,
+    "curve.cpr": 0.97,
+    "curve.cmd": 0.02,
+    "time.total_s": 143.2,
+    "memory.peak_mb": 912.0,
+}
+
+
 def build_report(n_nodes: int = 200, n_edges: int = 2000, n_layers: int = 2, seed: int = 0) -> ReportData:
     """A report of the given size; node texts include those that break careless output."""
     rng = np.random.default_rng(seed)
     widths = (4, 16, min(64, max(16, n_nodes // 12)))
     nodes = _nodes(rng, n_nodes, n_layers, widths)
     edges = _edges(rng, nodes, n_edges, n_layers)
-    metrics = {
-        "model.accuracy": 1.0,
-        "model.chance": 1 / 59,
-        "empty.accuracy": 0.08,
-        "transcoder.fvu": 0.0052,
-        "transcoder.l0": 31.6,
-        "transcoder.dead": 0.12,
-        "transcoder.spliced_accuracy": 0.998,
-        "graph.nodes": 3155,
-        "graph.edges": 98_412,
-        "hierarchy.levels": 3,
-        "hierarchy.modularity": 0.31,
-        "circuit.nodes": sum(node.kind in ("feature", "head") for node in nodes),
-        "circuit.edges": edges.weight.size,
-        "validation.preservation": 0.948,
-        "validation.preservation.low": 0.927,
-        "validation.preservation.high": 0.969,
-        "validation.preservation_lenient": 0.961,
-        "validation.sufficiency": 0.93,
-        "validation.necessity": 0.88,
-        "validation.preservation_resample": 0.902,
-        "validation.n_prompts": 512,
-        "control.random.preservation": 0.102,
-        "control.random.preservation.low": 0.09,
-        "control.random.preservation.high": 0.115,
-        "control.attribution.preservation": 0.894,
-        "control.attribution.preservation.low": 0.866,
-        "control.attribution.preservation.high": 0.921,
-        "curve.cpr_log": 0.79,
-        "curve.cpr": 0.97,
-        "curve.cmd": 0.02,
-        "time.total_s": 143.2,
-        "memory.peak_mb": 912.0,
+    counted = {
+        "circuit.nodes": float(sum(node.kind in ("feature", "head") for node in nodes)),
+        "circuit.edges": float(edges.weight.size),
     }
     return ReportData(
         model="gpt2_mini",
         task="modular_addition",
         seed=seed,
         settings={"search.n_nodes": str(n_nodes), "transcoder.k": "16", "graph.ablation": "mean"},
-        metrics=metrics,
+        metrics=METRICS | counted,
         slot_names=SLOTS,
         search=(
             SearchPart("scorer", 0, 0.4, n_nodes, None, 0.894, "meta-learned on 6 circuits"),

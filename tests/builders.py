@@ -16,7 +16,8 @@ from hagd.config.run import ExtractConfig, TrainConfig
 from hagd.config.task import ModularArithmetic
 from hagd.models.language_model import LanguageModel
 from hagd.models.mini import build_mini
-from hagd.patching.patched_model import PatchedModel, head_means, slot_means
+from hagd.patching.means import head_means, slot_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.tasks.build import build_task
 from hagd.tasks.records import PADDING, Prompts, TaskData

@@ -16,7 +16,7 @@ from hagd.activations.capture import Site
 from hagd.activations.plan import Sequences, plan_shards
 from hagd.activations.reader import ShardReader
 from hagd.activations.shards import ActivationShards
-from hagd.config.stages import ActivationsConfig
+from hagd.config.activations import ActivationsConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 

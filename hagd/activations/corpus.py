@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from hagd.config.stages import Corpus
+from hagd.config.activations import Corpus
 from hagd.errors import ConfigError
 from hagd.hub import hub_problem
 

@@ -99,7 +99,40 @@ class StagesConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> StagesConfig:
-        problems = []
+        model, transcoder = self.model, self.transcoder
+        problems = self._model_problems()
+        if self.search.n_nodes is not None and self.search.n_nodes > self.graph.n_max:
+            problems.append(
+                f"search.n_nodes must be at most graph.n_max={self.graph.n_max}, found {self.search.n_nodes}; lower it "
+                "or raise graph.n_max"
+            )
+        if self.search.method == "greedy_edges" and self.graph.heads:
+            problems.append(
+                "search.method=greedy_edges prunes edges between features, found graph.heads=true; set it to false or "
+                "choose search.method=greedy"
+            )
+        if transcoder.cross_layer and self.trainer.strategy == "layers":
+            problems.append(
+                "trainer.strategy=layers divides dictionaries that each write to their own layer, found "
+                "transcoder.cross_layer=true; choose trainer.strategy=ddp"
+            )
+        if transcoder.optimiser != "adam" and self.trainer.strategy == "fsdp":
+            problems.append(
+                f"trainer.strategy=fsdp divides the state of transcoder.optimiser=adam, found {transcoder.optimiser}; "
+                "choose adam, whose state each process then holds a part of"
+            )
+        if transcoder.activations.layer_streaming and not isinstance(model, PretrainedModel):
+            problems.append(
+                f"transcoder.activations.layer_streaming needs the weight files of model.kind=pretrained, found "
+                f"model.kind={model.kind}; set it to false, or choose model=hf model.path=…"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _model_problems(self) -> list[str]:
+        """What other sections ask of a model of another kind or size."""
+        problems: list[str] = []
         model, task, transcoder = self.model, self.task, self.transcoder
         if isinstance(model, MiniModel):
             if not isinstance(task, SymbolicTask):
@@ -132,34 +165,7 @@ class StagesConfig(Section):
                 f"task={task.name} has a vocabulary of its own that only mini models are trained on, "
                 f"found model.kind={model.kind}; choose model=gpt2_mini, pythia_mini or llama_mini"
             )
-        if self.search.n_nodes is not None and self.search.n_nodes > self.graph.n_max:
-            problems.append(
-                f"search.n_nodes must be at most graph.n_max={self.graph.n_max}, found {self.search.n_nodes}; lower it "
-                "or raise graph.n_max"
-            )
-        if self.search.method == "greedy_edges" and self.graph.heads:
-            problems.append(
-                "search.method=greedy_edges prunes edges between features, found graph.heads=true; set it to false or "
-                "choose search.method=greedy"
-            )
-        if transcoder.cross_layer and self.trainer.strategy == "layers":
-            problems.append(
-                "trainer.strategy=layers divides dictionaries that each write to their own layer, found "
-                "transcoder.cross_layer=true; choose trainer.strategy=ddp"
-            )
-        if transcoder.optimiser != "adam" and self.trainer.strategy == "fsdp":
-            problems.append(
-                f"trainer.strategy=fsdp divides the state of transcoder.optimiser=adam, found {transcoder.optimiser}; "
-                "choose adam, whose state each process then holds a part of"
-            )
-        if transcoder.activations.layer_streaming and not isinstance(model, PretrainedModel):
-            problems.append(
-                f"transcoder.activations.layer_streaming needs the weight files of model.kind=pretrained, found "
-                f"model.kind={model.kind}; set it to false, or choose model=hf model.path=…"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
 
 class ExtractConfig(StagesConfig):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from hagd.config.activations import ActivationsConfig, Corpus
 from hagd.config.base import Section
 
 Ablation = Literal["mean", "zero", "resample"]
@@ -15,54 +16,6 @@ PredictionHeadKind = Literal["tied", "tied_low_rank", "low_rank", "dense"]
 Optimiser = Literal["adam", "adafactor", "adam8bit"]
 Affinity = Literal["edges", "attribution", "targets", "effects", "coactivation", "random"]
 AttributionMethod = Literal["integrated_gradients", "integrated_gradients_inputs", "gradient_activation"]
-
-
-class Corpus(Section):
-    """Text whose activations train the transcoders beside the task's own prompts."""
-
-    dataset: str | None = Field(None, description="hub name, streamed through `datasets`")
-    subset: str | None = Field(None, description="configuration of the hub data set")
-    split: str = Field("train", description="split of the hub data set")
-    column: str = Field("text", description="column that holds the text")
-    data_files: str | None = Field(None, description="local text files (glob); replaces the hub data set")
-    n_tokens: int = Field(20_000, ge=1, description="tokens to read")
-    context: int = Field(128, ge=2, description="tokens a sequence")
-
-
-class ActivationsConfig(Section):
-    """Where the activations that train the transcoders are kept, between the model and the training."""
-
-    storage: Literal["auto", "memory", "disk", "stream"] = Field(
-        "auto",
-        description="stream: nothing is kept, shards are captured whenever their turn comes; auto: memory, else disk, "
-        "else stream, whichever has room. Decides time and space, no result",
-    )
-    keep: bool = Field(
-        False,
-        description="on disk below paths.runs/activations, where they stay for all trainings on the same activations, "
-        "as in a sweep over k; delete the folder to free the disk. Decides time and space, no result",
-    )
-    memory_mb: int = Field(4096, ge=1, description="activations in memory: all (memory) or two shards at a time")
-    disk_mb: int = Field(
-        32_768, ge=1, description="activations on disk; without keep they are deleted when the training ends"
-    )
-    buffer_tokens: int = Field(
-        65_536, ge=1, description="tokens of a shard: what is shuffled, loaded and captured together"
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision that is kept; training computes in float32 either way"
-    )
-    layer_streaming: bool = Field(
-        False,
-        description="the model is never loaded as a whole: each capture reads its layers from disk one by one "
-        "(model.kind=pretrained, train.py stage=transcoder)",
-    )
-
-    @model_validator(mode="after")
-    def _kept_on_disk(self) -> ActivationsConfig:
-        if self.keep and self.storage not in ("auto", "disk"):
-            raise ValueError(f"keep=true needs storage=disk or auto, found {self.storage}")
-        return self
 
 
 class TranscoderConfig(Section):

@@ -118,7 +118,7 @@ class PatchedModel:
             owner: int64 `[N]`, the gate setting of each prompt.
         """
         n, c = prompts.tokens.shape[:2]
-        flat = _flatten(prompts)
+        flat = prompts.flat()
         gates = (gates if gates.dim() > len(self.layout.shape) else gates[None]).to(flat.tokens.device)
         owner = torch.zeros(n, dtype=torch.long) if owner is None else owner
         run = self._run(flat, gates, owner.repeat_interleave(c), ablation, error)
@@ -152,7 +152,7 @@ class PatchedModel:
             owner: int64 `[N]`, the gate setting of each prompt.
         """
         n, c = prompts.tokens.shape[:2]
-        flat = _flatten(prompts)
+        flat = prompts.flat()
         owner = torch.zeros(n, dtype=torch.long) if owner is None else owner
         run = self._run(flat, gates.to(flat.tokens.device), owner.repeat_interleave(c), ablation, error)
         read: list[Tensor] = []
@@ -178,7 +178,7 @@ class PatchedModel:
             error: error term at its mean, or kept from the clean run.
         """
         n, c = prompts.tokens.shape[:2]
-        flat = _flatten(prompts)
+        flat = prompts.flat()
         owner = torch.zeros(n * c, dtype=torch.long)
         run = self._run(flat, gates[None].to(flat.tokens.device), owner, ablation, error)
         clean = self.features(flat.tokens)[0]
@@ -202,7 +202,7 @@ class PatchedModel:
 
     def full_logits(self, prompts: Prompts) -> Tensor:
         """Logits `[N, C, A, V]` of the unpatched model."""
-        flat = _flatten(prompts)
+        flat = prompts.flat()
         with self._prefix.resumed(flat.tokens):
             logits = self.lm.logits_at(flat.tokens, flat.scored)
         return logits.unflatten(0, prompts.tokens.shape[:2])
@@ -301,51 +301,3 @@ def _head_patch(run: _Run) -> Callable[[int, Tensor], Tensor]:
         return torch.lerp(run.heads[index].to(wide), z.to(wide), gate[..., None].to(wide))
 
     return patch
-
-
-def slot_means(lm: LanguageModel, transcoders: TranscoderSet, prompts: Prompts, n_slots: int, batch: int) -> SlotMeans:
-    """Means over `prompts` of features and errors, and firing frequencies, by slot."""
-    n_layers, m, d = len(transcoders.layers), transcoders.m, lm.d_model
-    features = torch.zeros(n_layers, n_slots, m, device=lm.device)
-    errors = torch.zeros(n_layers, n_slots, d, device=lm.device)
-    fired = torch.zeros(n_layers, n_slots, m, device=lm.device)
-    count = torch.zeros(n_slots, device=lm.device)
-    probe = PatchedModel(lm, transcoders, SlotMeans(features, errors, fired))
-    for start in range(0, len(prompts), batch):
-        flat = _flatten(prompts[start : start + batch])
-        f, e = probe.features(flat.tokens)
-        keep = flat.slots >= 0
-        slots = flat.slots[keep]
-        count.index_add_(0, slots, torch.ones_like(slots, dtype=count.dtype))
-        features.index_add_(1, slots, f[:, keep])
-        errors.index_add_(1, slots, e[:, keep])
-        fired.index_add_(1, slots, (f[:, keep] > 0).float())
-    per = count.clamp(min=1)[None, :, None]
-    return SlotMeans(features / per, errors / per, fired / per)
-
-
-def head_means(lm: LanguageModel, layers: tuple[int, ...], prompts: Prompts, n_slots: int, batch: int) -> HeadMeans:
-    """Means over `prompts` of the outputs of all heads of `layers`, by slot."""
-    total: Tensor | None = None
-    count = torch.zeros(n_slots, device=lm.device)
-    for start in range(0, len(prompts), batch):
-        flat = _flatten(prompts[start : start + batch])
-        z = head_outputs(lm, flat.tokens, layers)
-        if total is None:
-            total = z.new_zeros(len(layers), n_slots, *z.shape[3:])
-        keep = flat.slots >= 0
-        slots = flat.slots[keep]
-        count.index_add_(0, slots, torch.ones_like(slots, dtype=count.dtype))
-        total.index_add_(1, slots, z[:, keep])
-    assert total is not None
-    return HeadMeans(layers, total / count.clamp(min=1)[None, :, None, None])
-
-
-def _flatten(prompts: Prompts) -> Prompts:
-    """Options as sequences of their own: every field `[N·C, …]`."""
-    return Prompts(
-        *(
-            getattr(prompts, name).flatten(0, 1)
-            for name in ("tokens", "counterfactual", "slots", "scored", "answers", "distractors")
-        )
-    )

@@ -37,7 +37,8 @@ _NO_RESULT = {"storage", "keep", "memory_mb", "disk_mb", "layer_streaming"}
 _DECIDES_ACTIVATIONS = {"site", "layers", "corpus", "activations"}
 """Keys of `transcoder` that decide what is captured."""
 
-_FORMER_GREEDY_PROMPTS = 64
+_GREEDY = ("greedy", "greedy_edges")
+"""Methods that read `search.greedy_prompts`."""
 
 _OF_A_PROMPT = {"prompt", "logits", "score", "skip_first", "max_features", "strongest", "pruning"}
 """Keys of `graph` that decide the graph of one prompt, and nothing of a task's."""
@@ -153,8 +154,7 @@ def _search_scores(p: Pipeline) -> np.ndarray | None:
 
 def _search_config(p: Pipeline) -> dict[str, Any]:
     config = p.config.search.model_dump(mode="json", exclude={"scorer", "memory_limit_mb"})
-    # A key that is younger than stored results is left out where it says what they were made with.
-    if config["greedy_prompts"] == _FORMER_GREEDY_PROMPTS:
+    if p.config.search.method not in _GREEDY:
         del config["greedy_prompts"]
     return {**config, "scorer": _scorer_identity(p)}
 

@@ -29,8 +29,9 @@ from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
+from hagd.patching.means import head_means, slot_means
 from hagd.patching.objective import Objective
-from hagd.patching.patched_model import PatchedModel, head_means, slot_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline.memory_limit import refuse_beyond, within
 from hagd.pipeline.progress import StageProgress

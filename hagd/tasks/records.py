@@ -62,6 +62,11 @@ class Prompts:
         """The same prompts on another device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
+    def flat(self) -> Prompts:
+        """Options as sequences of their own, without labels: every field `[N·C, …]`."""
+        names = ("tokens", "counterfactual", "slots", "scored", "answers", "distractors")
+        return Prompts(*(getattr(self, name).flatten(0, 1) for name in names))
+
 
 @dataclass(frozen=True)
 class TaskData:

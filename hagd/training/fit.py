@@ -70,8 +70,6 @@ def fit(
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
-
     from hagd.training.checkpoints import StepCheckpoint, usable_checkpoint
     from hagd.training.loss_watch import LossWatch
     from hagd.training.progress import TrainingProgress
@@ -87,18 +85,27 @@ def fit(
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
-        on_interrupt = signal.getsignal(signal.SIGINT)
-        try:
+        with _stopped_as_elsewhere():
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-        except SIGTERMException:
-            raise SystemExit(128 + signal.SIGTERM) from None
-        except SystemExit as stop:  # Lightning turns Ctrl-C into exit code 1 and ignores it from then on
-            if not isinstance(stop.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, on_interrupt)
-            raise KeyboardInterrupt from None
         if trainer.is_global_zero:
             shutil.rmtree(checkpoint_dir, ignore_errors=True)
+
+
+@contextmanager
+def _stopped_as_elsewhere() -> Iterator[None]:
+    """Lightning's ways of saying that a signal came, as Python's own."""
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as stop:  # Lightning turns Ctrl-C into exit code 1 and ignores it from then on
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
 
 
 def _trainer(

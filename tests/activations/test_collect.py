@@ -17,7 +17,7 @@ from hagd.activations.collect import Storage, choose_storage, collect
 from hagd.activations.outliers import MASSIVE, Outliers
 from hagd.activations.plan import Sequences
 from hagd.activations.shards import ActivationShards
-from hagd.config.stages import ActivationsConfig
+from hagd.config.activations import ActivationsConfig
 from hagd.errors import ConfigError, NumericalError
 from hagd.models.language_model import LanguageModel
 from tests.builders import VOCABULARY, random_model

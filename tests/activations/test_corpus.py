@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from hagd.activations import corpus as module
 from hagd.activations.corpus import corpus_tokens
 from hagd.activations.plan import Sequences
-from hagd.config.stages import Corpus
+from hagd.config.activations import Corpus
 from hagd.errors import ConfigError
 
 WORDS = ["<unk>", "<end>", "a", "b", "c", "d"]

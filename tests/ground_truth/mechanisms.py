@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hagd.models.language_model import LanguageModel
-from hagd.patching.patched_model import PatchedModel, head_means, slot_means
+from hagd.patching.means import head_means, slot_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
 from tests.ground_truth.compiled import (
     Layer,

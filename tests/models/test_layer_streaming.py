@@ -11,7 +11,7 @@ from torch import Tensor
 from hagd.activations.capture import Site, capture, observe
 from hagd.activations.collect import collect
 from hagd.activations.plan import Sequences
-from hagd.config.stages import ActivationsConfig
+from hagd.config.activations import ActivationsConfig
 from hagd.errors import ModelError, NumericalError
 from hagd.models import language_model, layer_streaming
 from hagd.models.language_model import LanguageModel, rows_a_pass

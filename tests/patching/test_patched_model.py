@@ -12,7 +12,8 @@ from hagd.activations.capture import Site
 from hagd.config.model import Architecture
 from hagd.config.stages import Ablation, ErrorMode
 from hagd.models.language_model import LanguageModel
-from hagd.patching.patched_model import PatchedModel, slot_means
+from hagd.patching.means import slot_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts
 from hagd.transcoders.records import TranscoderSet
 from tests.builders import (

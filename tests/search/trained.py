@@ -15,8 +15,9 @@ from hagd.config.stages import GraphConfig, TranscoderConfig
 from hagd.config.task import ModularArithmetic
 from hagd.models.language_model import LanguageModel
 from hagd.models.mini import build_mini
+from hagd.patching.means import slot_means
 from hagd.patching.objective import Objective
-from hagd.patching.patched_model import PatchedModel, slot_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.build import build_task
 from hagd.tasks.records import TaskData
 from hagd.transcoders.initialise import initialise

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hagd.config.stages import ValidationConfig
 from hagd.patching.error_ablation import logits_without_errors
+from hagd.patching.means import slot_means
 from hagd.patching.objective import Objective
-from hagd.patching.patched_model import PatchedModel, slot_means
+from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
 from hagd.tasks.scoring import is_correct
 from hagd.transcoders.records import Transcoder
