@@ -70,6 +70,7 @@ class StageRuns:
             job_type=stage,
             config={**config.model_dump(mode="json"), "stage_key": key},
             directory=Path(config.paths.runs),
+            packages=False,  # the job's run has them
         ) as run:
             yield run
 

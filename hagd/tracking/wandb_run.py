@@ -127,6 +127,7 @@ def tracked_run(
     job_type: str,
     config: Mapping[str, Any],
     directory: Path,
+    packages: bool = True,
 ) -> Iterator[Run]:
     """A W&B run for the duration of the block; an exception that leaves the block marks it as failed.
 
@@ -137,6 +138,7 @@ def tracked_run(
         job_type: `extract` or `train`.
         config: the resolved configuration as a plain container.
         directory: root of all results; every run's files go below its folder `wandb`.
+        packages: W&B lists the installed packages in the run, which takes it half a second.
 
     Raises:
         ConfigError: an online run cannot be started (no login, no network).
@@ -159,7 +161,7 @@ def tracked_run(
             job_type=job_type,
             config=dict(config),
             dir=None if tracking.mode == "disabled" else str(directory),  # W&B makes the folder even when disabled
-            settings=_settings(),
+            settings=_settings(packages),
         )
     except wandb.Error as error:
         raise ConfigError(
@@ -174,7 +176,7 @@ def tracked_run(
     run.finish()
 
 
-def _settings() -> Any:
+def _settings(packages: bool) -> Any:
     import wandb
 
     return wandb.Settings(
@@ -182,5 +184,6 @@ def _settings() -> Any:
         console="off",  # the terminal and the log file belong to the job
         reinit="create_new",  # one run a job, also where a launcher reuses its workers
         x_disable_stats=True,  # no sampling thread beside the computation
+        x_save_requirements=packages,
         x_transaction_log_flush_interval=0.5,  # a kill loses half a second, not fifteen
     )

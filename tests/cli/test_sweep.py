@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hagd.tracking.read_back import offline_runs, read_run
 from tests.cli.jobs import command, environment, run_command, run_here, tiny_overrides
+from tests.tracking.read_back import offline_runs, read_run
 
 
 def jobs_of(runs: list[Path]) -> list[str]:

@@ -13,8 +13,8 @@ from rich.console import Console
 from hagd.errors import ConfigError
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.stage_runs import StageRuns
-from hagd.tracking.read_back import LoggedRun, offline_runs, read_run
 from tests.builders import tiny_extract
+from tests.tracking.read_back import LoggedRun, offline_runs, read_run
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,11 @@ def test_every_stage_is_a_run_with_its_result(folder: Path, runs: dict[str, Logg
         assert run.summary[f"{stage}.seconds"] == pytest.approx(stages[stage]["seconds"])
         files = ("meta.json", "record.json", "tensors.safetensors")
         assert set(run.artifacts) == {f"{types.get(stage, stage)}-{key}"} and set(*run.artifacts.values()) <= set(files)
+
+
+def test_installed_packages_are_listed_once(folder: Path, runs: dict[str, LoggedRun]) -> None:
+    listed = {run.parents[1] for run in (folder / "wandb").glob("offline-run-*/files/requirements.txt")}
+    assert [read_run(run).name for run in listed] == ["tiny-sorting-0"] and len(runs) > 1
 
 
 def test_lineage_leads_from_transcoders_to_the_circuit(folder: Path, runs: dict[str, LoggedRun]) -> None:

@@ -17,8 +17,8 @@ from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.training import run_training
 from hagd.search.scorer.records import TrainedScorer
-from hagd.tracking.read_back import offline_runs, read_run
 from tests.builders import tiny_extract, tiny_settings, tiny_train
+from tests.tracking.read_back import offline_runs, read_run
 
 QUIET = Console(quiet=True)
 

@@ -25,9 +25,9 @@ from hagd.tables.definition import load_table
 from hagd.tables.formats import csv_text, markdown
 from hagd.tables.runs import finished_runs, stopped_runs
 from hagd.tables.view import CellRuns, match_runs, view
-from hagd.tracking.read_back import offline_runs, read_run
 from tests.builders import tiny_extract
 from tests.tables.cases import conf_with_tiny, finished, table, with_runs
+from tests.tracking.read_back import offline_runs, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 

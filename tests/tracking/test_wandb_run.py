@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from hagd.config.run import TrackingConfig
-from hagd.errors import ArtifactError, ConfigError
-from hagd.tracking.read_back import LoggedTable, _inspect, _is_artifact, offline_runs, read_run
+from hagd.errors import ConfigError
 from hagd.tracking.wandb_run import Run, tracked_run
+from tests.tracking.read_back import LoggedTable, inspect, is_artifact, offline_runs, read_run
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
@@ -34,7 +34,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def started(directory: Path, mode: str = "offline", **changes: Any) -> Any:
     tracking = TrackingConfig(mode=mode, project="test", tags=("a", "b"))
     options = {"name": "job", "group": "sweep", "job_type": "extract", "config": {"seed": 3, "model": {"k": [1, 2]}}}
-    return tracked_run(tracking, **{**options, **changes}, directory=directory)
+    return tracked_run(tracking, **{**options, **changes}, directory=directory, packages=False)
 
 
 def log_everything(run: Run, folder: Path) -> None:
@@ -96,8 +96,8 @@ def test_of_what_is_too_large_there_are_only_paths_and_checksums(tmp_path: Path)
     assert folder is not None
     referred = {
         record["artifact"]["name"]: [entry.get("ref") for entry in record["artifact"]["manifest"]["contents"]]
-        for record in map(json.loads, _inspect(folder).splitlines())
-        if _is_artifact(record)
+        for record in map(json.loads, inspect(folder).splitlines())
+        if is_artifact(record)
     }
     paths = [(large / name).as_uri() for name in ("one", "two")]
     assert referred == {"small": [None], "large": paths, "input": paths}
@@ -161,11 +161,6 @@ def test_online_without_login_names_the_fix(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"tracking\.mode.*tracking\.mode=offline"), started(tmp_path, "online"):
         pytest.fail("started")
-
-
-def test_reading_a_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"\.wandb file"):
-        read_run(tmp_path)
 
 
 @pytest.mark.slow

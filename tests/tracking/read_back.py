@@ -1,15 +1,17 @@
-"""Read an offline run back from its `.wandb` log, through W&B's own `wandb leet inspect`."""
+"""Read an offline run back from its `.wandb` log, through the program behind W&B's own `wandb leet inspect`.
+
+The command itself imports all of W&B first, which takes a second each time.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hagd.errors import ArtifactError
+from wandb.util import get_core_path
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,13 @@ def offline_runs(directory: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> LoggedRun:
-    """Read the run in `folder`.
-
-    Raises:
-        ArtifactError: there is no readable `.wandb` file.
-    """
-    overview = json.loads(_inspect(folder, "--summary"))
-    records = [json.loads(line) for line in _inspect(folder).splitlines()]
+    """Read the run in `folder`."""
+    overview = json.loads(inspect(folder, "--summary"))
+    records = [json.loads(line) for line in inspect(folder).splitlines()]
     values = overview["summary"]
     media = {name: folder / "files" / value["path"] for name, value in values.items() if _is_file(value)}
     tables = {name: path for name, path in media.items() if values[name]["_type"] == "table-file"}
-    artifacts = [record["artifact"] for record in records if _is_artifact(record)]
+    artifacts = [record["artifact"] for record in records if is_artifact(record)]
     history = [_plain(record["history"]["item"]) for record in records if record["type"] == "history"]
     return LoggedRun(
         name=overview["name"],
@@ -82,15 +80,11 @@ def read_run(folder: Path) -> LoggedRun:
     )
 
 
-def _inspect(folder: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ArtifactError(
-            f"{folder}: expected the folder of a W&B run with its .wandb file, found {done.stderr.strip()}; "
-            "check the path, or delete the folder"
-        )
-    return done.stdout
+def inspect(folder: Path, *options: str) -> str:
+    """Records of the run in `folder`, a line of JSON each."""
+    (log,) = folder.glob("*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options, "--run-file", log, folder]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _is_file(value: Any) -> bool:
@@ -112,7 +106,7 @@ def _read_table(path: Path) -> LoggedTable:
     return LoggedTable(tuple(content["columns"]), tuple(tuple(row) for row in content["data"]))
 
 
-def _is_artifact(record: dict[str, Any]) -> bool:
+def is_artifact(record: dict[str, Any]) -> bool:
     return bool(record["type"] == "artifact" and record["artifact"]["type"] != "run_table")
 
 
