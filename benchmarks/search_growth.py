@@ -1,11 +1,11 @@
 """How the search's cost grows with the number of candidates: `python benchmarks/search_growth.py [--json FILE]`.
 
-Parity on `gpt2_mini` with dictionaries of 32 times the width has more than 20,000 candidates, of which the graph keeps
-the `graph.n_max` most attributed. They are trained briefly and edges are measured on few prompts, because neither
-decides what a search costs. For each of these sizes: evaluations of the discovery split and seconds of every part of
-the search at 200 nodes, one thread, and exponents p of a fit ~ nᵖ. `search.gates=false search.pruning=false` measures
-the coarse phase alone. `--cells` takes the nine cells of `search.py` instead, each with the candidates that it has;
-searches that are stored are not run again. Ends with one line of JSON.
+Parity on `gpt2_mini` with dictionaries of 32 times the width and 256 active features has more than 20,000 candidates,
+of which the graph keeps the `graph.n_max` most attributed. They are trained briefly and edges are measured on few
+prompts, because neither decides what a search costs. For each of these sizes: evaluations of the discovery split and
+seconds of every part of the search at 200 nodes, one thread, and exponents p of a fit ~ nᵖ.
+`search.gates=false search.pruning=false` measures the coarse phase alone. `--cells` takes the nine cells of `search.py`
+instead, each with the candidates that it has; searches that are stored are not run again. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hagd.search.records import SearchResult
 LARGE = [
     "task=parity",
     "transcoder.expansion=32",
+    "transcoder.k=256",
     "transcoder.steps=200",
     "graph.edge_prompts=4",
     "graph.edges_per_node=8",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hagd.tables.definition import Table
+    from hagd.tables.runs import FinishedRun
     from hagd.tables.view import CellRuns
 
 
@@ -63,15 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(name: str, runs: str | None) -> tuple[Table, list[CellRuns], Path]:
-    """A table, its cells with their runs, and the root of the results."""
+def _read(name: str, runs: str | None) -> tuple[Table, list[CellRuns], dict[str, FinishedRun], Path]:
+    """A table, its cells with their runs, all finished runs by address, and the root of the results."""
     from hagd.tables.definition import load_table
     from hagd.tables.runs import finished_runs, stopped_runs
     from hagd.tables.view import match_runs
 
     table = load_table(name, runs)
     root = Path(next(iter(table.cells[0].configs.values())).paths.runs)
-    return table, match_runs(table, finished_runs(root), stopped_runs(root)), root
+    finished = finished_runs(root)
+    return table, match_runs(table, finished, stopped_runs(root)), finished, root
 
 
 def _overview(console: Console) -> None:
@@ -97,9 +99,11 @@ def _list(names: Sequence[str], runs: str | None, console: Console) -> None:
     from hagd.tables.terminal import duration, print_cells
 
     for name in names or table_names():
-        table, cells, root = _read(name, runs)
+        table, cells, finished, root = _read(name, runs)
         missing = {
-            (i, seed): estimate(each, seed, cells, root) for i, each in enumerate(cells) for seed in each.missing
+            (i, seed): estimate(each, seed, cells, finished.values(), root)
+            for i, each in enumerate(cells)
+            for seed in each.missing
         }
         jobs = sum(len(each.keys) for each in cells)
         cost = f", {len(missing)} missing: {duration(total(list(missing.values())))} on one core" if missing else ""
@@ -111,7 +115,7 @@ def _list(names: Sequence[str], runs: str | None, console: Console) -> None:
 
 def _run(name: str, runs: str | None, overrides: Sequence[str], console: Console) -> int:
     """Launch the smallest sweep that covers every missing job; returns its exit code."""
-    _, cells, _ = _read(name, runs)
+    _, cells, _, _ = _read(name, runs)
     if not any(each.missing for each in cells):
         console.print(f"{name}: all jobs are done; hagd-tables show {name}", highlight=False)
         return 0
@@ -138,7 +142,7 @@ def show(name: str, runs: str | None, out: Path | None, console: Console) -> Non
     from hagd.tables.tracking import track_table
     from hagd.tables.view import view
 
-    table, cells, root = _read(name, runs)
+    table, cells, _, root = _read(name, runs)
     seen = view(table, cells)
     print_view(seen, console)
     folder, stem = out or root / "tables", name.replace("/", "_")

@@ -1,8 +1,8 @@
-"""What missing jobs would cost, from what finished ones of the same table took."""
+"""What missing jobs would cost, from what finished ones took."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +31,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """Of the job alone; None when a stage has never been timed in this table."""
+        """Of the job alone; None when one of its stages has never been timed."""
         return total([self])
 
 
@@ -43,10 +43,13 @@ def total(estimates: Sequence[Estimate]) -> float | None:
     return sum(seconds for seconds in shared.values() if seconds is not None)
 
 
-def estimate(missing: CellRuns, seed: int, cells: Sequence[CellRuns], runs: Path) -> Estimate:
+def estimate(
+    missing: CellRuns, seed: int, cells: Sequence[CellRuns], others: Collection[FinishedRun], runs: Path
+) -> Estimate:
     """Stages that the job would compute, each with the mean time that it took in the cells most like this one.
 
-    Likeness is the number of axes with the same value. Stages whose result is stored cost nothing.
+    Likeness is the number of axes with the same value. Stages that no cell has timed are taken from all `others`, those
+    whose result is stored cost nothing.
     """
     config = missing.cell.configs[seed]
     pipeline = Pipeline(config, Console(quiet=True))
@@ -56,7 +59,7 @@ def estimate(missing: CellRuns, seed: int, cells: Sequence[CellRuns], runs: Path
         wanted.append((pipeline.compared, "search"))
     keys = {each.key(name): name for each, last in wanted for name in _stages(each, last)}
     return Estimate(
-        {key: _seconds(name, missing, cells) for key, name in keys.items() if not store.contains(name, key)}
+        {key: _seconds(name, missing, cells, others) for key, name in keys.items() if not store.contains(name, key)}
     )
 
 
@@ -66,8 +69,10 @@ def _stages(pipeline: Pipeline, last: str) -> set[str]:
     return {last}.union(*(_stages(pipeline, parent) for parent in parents)) if parents else {last}
 
 
-def _seconds(stage: str, missing: CellRuns, cells: Sequence[CellRuns]) -> float | None:
-    timed = [(_likeness(missing, cell), run) for cell in cells for run in cell.done.values() if stage in run.stages]
+def _seconds(stage: str, missing: CellRuns, cells: Sequence[CellRuns], others: Collection[FinishedRun]) -> float | None:
+    timed = [(_likeness(missing, cell), run) for cell in cells for run in cell.done.values()]
+    timed += [(-1, run) for run in others]
+    timed = [(likeness, run) for likeness, run in timed if stage in run.stages]
     if not timed:
         return None
     best = max(likeness for likeness, _ in timed)

@@ -43,17 +43,18 @@ def test_two_cells_from_missing_to_shown(
 
     cells = match_runs(tiny, finished_runs(tiny_runs), stopped_runs(tiny_runs))
     assert [each.missing for each in cells] == [(0,), (0,)]
-    unknown = estimate(cells[1], 0, cells, tiny_runs)
-    assert unknown.seconds is None and set(unknown.stages.values()) == {None}, "nothing of this table was timed"
+    unknown = estimate(cells[1], 0, cells, [], tiny_runs)
+    assert unknown.seconds is None and set(unknown.stages.values()) == {None}, "nothing was timed"
 
     one, other = tiny_runs / "extract" / "one", tiny_runs / "sweeps" / "s" / "1"
     run_extraction(configs[0], one, None, Console(quiet=True))
     cells = match_runs(tiny, finished_runs(tiny_runs), stopped_runs(tiny_runs))
     assert [each.missing for each in cells] == [(), (0,)] and cells[0].done[0].folder == one
-    known = estimate(cells[1], 0, cells, tiny_runs)
+    known = estimate(cells[1], 0, cells, [], tiny_runs)
     took = cells[0].done[0].stages
     stages = ("search", "validation", "report")
     assert known.seconds == pytest.approx(sum(took[name].seconds for name in stages)), "the rest is stored"
+    assert estimate(cells[1], 0, cells[1:], [cells[0].done[0]], tiny_runs) == known, "runs of other tables tell too"
     main(["list", "tiny"])
     assert "1 of 2 jobs done, 1 missing: " in capsys.readouterr().out
 
