@@ -77,14 +77,14 @@ def test_attributions_are_those_of_a_loop(
     ("architecture", "site", "ablation", "error", "variant", "head_layers"),
     [
         ("gpt2", "mlp", "mean", "mean", "topk", ()),
-        ("gpt_neox", "mlp", "zero", "keep", "topk", ()),
+        pytest.param("gpt_neox", "mlp", "zero", "keep", "topk", (), marks=pytest.mark.slow),
         ("llama", "resid", "resample", "keep", "topk", ()),
-        ("llama", "mlp", "resample", "mean", "topk", ()),
+        pytest.param("llama", "mlp", "resample", "mean", "topk", (), marks=pytest.mark.slow),
         ("gpt2", "mlp", "mean", "mean", "skip", ()),
         ("gpt2", "mlp", "mean", "mean", "cross_layer", ()),
         ("gpt2", "mlp", "mean", "mean", "topk", (0, 1)),
         ("gpt_neox", "mlp", "resample", "keep", "topk", (1,)),
-        ("llama", "resid", "zero", "keep", "topk", (0, 1)),
+        pytest.param("llama", "resid", "zero", "keep", "topk", (0, 1), marks=pytest.mark.slow),
     ],
 )
 def test_attributions_add_up(

@@ -326,7 +326,7 @@ def test_every_option_reaches_the_end(tiny_runs: Path, tmp_path: Path, change: d
             id="total",
             marks=SLOW,
         ),
-        pytest.param({"graph__ablation": "resample", "transcoder__site": "resid"}, id="resid"),
+        pytest.param({"graph__ablation": "resample", "transcoder__site": "resid"}, id="resid", marks=SLOW),
     ],
 )
 def test_heads_are_nodes_to_the_end(tiny_runs: Path, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -377,7 +377,7 @@ def test_other_tasks(tiny_runs: Path, tmp_path: Path, task: dict[str, object]) -
 def test_a_model_that_answers_nothing_still_gets_its_report(tiny_runs: Path, tmp_path: Path) -> None:
     task = {**tiny_extract(tiny_runs).task.model_dump(), "only_correct": False}
     task["training"] = {**task["training"], "steps": 1, "learning_rate": 1e-8}
-    metrics = extract(tiny_extract(tiny_runs, task=task), tmp_path)
+    metrics = extract(tiny_extract(tiny_runs, task=task, transcoder__steps=5), tmp_path)
     assert metrics["model.accuracy"] == 0
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert "validation.preservation" not in written  # undefined, and JSON has no NaN
@@ -390,7 +390,7 @@ def test_a_model_below_its_target_is_reported_also_when_it_is_reused(tiny_runs: 
     task = tiny_extract(tiny_runs).task.model_dump()
     for target, warned in ((1.0, True), (0.0, False)):
         task["training"] = {**task["training"], "steps": 10, "target_accuracy": target}
-        config = tiny_extract(tiny_runs, task=task, search__method="random")
+        config = tiny_extract(tiny_runs, task=task, transcoder__steps=5, search__method="random")
         Pipeline(config, QUIET).get("lm")
         metrics = extract(config, tmp_path / str(target))
         assert 0 < metrics["model.accuracy"] < 1

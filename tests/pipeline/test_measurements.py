@@ -72,7 +72,7 @@ def test_what_the_other_extraction_lacks_is_in_the_estimate(tiny_runs: Path) -> 
     config = tiny_extract(tiny_runs, comparison={**ITSELF, "seed_offset": 3})
     missing = CellRuns(Cell({}, {0: config}), {0: "key"}, {}, {})
     compared = Pipeline(config, QUIET).compared
-    found = estimate(missing, 0, [missing], tiny_runs).stages
+    found = estimate(missing, 0, [missing], [], tiny_runs).stages
     assert {compared.key("lm"), compared.key("search"), Pipeline(config, QUIET).key("comparison")} <= set(found)
     assert compared.key("validation") not in found and Pipeline(config, QUIET).key("report") not in found
 

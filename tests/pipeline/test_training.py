@@ -84,11 +84,14 @@ GNN = {
 }
 
 
+BRIEF = {"transcoder__steps": 10, "search__gates": False, "search__pruning": False}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     """A scorer meta-trained on four circuits, two tasks and two seeds, the last held out."""
     runs = tmp_path_factory.mktemp("scorer")
-    config = tiny_train(runs, stage="gnn", gnn=GNN, tracking__mode="offline")
+    config = tiny_train(runs, stage="gnn", gnn=GNN, tracking__mode="offline", **BRIEF)
     return runs, run_training(config, sections, runs / "run", None, QUIET)
 
 
@@ -107,7 +110,7 @@ def test_stage_gnn_trains_a_scorer_on_other_circuits(trained: tuple[Path, dict[s
 
 def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     runs, _ = trained
-    options = {"search__traversal": False, "search__gates": False, "search__pruning": False}
+    options = {"search__traversal": False, **BRIEF}
     (folder,) = (file.parent for file in (runs / "artifacts" / "scorer").glob("*/record.json"))
     guided = tiny_extract(runs, search__scorer=str(folder), **options)
     run_extraction(guided, tmp_path / "guided", None, QUIET)
@@ -125,10 +128,10 @@ def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], t
 
 def test_the_scorer_is_trained_once(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     runs, metrics = trained
-    again = run_training(tiny_train(runs, stage="gnn", gnn=GNN), sections, tmp_path / "again", None, QUIET)
+    again = run_training(tiny_train(runs, stage="gnn", gnn=GNN, **BRIEF), sections, tmp_path / "again", None, QUIET)
     assert again == metrics and manifest(tmp_path / "again")["scorer"]["reused"]
     searches = set((runs / "artifacts" / "search").iterdir())
-    other = tiny_train(runs, stage="gnn", gnn={**GNN, "edges": False})
+    other = tiny_train(runs, stage="gnn", gnn={**GNN, "edges": False}, **BRIEF)
     run_training(other, sections, tmp_path / "flat", None, QUIET)
     assert not manifest(tmp_path / "flat")["scorer"]["reused"]
     assert set((runs / "artifacts" / "search").iterdir()) == searches  # its graphs were there already

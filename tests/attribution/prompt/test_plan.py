@@ -87,13 +87,13 @@ def test_features_and_edges_are_counted_before_they_exist(
 
 
 def test_more_costs_more() -> None:
-    lm = build_mini(MiniModel(n_layers=2, d_model=16, n_heads=2, d_mlp=16), VOCABULARY, 256, 0)
-    small, long = planned(shape_of(lm, 32, 40, 5)), planned(shape_of(lm, 256, 40, 5))
+    lm = build_mini(MiniModel(n_layers=2, d_model=16, n_heads=2, d_mlp=16), VOCABULARY, 128, 0)
+    small, long = planned(shape_of(lm, 16, 40, 5)), planned(shape_of(lm, 128, 40, 5))
     assert long.peak_mb > small.peak_mb and long.edges > 30 * small.edges
     assert long.seconds["edges"] > 4 * small.seconds["edges"] > 0
-    fewer = planned(shape_of(lm, 256, 40, 5, most=100))
+    fewer = planned(shape_of(lm, 128, 40, 5, most=50))
     assert fewer.seconds["edges"] < 0.5 * long.seconds["edges"] and fewer.edges < long.edges
-    with_heads = planned(shape_of(lm, 32, 40, 5, head_layers=(0, 1)))
+    with_heads = planned(shape_of(lm, 16, 40, 5, head_layers=(0, 1)))
     assert with_heads.edges > small.edges and with_heads.memory_mb["heads"] > 0
 
 
