@@ -47,17 +47,17 @@ def mask(support: Support) -> Tensor:
     m=st.integers(1, 70),
     k=st.integers(1, 70),
     ties=st.booleans(),
-    partitioned_from=st.sampled_from([1, 1000]),
+    large=st.sampled_from([1, 1000]),
 )
 @property_test
-def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: bool, partitioned_from: int) -> None:
+def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: bool, large: int) -> None:
     """Of entries that are the same, any may be taken."""
     k = min(k, m)
     x, weight, bias = whole_numbers(seed, n_tokens, m) if ties else reals(seed, n_tokens, m)
     pre = all_pre(x, weight, bias)
     expected = pre.topk(k)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_PARTITIONED_FROM", partitioned_from)
+        patch.setattr(selection, "_LARGE", large)
         patch.setattr(selection, "_DIRECT", 8)
         support, values = top_k(x, weight, bias, k, x.dtype)
     assert support.offsets.tolist() == list(range(0, n_tokens * k + 1, k))
@@ -107,6 +107,17 @@ def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
     support, values = top_of_batch(x, weight, bias, 3)
     wanted = pre.flatten().topk(3 * len(x)).values
     torch.testing.assert_close(values.sort(descending=True).values, wanted)
+    assert batch_threshold(x, weight, bias, 3).item() == pytest.approx(wanted[-1].item())
+
+
+@pytest.mark.parametrize("available", [True, False], ids=["oneDNN", "without"])
+def test_large_dictionaries_are_multiplied_by_another_library(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+    x, weight, bias = (each.float() for each in reals(0, selection._CHUNK + 5, selection._LARGE, d=40))
+    pre = torch.cat(list(selection._by_chunks(x, weight, bias, x.dtype, Tensor.clone)))
+    torch.testing.assert_close(pre, all_pre(x.double(), weight.double(), bias.double()).float(), rtol=1e-5, atol=1e-5)
+    _, values = top_k(x, weight, bias, 8, x.dtype)
+    torch.testing.assert_close(values.view(len(x), 8).sort(descending=True).values, pre.topk(8).values)
 
 
 @given(seed=st.integers(0, 1000), n_tokens=st.integers(1, 9), m=st.integers(2, 70), k=st.integers(1, 20))

@@ -23,13 +23,13 @@ def test_chunks_are_as_large_as_their_bytes_allow_but_on_a_cpu(
     m = 64
     monkeypatch.setattr(selection, "_CHUNK_BYTES", 2048 * m * 2)
     x, weight, bias = (torch.zeros(shape, device=device) for shape in ((5000, 2), (m, 2), (m,)))
-    assert [len(pre) for pre in selection._preactivations(x, weight, bias, dtype)] == expected
+    assert list(selection._by_chunks(x, weight, bias, dtype, len)) == expected
 
 
 def test_a_chunk_has_at_least_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_CHUNK_BYTES", 1)
     x, weight, bias = (torch.zeros(shape, device="meta") for shape in ((3, 2), (64, 2), (64,)))
-    assert [len(pre) for pre in selection._preactivations(x, weight, bias, x.dtype)] == [1, 1, 1]
+    assert list(selection._by_chunks(x, weight, bias, x.dtype, len)) == [1, 1, 1]
 
 
 @pytest.mark.gpu

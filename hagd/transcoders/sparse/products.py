@@ -21,6 +21,7 @@ from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -54,7 +55,11 @@ class Support:
     @cached_property
     def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
-        features, order = torch.sort(self.index, stable=True)
+        if self.index.is_cuda or self.m > 2**16:
+            features, order = torch.sort(self.index, stable=True)
+        else:  # NumPy sorts 16 bits by radix
+            order = torch.from_numpy(np.argsort(self.index.numpy().astype(np.uint16), kind="stable"))
+            features = self.index[order]
         starts = torch.searchsorted(features, torch.arange(self.m, device=features.device))
         return order, self.token[order], starts
 

@@ -7,13 +7,17 @@ Shape legend: B tokens, c tokens of a chunk, m features, d = d_model, n active p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hagd.transcoders.sparse.products import Support, gather_dot
+
+R = TypeVar("R")
 
 _CHUNK = 512
 """Tokens of a chunk on a CPU."""
@@ -27,9 +31,9 @@ _GROUPS = (16, 8, 4, 2)
 _DIRECT = 512
 """Columns that NumPy partitions about as fast as it would their group maxima."""
 
-_PARTITIONED_FROM = 1024
-"""Features. With fewer it saves milliseconds a thousand steps, and the order in which torch finds them, in which they
-are added up, keeps earlier results to the bit."""
+_LARGE = 1024
+"""Features, from which on a CPU other libraries than torch's first choice multiply and select. With fewer they save
+milliseconds a thousand steps, and torch's own keep earlier results to the bit."""
 
 
 @torch.no_grad()
@@ -48,7 +52,8 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -
         The pairs, and their pre-activations `[B · k]` in `x`'s precision; without gradient.
     """
     m = len(W_enc)
-    values, index = (torch.cat(parts) for parts in zip(*_top_of_chunks(x, W_enc, b_enc, k, dtype), strict=True))
+    top = partial(_partitioned if _large_on_cpu(W_enc) else _two_stage, k=k)
+    values, index = (torch.cat(parts) for parts in zip(*_by_chunks(x, W_enc, b_enc, dtype, top), strict=True))
     if dtype != x.dtype:
         values = _rescored(x, W_enc, b_enc, index)
     return _constant_rows(index, m), values.flatten()
@@ -57,15 +62,16 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -
 @torch.no_grad()
 def above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> tuple[Support, Tensor]:
     """All pre-activations above `threshold` (`[m]`, or one for all): the pairs and values `[n]`, without gradient."""
-    counts, index, values = [], [], []
-    for pre in _preactivations(x, W_enc, b_enc, x.dtype):
+
+    def found(pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = pre > threshold
         place = _nonzero(chosen)
-        counts.append(chosen.sum(1))
-        index.append(place % pre.shape[1])
-        values.append(pre.flatten()[place])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long, device=x.device), torch.cat(counts).cumsum(0)])
-    return Support(torch.cat(index), offsets, len(W_enc)), torch.cat(values)
+        return chosen.sum(1), place % pre.shape[1], pre.flatten()[place]
+
+    chunks = zip(*_by_chunks(x, W_enc, b_enc, x.dtype, found), strict=True)
+    counts, index, values = (torch.cat(parts) for parts in chunks)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long, device=x.device), counts.cumsum(0)])
+    return Support(index, offsets, len(W_enc)), values
 
 
 @torch.no_grad()
@@ -92,26 +98,28 @@ def top_of_batch(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Suppo
 @torch.no_grad()
 def batch_threshold(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Tensor:
     """The pre-activation that B · k of all pairs reach; 0 where fewer are positive. Holds them all: for few tokens."""
-    pre = torch.cat(list(_preactivations(x, W_enc, b_enc, x.dtype)))
+    pre = torch.cat(list(_by_chunks(x, W_enc, b_enc, x.dtype, Tensor.clone)))
     return pre.flatten().topk(k * len(x)).values[-1].clamp(min=0)
 
 
-def _preactivations(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Chunks `[c, m]`; each is overwritten by the next."""
-    x, weight, bias = x.to(dtype), W_enc.to(dtype).T, b_enc.to(dtype)
-    m = weight.shape[1]
-    size = _CHUNK if x.device.type == "cpu" else max(1, _CHUNK_BYTES // (m * x.element_size()))
-    buffer = x.new_empty(min(size, len(x)), m)
+def _by_chunks(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found: Callable[[Tensor], R]
+) -> Iterator[R]:
+    """`found` of the pre-activations `[c, m]` of each chunk, which it may not keep: the next one's may replace them."""
+    x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
+    size = _CHUNK if x.device.type == "cpu" else max(1, _CHUNK_BYTES // (len(weight) * x.element_size()))
+    if _large_on_cpu(weight) and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        # On AMD's processors what torch takes for float32 by itself needs a fifth more time than oneDNN.
+        for chunk in x.split(size):
+            yield found(torch.ops.mkldnn._linear_pointwise(chunk, weight, bias, "none", [], ""))
+        return
+    buffer = x.new_empty(min(size, len(x)), len(weight))
     for chunk in x.split(size):
-        yield torch.addmm(bias, chunk, weight, out=buffer[: len(chunk)])
+        yield found(torch.addmm(bias, chunk, weight.T, out=buffer[: len(chunk)]))
 
 
-def _top_of_chunks(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor]]:
-    partitioned = x.device.type == "cpu" and len(W_enc) >= _PARTITIONED_FROM
-    for pre in _preactivations(x, W_enc, b_enc, dtype):
-        yield _partitioned(pre, k) if partitioned else _two_stage(pre, k)
+def _large_on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and len(weight) >= _LARGE
 
 
 def _two_stage(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
