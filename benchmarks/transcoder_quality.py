@@ -77,7 +77,7 @@ CONTENDERS = (
     Contender("ours transcoder", "ours", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours_bf16 transcoder", "ours_bf16", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True, batch=256, small_batch=128),
-    Contender("ours autoencoder", "ours", "resid", _RECIPE / 2, batch=128),
+    Contender("ours autoencoder", "ours", "resid", 0.4 * _RECIPE, batch=64),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
     Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
