@@ -5,8 +5,9 @@ method searches its circuits and the validation split judges them. `cpr_log` is 
 logarithm of circuit size; `evaluations` are forward passes over the discovery split, a gradient step over all of it
 being three.
 
-- `hagd`: the default search. `edgeless_scorer`: the ranking of a scorer without edges alone (`--scorer`, from
-  `python train.py stage=gnn`), left out where none is given.
+- `hagd`: the default search. `edgeless_scorer`: at every size the better of attribution and the ranking of a scorer
+  without edges (`--scorer`); left out where one of the seeds is among those that the scorer was trained on. The one
+  beside this file is made by `python train.py stage=gnn 'gnn.seeds=[3,4]' search.n_nodes=200`.
 - `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
@@ -35,7 +36,11 @@ from affinities import pipeline
 from rich.console import Console
 from scipy.stats import t as student
 
+from hagd.artifacts.codec import load_record
 from hagd.search.records import SearchResult
+from hagd.search.scorer.records import TrainedScorer
+
+SCORER = Path(__file__).resolve().parent / "edgeless_scorer"
 
 METHODS: dict[str, list[str]] = {
     "hagd": [],
@@ -221,7 +226,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gpt2_mini", "pythia_mini", "llama_mini"])
     parser.add_argument("--tasks", nargs="+", default=["modular_addition", "parity", "sorting"])
     parser.add_argument("--parts", action="store_true", help="also HAGD without each of its parts")
-    parser.add_argument("--scorer", type=Path, help="folder of a scorer (stage=gnn)")
+    parser.add_argument("--scorer", type=Path, default=SCORER, help="folder of a scorer (stage=gnn)")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
@@ -230,7 +235,8 @@ def main() -> None:
         cells, arguments.seeds = [("gpt2_mini", "modular_addition")], [0, 1, 2]
     runs = Cells(cells, arguments.seeds, ["search.n_nodes=200", *overrides])
     methods = dict(METHODS)
-    if arguments.scorer:
+    known = {int(name.rpartition("-")[2]) for name in load_record(TrainedScorer, arguments.scorer).trained_on}
+    if known.isdisjoint(arguments.seeds):
         off = [*_ALONE, "search.elimination=false", "search.traversal=false"]
         methods["edgeless_scorer"] = [*off, f"search.scorer={arguments.scorer}"]
     found = {name: runs.run(name, options, "hagd" if name in EQUAL_COST else None) for name, options in methods.items()}
