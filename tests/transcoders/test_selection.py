@@ -113,7 +113,7 @@ def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
 @pytest.mark.parametrize("available", [True, False], ids=["oneDNN", "without"])
 def test_large_dictionaries_are_multiplied_by_another_library(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
-    x, weight, bias = (each.float() for each in reals(0, selection._CHUNK + 5, selection._LARGE, d=40))
+    x, weight, bias = (each.float() for each in reals(0, 2 * selection._ONEDNN_CHUNK + 5, selection._LARGE, d=40))
     pre = torch.cat(list(selection._by_chunks(x, weight, bias, x.dtype, Tensor.clone)))
     torch.testing.assert_close(pre, all_pre(x.double(), weight.double(), bias.double()).float(), rtol=1e-5, atol=1e-5)
     _, values = top_k(x, weight, bias, 8, x.dtype)
