@@ -23,7 +23,7 @@ _CHUNK = 512
 """Tokens of a chunk on a CPU."""
 
 _ONEDNN_CHUNK = 256
-"""The same where oneDNN multiplies: 512 would save a fiftieth of a step's time and hold twice as much."""
+"""The same where oneDNN multiplies: 512 were little faster and held twice as much."""
 
 _CHUNK_BYTES = 2**28
 """Of a chunk's pre-activations on any other device: no cache holds a useful chunk there, and each chunk reads W_enc
@@ -111,7 +111,7 @@ def _by_chunks(
     """`found` of the pre-activations `[c, m]` of each chunk, which it may not keep: the next one's may replace them."""
     x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
     if _large_on_cpu(weight) and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # On AMD's processors what torch takes for float32 by itself needs a fifth more time than oneDNN.
+        # What torch takes for float32 by itself is slower on AMD's processors.
         for chunk in x.split(_ONEDNN_CHUNK):
             yield found(torch.ops.mkldnn._linear_pointwise(chunk, weight, bias, "none", [], ""))
         return
