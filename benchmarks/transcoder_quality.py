@@ -46,6 +46,7 @@ class Contender:
         by_size: its default rate falls with √m.
         batch: tokens a step. For the peers what a pilot showed to be best (`--batch` repeats it), for us the recipe's.
         small_batch: the same for dictionaries of fewer than a thousand features; None: no other.
+        small_rate: their learning rate; None: no other.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Contender:
     skip: bool = False
     batch: int = 512
     small_batch: int | None = None
+    small_rate: float | None = None
 
     @property
     def tuned(self) -> bool:
@@ -63,8 +65,10 @@ class Contender:
         return not self.name.startswith("ours")
 
     def of_size(self, m: int) -> Contender:
-        """The contender with the batch that it takes for m features."""
-        return self if self.small_batch is None or m >= 1000 else replace(self, batch=self.small_batch)
+        """The contender with the batch and rate that it takes for m features."""
+        if m >= 1000:
+            return self
+        return replace(self, batch=self.small_batch or self.batch, rate=self.small_rate or self.rate)
 
     def default_rate(self, m: int) -> float:
         """Learning rate that the package takes by itself."""
@@ -77,7 +81,7 @@ CONTENDERS = (
     Contender("ours transcoder", "ours", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours_bf16 transcoder", "ours_bf16", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True, batch=256, small_batch=128),
-    Contender("ours autoencoder", "ours", "resid", 0.4 * _RECIPE, batch=64),
+    Contender("ours autoencoder", "ours", "resid", 0.4 * _RECIPE, batch=64, small_rate=_RECIPE),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
     Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
