@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -119,3 +121,5 @@ def test_pairs_by_feature() -> None:
         assert (support.index[order[start:end]] == j).all()
         assert torch.equal(token[start:end], support.token[order[start:end]])
         assert token[start:end].tolist() == sorted(token[start:end].tolist())
+    more_than_16_bits, _, _ = replace(support, m=2**16 + 1).by_feature
+    assert torch.equal(more_than_16_bits, order)

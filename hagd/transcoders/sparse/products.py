@@ -55,11 +55,11 @@ class Support:
     @cached_property
     def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
-        if self.index.is_cuda or self.m > 2**16:
-            features, order = torch.sort(self.index, stable=True)
-        else:  # NumPy sorts 16 bits by radix
+        if self.index.device.type == "cpu" and self.m <= 2**16:  # NumPy sorts 16 bits by radix
             order = torch.from_numpy(np.argsort(self.index.numpy().astype(np.uint16), kind="stable"))
             features = self.index[order]
+        else:
+            features, order = torch.sort(self.index, stable=True)
         starts = torch.searchsorted(features, torch.arange(self.m, device=features.device))
         return order, self.token[order], starts
 
