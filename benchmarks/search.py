@@ -12,6 +12,7 @@ being three.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
 - `greedy_equal_cost`: greedy pruning with as many prompts a test as make its evaluations HAGD's.
+- auto-circuit's EAP-IG and ACDC, which know no features: `search_peers.py`.
 - `integrated_gradients`, `integrated_gradients_inputs`, `gradient_activation`, `greedy`, `random`: rankings of these
   names.
 

@@ -135,17 +135,25 @@ class Benchmark:
 
     def run(self, contender: Contender, layer: int) -> None:
         """Train at `layer` with the learning rate that is best at the first layer, and complete that row."""
-        place = next(SitePlace(site, layer) for site in SITES if site == contender.site)
+        place = self._place(contender, layer)
         rate = self.tune(contender) if contender.tuned else contender.rate
         self._complete(contender, place, self._trained(contender, place, rate, self._seed))
 
+    def try_rates(self, contender: Contender, rates: Sequence[float]) -> None:
+        """Train with each of `rates` at the first layer."""
+        for rate in rates:
+            self._trained(contender, self._place(contender, self._subject.layers[0]), rate, 0)
+
     def tune(self, contender: Contender) -> float:
         """The best of at least four learning rates at the first layer."""
-        place = next(SitePlace(site, self._subject.layers[0]) for site in SITES if site == contender.site)
+        place = self._place(contender, self._subject.layers[0])
         tried: dict[float, float] = {}
         while (rate := next_rate(contender.default_rate(self._subject.m), tried)) is not None:
             tried[rate] = float(self._trained(contender, place, rate, 0)["fvu_selection"])
         return best_rate(tried)
+
+    def _place(self, contender: Contender, layer: int) -> SitePlace:
+        return next(SitePlace(site, layer) for site in SITES if site == contender.site)
 
     def _trained(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row:
         subject = self._subject
@@ -284,6 +292,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first weights; rates are chosen with 0")
     parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
+    parser.add_argument("--rates", type=float, nargs="+", help="with --batch: only train with these learning rates")
     arguments = parser.parse_args()
     if arguments.model == SMOLLM2 and not arguments.text:
         parser.error(f"--text: expected a glob pattern for {SMOLLM2}, found none")
@@ -296,8 +305,11 @@ def main() -> None:
     benchmark = Benchmark(subject, results, arguments.seed)
     contenders = [each.of_size(subject.m) for each in CONTENDERS if re.search(arguments.only, each.name)]
     if arguments.batch is not None:
-        for contender in contenders:
-            benchmark.tune(replace(contender, batch=arguments.batch))
+        for contender in (replace(each, batch=arguments.batch) for each in contenders):
+            if arguments.rates:
+                benchmark.try_rates(contender, arguments.rates)
+            else:
+                benchmark.tune(contender)
         return
     for layer in arguments.layers or subject.layers:
         for contender in contenders:

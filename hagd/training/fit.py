@@ -70,17 +70,10 @@ def fit(
         SystemExit: 143 after SIGTERM; the checkpoint is saved first.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
-    from hagd.training.checkpoints import StepCheckpoint, usable_checkpoint
-    from hagd.training.loss_watch import LossWatch
-    from hagd.training.progress import TrainingProgress
-    from hagd.training.termination import StopTogether
+    from hagd.training.checkpoints import usable_checkpoint
 
     with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        # The watch for bad losses comes before the checkpoint, so that a bad state is never saved.
-        checkpoint_every = trainer_config.checkpoint_every
-        saving = StepCheckpoint(checkpoint_dir, checkpoint_every, seed)
-        progress = TrainingProgress(stage, metrics, tokens)
-        callbacks = [LossWatch(stage, checkpoint_every, saving), saving, progress, StopTogether()]
+        callbacks = _callbacks(trainer_config.checkpoint_every, checkpoint_dir, stage, seed, metrics, tokens)
         trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
@@ -89,6 +82,19 @@ def fit(
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             shutil.rmtree(checkpoint_dir, ignore_errors=True)
+
+
+def _callbacks(
+    every: int, checkpoint_dir: Path, stage: str, seed: int, metrics: tuple[str, ...], tokens: int | None
+) -> list[Callback]:
+    """The watch for bad losses comes before the checkpoint, so that a bad state is never saved."""
+    from hagd.training.checkpoints import StepCheckpoint
+    from hagd.training.loss_watch import LossWatch
+    from hagd.training.progress import TrainingProgress
+    from hagd.training.termination import StopTogether
+
+    saving = StepCheckpoint(checkpoint_dir, every, seed)
+    return [LossWatch(stage, every, saving), saving, TrainingProgress(stage, metrics, tokens), StopTogether()]
 
 
 @contextmanager
