@@ -7,7 +7,7 @@ being three.
 
 - `hagd`: the default search. `edgeless_scorer`: at every size the better of attribution and the ranking of a scorer
   without edges (`--scorer`); left out where one of the seeds is among those that the scorer was trained on. The one
-  beside this file is made by `python train.py stage=gnn 'gnn.seeds=[3,4]' search.n_nodes=200`.
+  beside this file is made by `python train.py stage=gnn 'gnn.seeds=[3,4,5]' search.n_nodes=200`.
 - `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.

@@ -1,9 +1,10 @@
 """One training step on one CUDA device, at the size of a large model: `python benchmarks/transcoders_gpu.py`.
 
-One layer, d = 4096, m = 32768, k = 64, selection in bfloat16, fused Adam. The step runs with the sparse products as
-Triton kernels and as torch operators, beside the dense bfloat16 product `x W_encᵀ` alone, which no exact selection can
-do without. All of them take turns on the same weights; the median turn counts. Before that, both ways are compared with
-a dense step in double precision at a small size.
+One layer, d = 4096, m = 32768, k = 64, selection in bfloat16, float32 products of `d × d` matrices in TensorFloat-32
+(as with `trainer=gpu`), fused Adam. The step runs with the sparse products as Triton kernels and as torch operators,
+beside the dense bfloat16 product `x W_encᵀ` alone, which no exact selection can do without. All of them take turns on
+the same weights; the median turn counts. `selection` is the same product, the top k and their values in float32. Before
+that, both ways are compared with a dense step in double precision at a small size.
 
 `--device cpu --tiny` runs everything at a tiny size, with the kernels in Triton's interpreter. Its times say nothing;
 it shows that the script works.
@@ -36,7 +37,7 @@ from hagd.transcoders.sparse import products
 from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
 from hagd.transcoders.sparse.selection import top_k
 
-SIZES = tuple(Training(d=4096, m=32768, k=64, batch=batch, steps=0) for batch in (4096, 8192))
+SIZES = tuple(Training(d=4096, m=32768, k=64, batch=batch, steps=0) for batch in (4096, 8192, 32768))
 TINY = Training(d=8, m=32, k=4, batch=8, steps=0)
 SMALL = Training(d=96, m=768, k=16, batch=256, steps=0)
 BACKENDS = ("triton", "torch")
@@ -121,7 +122,10 @@ def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
     def sorting() -> object:
         return Support(support.index, support.offsets, support.m).by_feature
 
-    named: dict[str, Work] = {"sort by feature": sorting}
+    named: dict[str, Work] = {
+        "selection": _with_backend("triton", lambda: top_k(x, weight, bias, size.k, torch.bfloat16)),
+        "sort by feature": sorting,
+    }
     for name in BACKENDS:
         named[f"decode, {name}"] = _with_backend(name, lambda: decode(values, support, weight))
         named[f"gather_dot, {name}"] = _with_backend(name, lambda: gather_dot(x, support, weight, bias))
@@ -245,6 +249,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     steps = {name: f"step, {name}" for name in BACKENDS}
     if floor:
         found["step_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in steps.items() if s in ms}
+        found["selection_over_encoder_product"] = round(ms["selection"] / floor, 3) if "selection" in ms else None
     found["peak_gb"] = {b: round(r.peak_bytes / 1e9, 3) for r in rows for b, s in steps.items() if s == r.name}
     found["failed"] = {row.name: row.error for row in rows if row.error}
     return found
@@ -282,6 +287,7 @@ def main() -> None:
     result: dict[str, Any] = {"device": on, "torch": torch.__version__}
     result["largest_relative_error"] = differences(TINY if arguments.tiny else SMALL, device)
     print(f"{on}\nlargest relative error against a dense step in float64: {result['largest_relative_error']}\n")
+    torch.set_float32_matmul_precision("high")
     every: list[dict[str, Any]] = []
     for size in (TINY,) if arguments.tiny else SIZES:
         rows = measure(size, device, arguments.rounds)

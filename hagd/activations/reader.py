@@ -26,7 +26,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class ShardActivations:
-    """The tokens of one shard, on the CPU.
+    """The tokens of one shard.
 
     Attributes:
         x: inputs `[L, n, d]`, in the precision that is kept.
@@ -39,6 +39,13 @@ class ShardActivations:
     y: Tensor
     x_norm: Tensor
     y_norm: Tensor
+
+    def to(self, device: torch.device) -> ShardActivations:
+        """A copy on a device."""
+        y, y_norm = self.y.to(device), self.y_norm.to(device)
+        if self.x is self.y:
+            return ShardActivations(y, y, y_norm, y_norm)
+        return ShardActivations(self.x.to(device), y, self.x_norm.to(device), y_norm)
 
     def sides(self) -> dict[str, Tensor]:
         """What has to be stored, by name."""

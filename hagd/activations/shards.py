@@ -20,7 +20,10 @@ from hagd.activations.outliers import MASSIVE, Outliers
 from hagd.activations.plan import Integers
 from hagd.activations.reader import ShardActivations, ShardReader
 from hagd.errors import NumericalError
+from hagd.training.loader import sent_ahead
 from hagd.training.processes import rank_and_world
+
+_CPU = torch.device("cpu")
 
 _SAMPLE = 4
 """Second word of the seed; `hagd.activations.plan` and `hagd.activations.draws` use others."""
@@ -51,9 +54,12 @@ class ActivationShards:
         self.n_tokens = sum(self._sizes)
         self.outliers = Outliers.of(loaded[0].x_norm, loaded[0].y_norm)
         self.seconds_waited = 0.0
+        self._copy: tuple[int, ShardActivations] | None = None
         self._loaded = {index: (shard, self._ordinary(shard)) for index, shard in enumerate(loaded)}
 
-    def batch(self, step: int, size: int, share: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, step: int, size: int, share: tuple[int, int] | None = None, device: torch.device = _CPU
+    ) -> tuple[Tensor, Tensor]:
         """Inputs and outputs of the tokens of a step, `[L, B, d]` in float32 twice.
 
         Args:
@@ -61,6 +67,8 @@ class ActivationShards:
             size: tokens of the batch, over all processes.
             share: (rank, world): every world-th token of it, from the rank-th on; None: what falls to this process of
                 its group. A batch smaller than the group is not divided.
+            device: where they are wanted. Another one than the CPU gets a copy of the shard that is drawn from, since
+                gathering and sending every batch by itself takes longer than a step.
 
         Raises:
             NumericalError: a captured activation is NaN or infinite, or all tokens of a shard are outliers.
@@ -76,7 +84,7 @@ class ActivationShards:
             if self._ahead:
                 self._expect(following(len(self._sizes), self._seed, span))
             tokens = tokens_of(span, ordinary, self._sizes[span.shard], self._seed)
-            picked.append(_pick(shard, tokens[(rank - place) % world :: world]))
+            picked.append(_pick(self._on(device, span.shard, shard), tokens[(rank - place) % world :: world]))
             place += span.count
         x, y = (sides[0] if len(sides) == 1 else torch.cat(sides, dim=1) for sides in zip(*picked, strict=True))
         self.seconds_waited += time.perf_counter() - began
@@ -95,6 +103,7 @@ class ActivationShards:
         """End the background thread and free the memory."""
         self._forget()
         self._loaded.clear()
+        self._copy = None
 
     def __enter__(self) -> ActivationShards:
         return self
@@ -116,6 +125,15 @@ class ActivationShards:
                 shard = self._reader.read(index)
             self._loaded[index] = shard, self._ordinary(shard)
         return self._loaded[index]
+
+    def _on(self, device: torch.device, index: int, shard: ShardActivations) -> ShardActivations:
+        """The shard on a device, which holds one at a time."""
+        if shard.y.device == device:
+            return shard
+        if self._copy is None or self._copy[0] != index or self._copy[1].y.device != device:
+            self._copy = None
+            self._copy = index, shard.to(device)
+        return self._copy[1]
 
     def _ordinary(self, shard: ShardActivations) -> Integers:
         ordinary = self.outliers.ordinary(shard.x_norm, shard.y_norm).nonzero()[:, 0].numpy()
@@ -171,6 +189,6 @@ class _Coming:
 
 
 def _pick(shard: ShardActivations, tokens: Integers) -> tuple[Tensor, Tensor]:
-    index = torch.from_numpy(tokens)
+    index = sent_ahead(torch.from_numpy(tokens), shard.y.device)
     y = shard.y.index_select(1, index).float()
     return y if shard.x is shard.y else shard.x.index_select(1, index).float(), y

@@ -35,6 +35,11 @@ class TrainerConfig(Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = Field(
         "32-true", description="Lightning precision"
     )
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        "highest",
+        description="of trainings' float32 matrix products (torch.set_float32_matmul_precision); high takes a GPU's "
+        "TensorFloat-32",
+    )
     threads: int | None = Field(
         1, ge=1, description="CPU threads of PyTorch (null = its own choice); mini models gain nothing from a second"
     )

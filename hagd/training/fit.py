@@ -43,7 +43,8 @@ def fit(
     """Train `module` in place for `n_steps` optimiser steps.
 
     A training that was killed continues from `checkpoint_dir` with the same result, bit for bit on a CPU. The
-    folder is removed after success: the caller stores the result. The global random state is left as it was.
+    folder is removed after success: the caller stores the result. The global random state and the precision of matrix
+    products are left as they were.
 
     Args:
         module: its training step returns a dict with `loss` and further detached scalars to show and log, and may add
@@ -72,7 +73,11 @@ def fit(
     """
     from hagd.training.checkpoints import usable_checkpoint
 
-    with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with (
+        _quiet(),
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        _matmul_precision(trainer_config.matmul_precision),
+    ):
         callbacks = _callbacks(trainer_config.checkpoint_every, checkpoint_dir, stage, seed, metrics, tokens)
         trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
@@ -95,6 +100,16 @@ def _callbacks(
 
     saving = StepCheckpoint(checkpoint_dir, every, seed)
     return [LossWatch(stage, every, saving), saving, TrainingProgress(stage, metrics, tokens), StopTogether()]
+
+
+@contextmanager
+def _matmul_precision(wanted: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from hagd.config.stages import TranscoderConfig
+from hagd.training.loader import sent_ahead
 from hagd.training.processes import mean_over_processes, rank_and_world
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.prediction_head import PredictionHead
@@ -147,6 +148,7 @@ class StackedTranscoders(nn.Module):
         self.layers, self.heads = nn.ModuleDict(layers), nn.ModuleDict(heads)
         self.register_buffer("silent", torch.zeros(len(self.own), m))
         self.register_buffer("power", torch.full((len(self.own),), float(d)))
+        self._n_dead = [_Reading() for _ in self.own]
 
     @property
     def dictionaries(self) -> list[Dictionary]:
@@ -281,7 +283,7 @@ class StackedTranscoders(nn.Module):
         if wanted >= m:
             return torch.arange(m, device=device)
         chosen = np.random.default_rng([self.seed, head, step]).choice(m, wanted, replace=False, shuffle=False)
-        return torch.from_numpy(chosen).to(device)
+        return sent_ahead(torch.from_numpy(chosen), device)
 
     @torch.no_grad()
     def _count_silence(self, i: int, codes: Codes) -> None:
@@ -298,7 +300,7 @@ class StackedTranscoders(nn.Module):
     def _auxiliary(self, i: int, dictionary: Dictionary, scaled: Callable[[], Tensor], error: Tensor) -> Tensor:
         """AuxK (Gao et al. 2024): dead features explain what the living leave over, and their biases rise: where that
         is little, explaining it alone would not bring them among the top k again."""
-        n_dead = min(int(self.dead()[i].sum()), max(1, dictionary.m // _OLD_SHARE))
+        n_dead = min(self._n_dead[i](self.dead()[i].sum()), max(1, dictionary.m // _OLD_SHARE))
         if not n_dead:
             return error.new_zeros(())
         chosen = self.silent[i].topk(n_dead).indices
@@ -308,6 +310,26 @@ class StackedTranscoders(nn.Module):
         f = torch.zeros_like(pre).scatter(-1, index, values.relu())
         miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], -error, reduction="sum")
         return miss / (len(error) * self.power[i]) - _RAISE * bias.sum()
+
+
+class _Reading:
+    """A number that a step reads off the device. A CUDA device tells the one of the step before, because this step's
+    is not there yet and waiting for it would leave the device idle from then on."""
+
+    def __init__(self) -> None:
+        self._before: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, number: Tensor) -> int:
+        if number.device.type != "cuda":
+            return int(number)
+        here = torch.empty((), dtype=number.dtype, pin_memory=True)
+        here.copy_(number, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        told, there = self._before or (here, copied)
+        self._before = here, copied
+        there.synchronize()
+        return int(told)
 
 
 def _asking(x: Tensor) -> Tensor:

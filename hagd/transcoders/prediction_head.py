@@ -92,11 +92,9 @@ class PredictionHead(nn.Module):
 
 def _active_in(target: Codes, sample: Tensor) -> Tensor:
     """Boolean `[B, s]`: which sampled features are active on which token."""
-    support = target.support
-    place = torch.full((support.m,), -1, device=sample.device)
-    place[sample] = torch.arange(len(sample), device=sample.device)
-    column = place[support.index]
-    found = column >= 0
-    mask = torch.zeros(support.n_tokens, len(sample), dtype=torch.bool, device=sample.device)
-    mask[support.token[found], column[found]] = True
-    return mask
+    support, s = target.support, len(sample)
+    place = torch.full((support.m,), s, device=sample.device)  # the others share one more column
+    place[sample] = torch.arange(s, device=sample.device)
+    mask = torch.zeros(support.n_tokens, s + 1, dtype=torch.bool, device=sample.device)
+    mask.index_put_((support.token, place[support.index]), mask.new_ones(()))
+    return mask[:, :s]

@@ -83,7 +83,7 @@ def train_transcoders(
     def batch(step: int) -> tuple[Tensor, Tensor]:
         nonlocal n_drawn
         n_drawn += config.batch_size
-        return activations.batch(step, config.batch_size)
+        return activations.batch(step, config.batch_size, device=module.device)
 
     loader = StepLoader(batch, config.steps)
     began, waited = time.perf_counter(), activations.seconds_waited

@@ -34,6 +34,7 @@ def test_a_chunk_has_at_least_one_token(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_top_k_on_a_gpu_is_that_of_the_cpu_and_never_waits(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)

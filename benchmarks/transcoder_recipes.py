@@ -1,0 +1,196 @@
+"""Recipes of transcoders by number of tokens, as Hydra multiruns: `python benchmarks/transcoder_recipes.py --text GLOB
+--heldout GLOB [--json FILE] [--sweeps NAME …] [--jobs N] [--distinct N] [key=value …]`.
+
+For each sweep of `SWEEPS`, a multirun of `train.py` over learning rates at each batch size: MLP 10 of SmolLM2-135M,
+k = 64, m = 4,608, one seed. Then every dictionary is measured on the first `HELDOUT` tokens of files that no training
+read. All multiruns run side by side, each with `--jobs` jobs at a time; jobs with as many tokens share one capture. A
+sweep whose tokens are more than `--distinct` draws that many several times. What is in `paths.runs` already is not
+trained again.
+
+On a GPU: `trainer=gpu model=hf model.path=FOLDER model.device_map=cuda`, the folder being a `save_pretrained` copy of
+the model. Ends with a table and one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from affinities import pipeline
+from rich.console import Console
+
+from hagd.activations.capture import capture
+from hagd.activations.corpus import corpus_tokens
+from hagd.activations.outliers import Outliers
+from hagd.config.activations import Corpus
+from hagd.models.language_model import LanguageModel, rows_a_pass
+from hagd.transcoders.records import TranscoderSet
+
+LAYER = 10
+HELDOUT = 65_536
+
+RATES = (0.00175, 0.0035, 0.007, 0.014)
+SETTINGS = (
+    "model=smollm2_135m",
+    "task=ioi",
+    f"transcoder.layers=[{LAYER}]",
+    "transcoder.k=64",
+    "transcoder.expansion=8",
+    "transcoder.selection=bfloat16",
+    "transcoder.lambda_prediction=0",
+    "transcoder.activations.keep=true",
+    "transcoder.activations.dtype=bfloat16",
+    "tracking=disabled",
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Trainings with one number of tokens.
+
+    Attributes:
+        recipe: the configuration that is varied.
+        tokens: of a training.
+        batches: tokens a step; one multirun each.
+        rates: of each multirun.
+    """
+
+    recipe: str
+    tokens: int
+    batches: tuple[int, ...]
+    rates: tuple[float, ...] = RATES
+
+
+SWEEPS = {
+    "100m": Sweep("tokens_100m", 100_000_000, (4096,), RATES[:3]),
+    "5m": Sweep("tokens_5m", 5_000_000, (1024, 2048), RATES[:3]),
+    "400k": Sweep("tokens_400k", 400_000, (128, 256, 512)),
+}
+"""The longest come first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training and what its dictionary leaves unexplained.
+
+    Attributes:
+        fvu: unexplained variance on held-out tokens.
+        dead: share of features that never fire on them.
+        tokens_per_second: of the training.
+        waiting: share of its time spent waiting for activations.
+    """
+
+    sweep: str
+    batch: int
+    rate: float
+    fvu: float
+    dead: float
+    tokens_per_second: float
+    waiting: float
+
+
+def overrides(sweep: Sweep, batch: int, distinct: int, text: str, extra: Sequence[str]) -> list[str]:
+    """What all trainings of a multirun have in common."""
+    n_tokens = min(sweep.tokens, distinct)
+    return [
+        *SETTINGS,
+        f"recipe={sweep.recipe}",
+        f"transcoder.batch_size={batch}",
+        f"transcoder.steps={sweep.tokens // batch}",
+        f"transcoder.corpus={{data_files: '{text}', n_tokens: {n_tokens}}}",
+        *extra,
+    ]
+
+
+def multirun(common: Sequence[str], rates: Sequence[float], jobs: int, log: Any) -> subprocess.Popen[bytes]:
+    """Starts `train.py -m` over the rates."""
+    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
+    swept = f"transcoder.learning_rate={','.join(map(str, rates))}"
+    train = Path(__file__).resolve().parents[1] / "train.py"
+    command = [sys.executable, str(train), "-m", "stage=transcoder", *launcher, *common, swept]
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+@torch.no_grad()
+def unexplained(lm: LanguageModel, found: TranscoderSet, tokens: torch.Tensor) -> tuple[float, float]:
+    """Unexplained variance and share of dead features on `tokens` `[N, T]`, without massive activations."""
+    parts = [capture(lm, rows.to(lm.device), found.site, found.layers) for rows in tokens.split(rows_a_pass(128))]
+    x, y = (torch.cat(side, 1).flatten(1, 2) for side in zip(*parts, strict=True))
+    keep = Outliers.of(x.norm(dim=-1), y.norm(dim=-1)).keep(x, y)
+    x, y = x[:, keep], y[:, keep]
+    (transcoder,) = found.to(lm.device).transcoders
+    error, fired = 0.0, torch.zeros(len(transcoder.b_enc), dtype=torch.bool, device=lm.device)
+    for rows, target in zip(x[0].split(4096), y[0].split(4096), strict=True):
+        f = transcoder.encode(rows)
+        fired |= (f > 0).any(0)
+        error += float((target - found.to(lm.device).reconstruct(0, [f], rows)).square().sum())
+    power = float((y[0] - y[0].mean(0)).square().sum())
+    return error / power, 1 - float(fired.float().mean())
+
+
+def measured(name: str, common: list[str], batch: int, rates: Sequence[float], tokens: torch.Tensor) -> list[Row]:
+    """The rows of a multirun that is done."""
+    rows = []
+    for rate in rates:
+        stages = pipeline(0, [*common, f"transcoder.learning_rate={rate}"], Console(quiet=True))
+        found: TranscoderSet = stages.get("transcoders")
+        fvu, dead = unexplained(stages.lm, found, tokens)
+        rows.append(Row(name, batch, rate, fvu, dead, found.tokens_per_second, found.waiting))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line a batch size, a column a rate; unexplained variance, and dead features where 0.05 % and more."""
+    rates = sorted({row.rate for row in rows})
+    lines = ["| tokens | batch | " + " | ".join(map(str, rates)) + " |", "| --- | --- |" + " --- |" * len(rates)]
+    for name, batch in dict.fromkeys((row.sweep, row.batch) for row in rows):
+        cells = {row.rate: row for row in rows if (row.sweep, row.batch) == (name, batch)}
+        shown = [f"{cells[r].fvu:.4f} ({cells[r].dead:.1%})" if r in cells else "" for r in rates]
+        lines.append(f"| {name} | {batch} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", required=True, help="text files that train, a glob pattern")
+    parser.add_argument("--heldout", required=True, help="text files that do not")
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--jobs", type=int, default=1, help="jobs of a multirun at a time; more than one need joblib")
+    parser.add_argument("--distinct", type=int, default=10**9, help="tokens that are captured at most")
+    parser.add_argument("--json", type=Path, help="file for every figure")
+    arguments, extra = parser.parse_known_args()
+    runs = [
+        (name, batch, overrides(SWEEPS[name], batch, arguments.distinct, arguments.text, extra))
+        for name in SWEEPS
+        if name in arguments.sweeps
+        for batch in SWEEPS[name].batches
+    ]
+    started = [multirun(common, SWEEPS[name].rates, arguments.jobs, sys.stderr) for name, _, common in runs]
+    for process in started:
+        process.wait()
+
+    lm = pipeline(0, runs[0][2], Console(quiet=True)).lm
+    assert lm.tokenizer is not None
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Corpus(data_files=arguments.heldout, n_tokens=HELDOUT)
+        tokens = corpus_tokens(corpus, lm.tokenizer, Path(folder)).long()
+    rows = [row for name, batch, common in runs for row in measured(name, common, batch, SWEEPS[name].rates, tokens)]
+    on = torch.cuda.get_device_name() if lm.device.type == "cuda" else "CPU"
+    result = {"command": "benchmarks/transcoder_recipes.py", "device": on, "heldout_tokens": tokens.numel()}
+    result |= {"layer": LAYER, "distinct": arguments.distinct, "rows": [asdict(row) for row in rows]}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(rows), json.dumps(result), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Trainings whose steps run on a CUDA device; run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from hagd.activations.collect import collect
+from hagd.activations.plan import Sequences
+from hagd.activations.shards import ActivationShards
+from hagd.config.activations import ActivationsConfig
+from hagd.config.run import TrainerConfig
+from hagd.config.stages import TranscoderConfig
+from hagd.transcoders.objective import StackedTranscoders
+from hagd.transcoders.training import train_transcoders
+from tests.builders import VOCABULARY, random_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("heads", [0.0, 0.1], ids=["alone", "heads"])
+def test_a_step_never_waits(heads: float) -> None:
+    """Not for its reading of how many features are dead either, which is above zero here."""
+    config = TranscoderConfig.model_validate(
+        {"k": 4, "expansion": 16, "selection": "bfloat16", "lambda_prediction": heads, "head_negatives": 16}
+        | {"dead_fraction": 1e-6}
+    )
+    stacked = StackedTranscoders(config, 2, 32, seed=0).cuda()
+    optimiser = torch.optim.Adam(stacked.parameters(), lr=1e-3, fused=True)
+    x, y = torch.randn(2, 2, 256, 32, device="cuda")
+
+    def step(number: int) -> torch.Tensor:
+        losses = stacked.losses(x, y, number)
+        optimiser.zero_grad()
+        losses.total.backward()
+        optimiser.step()
+        return losses.auxiliary.detach()
+
+    for number in range(3):  # compiles and tunes the kernels; allocates
+        step(number)
+    with no_waiting():
+        auxiliary = [step(number) for number in range(3, 6)]
+    assert all(value > 0 for value in auxiliary)
+
+
+@pytest.fixture
+def activations(tmp_path: Path) -> ActivationShards:
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (300, 32), generator=g)
+    config = ActivationsConfig(storage="memory", memory_mb=16, buffer_tokens=4000)
+    return collect(random_model(length=32), [Sequences(tokens)], "mlp", (0, 1), config, folder=tmp_path, seed=0)
+
+
+def test_batches_on_a_gpu_are_those_of_the_cpu(activations: ActivationShards) -> None:
+    for step in range(30):  # over the borders of shards and epochs
+        for here, there in zip(
+            activations.batch(step, 500), activations.batch(step, 500, device=torch.device("cuda")), strict=True
+        ):
+            assert there.is_cuda and torch.equal(here, there.cpu())
+
+
+def test_a_training_on_a_gpu_is_that_on_the_cpu(activations: ActivationShards, tmp_path: Path) -> None:
+    """Up to rounding, which Adam spreads."""
+    config = TranscoderConfig.model_validate({"k": 4, "expansion": 4, "steps": 60, "batch_size": 256})
+
+    def trained(accelerator: str) -> float:
+        trainer = TrainerConfig(accelerator=accelerator)
+        done = train_transcoders(config, (0, 1), activations, 0, trainer, tmp_path / accelerator)
+        assert all(each.W_enc.device.type == "cpu" for each in done.transcoders)
+        first, (x, y) = done.transcoders[0], activations.sample(4000)
+        lost = (first.decode(first.encode(x[0])) - y[0]).square().sum() / (y[0] - y[0].mean(0)).square().sum()
+        return float(lost)
+
+    assert trained("gpu") == pytest.approx(trained("cpu"), rel=0.02)
