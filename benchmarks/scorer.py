@@ -26,8 +26,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from affinities import pipeline
+from paired import interval
 from rich.console import Console
-from search import interval
 
 from hagd.artifacts.codec import save_record
 from hagd.config.run import GNNConfig

@@ -12,7 +12,8 @@ being three.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
 - `greedy_equal_cost`: greedy pruning with as many prompts a test as make its evaluations HAGD's.
-- auto-circuit's EAP-IG and ACDC, which know no features: `search_peers.py`.
+- `--peers`: also auto-circuit's own EAP-IG and ACDC, which know no features, beside ours on heads and MLPs of the
+  default mini model (`search_peers.py`; the first time it installs their environment).
 - `integrated_gradients`, `integrated_gradients_inputs`, `gradient_activation`, `greedy`, `random`: rankings of these
   names.
 
@@ -29,13 +30,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import search_peers
 import torch
 from affinities import pipeline
+from paired import interval
 from rich.console import Console
-from scipy.stats import t as student
 
 from hagd.artifacts.codec import load_record
 from hagd.search.records import SearchResult
@@ -151,13 +153,6 @@ class Cells:
         return f"search.gate_steps={round(theirs.evaluations / (3 * share))}"
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % t-interval; of one value NaN."""
-    if len(values) < 2:
-        return values[0], float("nan")
-    return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-
-
 def table(results: Sequence[Result]) -> str:
     """Methods by cell: `cpr_log`, and HAGD's paired difference to it with a 95 % interval over seeds."""
     cells = list(dict.fromkeys((r.model, r.task) for r in results))
@@ -227,6 +222,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gpt2_mini", "pythia_mini", "llama_mini"])
     parser.add_argument("--tasks", nargs="+", default=["modular_addition", "parity", "sorting"])
     parser.add_argument("--parts", action="store_true", help="also HAGD without each of its parts")
+    parser.add_argument("--peers", action="store_true", help="also auto-circuit's EAP-IG and ACDC, on heads and MLPs")
     parser.add_argument("--scorer", type=Path, default=SCORER, help="folder of a scorer (stage=gnn)")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, overrides = parser.parse_known_args()
@@ -256,12 +252,16 @@ def main() -> None:
     }
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in runs.results], indent=1))
+    components = search_peers.compared(arguments.seeds, overrides) if arguments.peers else []
     line: dict[str, Any] = {
         "cpr_log": {name: round(mean(r.cpr_log for r in each), 4) for name, each in found.items()},
         "preservation_at_200": round(mean(r.preservation for r in found["hagd"]), 4),
         "evaluations_ratio_to_flat_gates": round(evaluations / mean(r.evaluations for r in found["flat_gates_200"]), 4),
     }
     line |= {f"nodes_at_{target}": round(mean(r.nodes for r in each), 1) for target, each in nodes.items()}
+    if components:
+        print(search_peers.table(components), end="\n\n")
+        line["cpr_log_heads_and_mlps"] = search_peers.areas(components)
     print(json.dumps(line))
 
 

@@ -21,7 +21,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from affinities import pipeline
 from contenders import one_thread
+from paired import interval
 from peers_environment import peers_python
 from rich.console import Console
 from safetensors.torch import save_file
-from search import interval
 from torch import Tensor, nn
 
 from hagd.activations.capture import capture
@@ -175,6 +175,17 @@ def one_seed(seed: int, overrides: list[str]) -> list[dict[str, Any]]:
     return [{"seed": seed, "empty_accuracy": empty, **result} for result in results]
 
 
+def compared(seeds: Sequence[int], overrides: list[str]) -> list[dict[str, Any]]:
+    """One row a method and seed."""
+    return [result for seed in seeds for result in one_seed(seed, overrides)]
+
+
+def areas(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean `cpr_log` of each method."""
+    methods = dict.fromkeys(r["method"] for r in results)
+    return {m: round(mean(r["cpr_log"] for r in results if r["method"] == m), 4) for m in methods}
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Means over seeds: area, HAGD's paired gain, and faithfulness / preservation by size."""
     lines = ["| method | cpr_log | HAGD's gain | " + " | ".join(f"{n} nodes" for n in SIZES) + " |"]
@@ -199,12 +210,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
-    results = [result for seed in arguments.seeds for result in one_seed(seed, overrides)]
+    results = compared(arguments.seeds, overrides)
     print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
-    methods = dict.fromkeys(r["method"] for r in results)
-    print(json.dumps({m: round(mean(r["cpr_log"] for r in results if r["method"] == m), 4) for m in methods}))
+    print(json.dumps(areas(results)))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 
 For each sweep of `SWEEPS`, a multirun of `train.py` over learning rates at each batch size: MLP 10 of SmolLM2-135M,
 k = 64, m = 4,608, one seed. Then every dictionary is measured on the first `HELDOUT` tokens of files that no training
-read. All multiruns run side by side, each with `--jobs` jobs at a time; jobs with as many tokens share one capture. A
-sweep whose tokens are more than `--distinct` draws that many several times. What is in `paths.runs` already is not
-trained again.
+read. `--jobs` jobs run at a time; those with as many tokens share one capture. A sweep whose tokens are more than
+`--distinct` draws that many several times. What is in `paths.runs` already is not trained again.
 
 On a GPU: `trainer=gpu model=hf model.path=FOLDER model.device_map=cuda`, the folder being a `save_pretrained` copy of
 the model. Ends with a table and one line of JSON.
@@ -21,7 +20,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from affinities import pipeline
@@ -70,11 +68,10 @@ class Sweep:
 
 
 SWEEPS = {
-    "100m": Sweep("tokens_100m", 100_000_000, (4096,), RATES[:3]),
-    "5m": Sweep("tokens_5m", 5_000_000, (1024, 2048), RATES[:3]),
     "400k": Sweep("tokens_400k", 400_000, (128, 256, 512)),
+    "5m": Sweep("tokens_5m", 5_000_000, (512, 1024, 2048), RATES[:3]),
+    "100m": Sweep("tokens_100m", 100_000_000, (2048, 4096, 8192), RATES[:3]),
 }
-"""The longest come first."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +107,17 @@ def overrides(sweep: Sweep, batch: int, distinct: int, text: str, extra: Sequenc
     ]
 
 
-def multirun(common: Sequence[str], rates: Sequence[float], jobs: int, log: Any) -> subprocess.Popen[bytes]:
-    """Starts `train.py -m` over the rates."""
+def multirun(common: Sequence[str], rates: Sequence[float], jobs: int) -> None:
+    """Run `train.py -m` over the rates; its output goes to standard error.
+
+    Raises:
+        CalledProcessError: a job failed.
+    """
     launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
     swept = f"transcoder.learning_rate={','.join(map(str, rates))}"
     train = Path(__file__).resolve().parents[1] / "train.py"
     command = [sys.executable, str(train), "-m", "stage=transcoder", *launcher, *common, swept]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    subprocess.run(command, stdout=sys.stderr, check=True)
 
 
 @torch.no_grad()
@@ -164,7 +165,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="text files that train, a glob pattern")
     parser.add_argument("--heldout", required=True, help="text files that do not")
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
-    parser.add_argument("--jobs", type=int, default=1, help="jobs of a multirun at a time; more than one need joblib")
+    parser.add_argument("--jobs", type=int, default=1, help="at a time; more than one need Hydra's joblib launcher")
     parser.add_argument("--distinct", type=int, default=10**9, help="tokens that are captured at most")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, extra = parser.parse_known_args()
@@ -174,9 +175,8 @@ def main() -> None:
         if name in arguments.sweeps
         for batch in SWEEPS[name].batches
     ]
-    started = [multirun(common, SWEEPS[name].rates, arguments.jobs, sys.stderr) for name, _, common in runs]
-    for process in started:
-        process.wait()
+    for name, _, common in runs:
+        multirun(common, SWEEPS[name].rates, arguments.jobs)
 
     lm = pipeline(0, runs[0][2], Console(quiet=True)).lm
     assert lm.tokenizer is not None

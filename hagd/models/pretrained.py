@@ -36,7 +36,7 @@ def load_pretrained(config: PretrainedModel, *, layer_streaming: bool = False) -
     if config.device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise ModelError(
             f"model.device_map={config.device_map}: needs the package accelerate, which is not installed; "
-            "pip install accelerate, or set model.device_map=null"
+            "pip install 'hagd[gpu]', or set model.device_map=null"
         )
     source = _checked_source(config)
     if layer_streaming:

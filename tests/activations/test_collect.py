@@ -16,6 +16,7 @@ from hagd.activations.capture import Site, capture, observe
 from hagd.activations.collect import Storage, choose_storage, collect
 from hagd.activations.outliers import MASSIVE, Outliers
 from hagd.activations.plan import Sequences
+from hagd.activations.reader import ShardActivations
 from hagd.activations.shards import ActivationShards
 from hagd.config.activations import ActivationsConfig
 from hagd.errors import ConfigError, NumericalError
@@ -111,6 +112,20 @@ def test_batches_do_not_depend_on_the_storage(
     files = list(tmp_path.glob("*.safetensors"))
     assert len(files) == (2 * N_SHARDS if storage == "disk" else 0), "each shard has sequences of both sources"
     assert not any(thread.name == "activations" for thread in threading.enumerate())
+
+
+def test_another_device_gets_the_shard_that_is_drawn_from(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]]
+) -> None:
+    """Once, however many batches it gives; what the batches hold is tested on a GPU."""
+    there, sent = torch.device("meta"), []
+    with collected(lm, tmp_path) as shards, pytest.MonkeyPatch.context() as patch:
+        to = ShardActivations.to
+        patch.setattr(ShardActivations, "to", lambda shard, device: sent.append(shard) or to(shard, device))
+        for step in range(60):
+            for side, wanted in zip(shards.batch(step, 997, device=there), expected[step], strict=True):
+                assert (side.device, side.shape, side.dtype) == (there, wanted.shape, wanted.dtype)
+    assert N_SHARDS < len(sent) <= 4 * N_SHARDS, "three epochs and a bit"
 
 
 @pytest.mark.parametrize("storage", ["disk", "stream"])

@@ -23,7 +23,7 @@ from hagd.training import progress
 from hagd.training.fit import fit
 from hagd.training.loader import StepLoader
 from hagd.training.loss_watch import BY_PART
-from tests.training.toy import Toy, train
+from tests.training.toy import Toy, toy_loader, train
 
 N_STEPS = 40
 TOY = Path(__file__).with_name("toy.py")
@@ -66,6 +66,18 @@ def test_it_resumes_again_and_again(tmp_path: Path, reference: dict[str, Tensor]
         with pytest.raises(RuntimeError, match="power cut"):
             train(tmp_path / "c", N_STEPS, Crash(at))
     assert same(train(tmp_path / "c", N_STEPS).state_dict(), reference)
+
+
+def test_the_precision_of_products_is_that_of_the_training_alone(tmp_path: Path) -> None:
+    class Precise(Toy):
+        def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            found.append(torch.get_float32_matmul_precision())
+            return super().training_step(batch, batch_idx)
+
+    found: list[str] = []
+    before = torch.get_float32_matmul_precision()
+    fit(Precise(), toy_loader(2), TrainerConfig(matmul_precision="high"), 2, tmp_path)
+    assert found == ["high"] * 2 and torch.get_float32_matmul_precision() == before == "highest"
 
 
 @pytest.mark.slow
