@@ -4,7 +4,8 @@
 For each sweep of `SWEEPS`, a multirun of `train.py` over learning rates at each batch size: MLP 10 of SmolLM2-135M,
 k = 64, m = 4,608, one seed. Then every dictionary is measured on the first `HELDOUT` tokens of files that no training
 read. `--jobs` jobs run at a time; those with as many tokens share one capture. A sweep whose tokens are more than
-`--distinct` draws that many several times. What is in `paths.runs` already is not trained again.
+`--distinct` draws that many several times. What is in `paths.runs` already is not trained again; a training that
+failed, because its loss diverged for one, says why and has no figures.
 
 On a GPU: `trainer=gpu model=hf model.path=FOLDER model.device_map=cuda`, the folder being a `save_pretrained` copy of
 the model. Ends with a table and one line of JSON.
@@ -24,13 +25,14 @@ from pathlib import Path
 import torch
 from affinities import pipeline
 from rich.console import Console
+from torch import Tensor
 
 from hagd.activations.capture import capture
 from hagd.activations.corpus import corpus_tokens
 from hagd.activations.outliers import Outliers
 from hagd.config.activations import Corpus
 from hagd.models.language_model import LanguageModel, rows_a_pass
-from hagd.transcoders.records import TranscoderSet
+from hagd.transcoders.records import Transcoder, TranscoderSet
 
 LAYER = 10
 HELDOUT = 65_536
@@ -108,42 +110,48 @@ def overrides(sweep: Sweep, batch: int, distinct: int, text: str, extra: Sequenc
 
 
 def multirun(common: Sequence[str], rates: Sequence[float], jobs: int) -> None:
-    """Run `train.py -m` over the rates; its output goes to standard error.
-
-    Raises:
-        CalledProcessError: a job failed.
-    """
+    """Run `train.py -m` over the rates; its output goes to standard error."""
     launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
     swept = f"transcoder.learning_rate={','.join(map(str, rates))}"
     train = Path(__file__).resolve().parents[1] / "train.py"
     command = [sys.executable, str(train), "-m", "stage=transcoder", *launcher, *common, swept]
-    subprocess.run(command, stdout=sys.stderr, check=True)
+    subprocess.run(command, stdout=sys.stderr, check=False)
 
 
 @torch.no_grad()
-def unexplained(lm: LanguageModel, found: TranscoderSet, tokens: torch.Tensor) -> tuple[float, float]:
-    """Unexplained variance and share of dead features on `tokens` `[N, T]`, without massive activations."""
-    parts = [capture(lm, rows.to(lm.device), found.site, found.layers) for rows in tokens.split(rows_a_pass(128))]
+def heldout(lm: LanguageModel, text: str) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs `[n, d]` of the layer on the first `HELDOUT` tokens of `text`, without massive activations."""
+    assert lm.tokenizer is not None
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = corpus_tokens(Corpus(data_files=text, n_tokens=HELDOUT), lm.tokenizer, Path(folder)).long()
+    parts = [capture(lm, rows.to(lm.device), "mlp", [LAYER]) for rows in tokens.split(rows_a_pass(tokens.shape[1]))]
     x, y = (torch.cat(side, 1).flatten(1, 2) for side in zip(*parts, strict=True))
     keep = Outliers.of(x.norm(dim=-1), y.norm(dim=-1)).keep(x, y)
-    x, y = x[:, keep], y[:, keep]
-    (transcoder,) = found.to(lm.device).transcoders
-    error, fired = 0.0, torch.zeros(len(transcoder.b_enc), dtype=torch.bool, device=lm.device)
-    for rows, target in zip(x[0].split(4096), y[0].split(4096), strict=True):
-        f = transcoder.encode(rows)
+    return x[0, keep], y[0, keep]
+
+
+@torch.no_grad()
+def unexplained(transcoder: Transcoder, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Unexplained variance of `y` and share of dead features."""
+    error, fired = 0.0, torch.zeros(len(transcoder.b_enc), dtype=torch.bool, device=x.device)
+    for inputs, outputs in zip(x.split(4096), y.split(4096), strict=True):
+        f = transcoder.encode(inputs)
         fired |= (f > 0).any(0)
-        error += float((target - found.to(lm.device).reconstruct(0, [f], rows)).square().sum())
-    power = float((y[0] - y[0].mean(0)).square().sum())
-    return error / power, 1 - float(fired.float().mean())
+        error += float((outputs - transcoder.decode(f)).square().sum())
+    return error / float((y - y.mean(0)).square().sum()), 1 - float(fired.float().mean())
 
 
-def measured(name: str, common: list[str], batch: int, rates: Sequence[float], tokens: torch.Tensor) -> list[Row]:
-    """The rows of a multirun that is done."""
+def measured(
+    name: str, common: list[str], batch: int, rates: Sequence[float], tokens: tuple[Tensor, Tensor]
+) -> list[Row]:
+    """The rows of a multirun that is done, of the trainings that came to their end."""
     rows = []
     for rate in rates:
         stages = pipeline(0, [*common, f"transcoder.learning_rate={rate}"], Console(quiet=True))
+        if not stages.store.contains("transcoders", stages.key("transcoders")):
+            continue
         found: TranscoderSet = stages.get("transcoders")
-        fvu, dead = unexplained(stages.lm, found, tokens)
+        fvu, dead = unexplained(found.to(tokens[0].device).transcoders[0], *tokens)
         rows.append(Row(name, batch, rate, fvu, dead, found.tokens_per_second, found.waiting))
     return rows
 
@@ -154,7 +162,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| tokens | batch | " + " | ".join(map(str, rates)) + " |", "| --- | --- |" + " --- |" * len(rates)]
     for name, batch in dict.fromkeys((row.sweep, row.batch) for row in rows):
         cells = {row.rate: row for row in rows if (row.sweep, row.batch) == (name, batch)}
-        shown = [f"{cells[r].fvu:.4f} ({cells[r].dead:.1%})" if r in cells else "" for r in rates]
+        shown = [f"{cells[r].fvu:.4f} ({cells[r].dead:.1%})" if r in cells else "–" for r in rates]
         lines.append(f"| {name} | {batch} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -178,14 +186,10 @@ def main() -> None:
     for name, _, common in runs:
         multirun(common, SWEEPS[name].rates, arguments.jobs)
 
-    lm = pipeline(0, runs[0][2], Console(quiet=True)).lm
-    assert lm.tokenizer is not None
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Corpus(data_files=arguments.heldout, n_tokens=HELDOUT)
-        tokens = corpus_tokens(corpus, lm.tokenizer, Path(folder)).long()
+    tokens = heldout(pipeline(0, runs[0][2], Console(quiet=True)).lm, arguments.heldout)
     rows = [row for name, batch, common in runs for row in measured(name, common, batch, SWEEPS[name].rates, tokens)]
-    on = torch.cuda.get_device_name() if lm.device.type == "cuda" else "CPU"
-    result = {"command": "benchmarks/transcoder_recipes.py", "device": on, "heldout_tokens": tokens.numel()}
+    on = torch.cuda.get_device_name() if tokens[0].is_cuda else "CPU"
+    result = {"command": "benchmarks/transcoder_recipes.py", "device": on, "heldout_tokens": len(tokens[0])}
     result |= {"layer": LAYER, "distinct": arguments.distinct, "rows": [asdict(row) for row in rows]}
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
