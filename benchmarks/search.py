@@ -5,9 +5,8 @@ method searches its circuits and the validation split judges them. `cpr_log` is 
 logarithm of circuit size; `evaluations` are forward passes over the discovery split, a gradient step over all of it
 being three.
 
-- `hagd`: the default search. `edgeless_scorer`: at every size the better of attribution and the ranking of a scorer
-  without edges (`--scorer`); left out where one of the seeds is among those that the scorer was trained on. The one
-  beside this file is made by `python train.py stage=gnn 'gnn.seeds=[3,4,5]' search.n_nodes=200`.
+- `hagd`: the default search. `edgeless_scorer`: at every size the better of attribution and the ranking of the scorer
+  without edges that comes with HAGD.
 - `flat_gates`: hard-concrete gates with as many steps as HAGD's evaluations buy, minimising the same loss.
 - `flat_gates_200`: 200 steps; `evaluations_ratio_to_flat_gates` is what the cheapest of `LADDER`, HAGD with smaller
   budgets, needs to reach their mean `cpr_log`, over what they need.
@@ -39,12 +38,9 @@ from affinities import pipeline
 from paired import interval
 from rich.console import Console
 
-from hagd.artifacts.codec import load_record
 from hagd.search.records import SearchResult
-from hagd.search.scorer.records import TrainedScorer
 
-SCORER = Path(__file__).resolve().parent / "edgeless_scorer"
-
+_ALONE = ["search.gates=false", "search.pruning=false"]
 METHODS: dict[str, list[str]] = {
     "hagd": [],
     "flat_gates": ["search=gates"],
@@ -55,10 +51,10 @@ METHODS: dict[str, list[str]] = {
     "integrated_gradients_inputs": ["search=integrated_gradients_inputs"],
     "gradient_activation": ["search=gradient_activation"],
     "random": ["search=random"],
+    "edgeless_scorer": [*_ALONE, "search.elimination=false", "search.traversal=false", "search.scorer=edgeless"],
 }
 EQUAL_COST = ("flat_gates", "greedy_equal_cost", "flat gates: divergence")
 
-_ALONE = ["search.gates=false", "search.pruning=false"]
 LADDER: dict[str, list[str]] = {
     "elimination, 64 prompts": [*_ALONE, "search.elimination_prompts=64", "search.elimination_keep=0.65"],
     "elimination, 128 prompts": [*_ALONE, "search.elimination_prompts=128", "search.elimination_keep=0.65"],
@@ -223,7 +219,6 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["modular_addition", "parity", "sorting"])
     parser.add_argument("--parts", action="store_true", help="also HAGD without each of its parts")
     parser.add_argument("--peers", action="store_true", help="also auto-circuit's EAP-IG and ACDC, on heads and MLPs")
-    parser.add_argument("--scorer", type=Path, default=SCORER, help="folder of a scorer (stage=gnn)")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
@@ -231,12 +226,7 @@ def main() -> None:
     if arguments.quick:
         cells, arguments.seeds = [("gpt2_mini", "modular_addition")], [0, 1, 2]
     runs = Cells(cells, arguments.seeds, ["search.n_nodes=200", *overrides])
-    methods = dict(METHODS)
-    known = {int(name.rpartition("-")[2]) for name in load_record(TrainedScorer, arguments.scorer).trained_on}
-    if known.isdisjoint(arguments.seeds):
-        off = [*_ALONE, "search.elimination=false", "search.traversal=false"]
-        methods["edgeless_scorer"] = [*off, f"search.scorer={arguments.scorer}"]
-    found = {name: runs.run(name, options, "hagd" if name in EQUAL_COST else None) for name, options in methods.items()}
+    found = {name: runs.run(name, options, "hagd" if name in EQUAL_COST else None) for name, options in METHODS.items()}
     compared = list(runs.results)
     name, evaluations = cheapest(runs, mean(r.cpr_log for r in found["flat_gates_200"]))
     if arguments.parts:

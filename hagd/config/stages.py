@@ -259,7 +259,8 @@ class SearchConfig(Section):
     )
     scorer: str | None = Field(
         None,
-        description="folder of a meta-learned scorer (train.py stage=gnn) whose ranking replaces the attribution's",
+        description="meta-learned scorer whose ranking replaces the attribution's: edgeless or edges, which come with "
+        "HAGD, or a folder (train.py stage=gnn)",
     )
     loss: SearchLoss = Field(
         "both",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from hagd.artifacts.codec import RECORD_FILE
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import ArtifactStore, Stored
 from hagd.config.model import MiniModel, PretrainedModel
@@ -22,6 +23,7 @@ from hagd.pipeline.measurements import compared_config
 from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stage_runs import StageRuns, log_stage
+from hagd.search.scorer.shipped import SHIPPED
 from hagd.tracking.wandb_run import Run
 
 if TYPE_CHECKING:
@@ -103,17 +105,18 @@ class Pipeline:
         """The folder of the meta-learned scorer that the search starts from.
 
         Raises:
-            ConfigError: `search.scorer` names a folder that holds none.
+            ConfigError: `search.scorer` names no scorer.
         """
-        folder, method = self.config.search.scorer, self.config.search.method
-        if folder is None or method != "hagd":
+        name, method = self.config.search.scorer, self.config.search.method
+        if name is None or method != "hagd":
             return None
-        if not (Path(folder) / "record.json").is_file():
+        folder = SHIPPED.get(name, Path(name))
+        if not (folder / RECORD_FILE).is_file():
             raise ConfigError(
-                f"search.scorer: expected null or a folder with a trained scorer, found {folder}; "
-                "train one with: python train.py stage=gnn"
+                f"search.scorer: expected null, one of {', '.join(SHIPPED)}, or a folder with a trained scorer, "
+                f"found {name}; train one with: python train.py stage=gnn"
             )
-        return Path(folder)
+        return folder
 
     @cached_property
     def patched(self) -> PatchedModel:

@@ -59,7 +59,7 @@ def partial_artifacts(runs: Path) -> list[Path]:
         ),
         (
             "search.scorer=nowhere",
-            "search.scorer: expected null or a folder with a trained scorer, found nowhere",
+            "search.scorer: expected null, one of edgeless, edges, or a folder with a trained scorer, found nowhere",
         ),
     ],
 )
