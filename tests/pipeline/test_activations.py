@@ -50,12 +50,12 @@ def test_killed_trainings_give_the_same_weights_wherever_activations_are(
     steps: list[int] = []
     batch = ActivationShards.batch
 
-    def watched(self: ActivationShards, step: int, size: int) -> tuple[Tensor, Tensor]:
+    def watched(self: ActivationShards, step: int, size: int, **options: Any) -> tuple[Tensor, Tensor]:
         if step == 37 and 37 not in steps:
             steps.append(step)
             raise ConnectionAbortedError("power cut")
         steps.append(step)
-        return batch(self, step, size)
+        return batch(self, step, size, **options)
 
     monkeypatch.setattr(ActivationShards, "batch", watched)
     with pytest.raises(ConnectionAbortedError):
