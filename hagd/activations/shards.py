@@ -20,7 +20,7 @@ from hagd.activations.outliers import MASSIVE, Outliers
 from hagd.activations.plan import Integers
 from hagd.activations.reader import ShardActivations, ShardReader
 from hagd.errors import NumericalError
-from hagd.training.loader import sent_ahead
+from hagd.training.device import sent_ahead
 from hagd.training.processes import rank_and_world
 
 _CPU = torch.device("cpu")

@@ -73,11 +73,7 @@ def fit(
     """
     from hagd.training.checkpoints import usable_checkpoint
 
-    with (
-        _quiet(),
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-        _matmul_precision(trainer_config.matmul_precision),
-    ):
+    with _quiet(), _own_state(trainer_config.matmul_precision):
         callbacks = _callbacks(trainer_config.checkpoint_every, checkpoint_dir, stage, seed, metrics, tokens)
         trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
@@ -103,11 +99,13 @@ def _callbacks(
 
 
 @contextmanager
-def _matmul_precision(wanted: str) -> Iterator[None]:
+def _own_state(matmul_precision: str) -> Iterator[None]:
+    """Random state and precision of matrix products are what they were before, afterwards."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(wanted)
+    torch.set_float32_matmul_precision(matmul_precision)
     try:
-        yield
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 

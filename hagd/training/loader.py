@@ -44,11 +44,6 @@ class StepLoader(Generic[B]):
         self._next = int(state["next"])
 
 
-def sent_ahead(values: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU's tensor on a device; a CUDA device gets it without anyone waiting for what it does before."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
-
-
 def batch_indices(n_items: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Items of the batch of `step`, int64: consecutive pieces of permutations, so items are used equally often.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from hagd.config.stages import TranscoderConfig
-from hagd.training.loader import sent_ahead
+from hagd.training.device import LateReading, sent_ahead
 from hagd.training.processes import mean_over_processes, rank_and_world
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.prediction_head import PredictionHead
@@ -148,7 +148,7 @@ class StackedTranscoders(nn.Module):
         self.layers, self.heads = nn.ModuleDict(layers), nn.ModuleDict(heads)
         self.register_buffer("silent", torch.zeros(len(self.own), m))
         self.register_buffer("power", torch.full((len(self.own),), float(d)))
-        self._n_dead = [_Reading() for _ in self.own]
+        self._n_dead = [LateReading() for _ in self.own]
 
     @property
     def dictionaries(self) -> list[Dictionary]:
@@ -310,26 +310,6 @@ class StackedTranscoders(nn.Module):
         f = torch.zeros_like(pre).scatter(-1, index, values.relu())
         miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], -error, reduction="sum")
         return miss / (len(error) * self.power[i]) - _RAISE * bias.sum()
-
-
-class _Reading:
-    """A number that a step reads off the device. A CUDA device tells the one of the step before, because this step's
-    is not there yet and waiting for it would leave the device idle from then on."""
-
-    def __init__(self) -> None:
-        self._before: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def __call__(self, number: Tensor) -> int:
-        if number.device.type != "cuda":
-            return int(number)
-        here = torch.empty((), dtype=number.dtype, pin_memory=True)
-        here.copy_(number, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        told, there = self._before or (here, copied)
-        self._before = here, copied
-        there.synchronize()
-        return int(told)
 
 
 def _asking(x: Tensor) -> Tensor:
