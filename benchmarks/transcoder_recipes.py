@@ -1,10 +1,11 @@
 """Recipes of transcoders by number of tokens, as Hydra multiruns: `python benchmarks/transcoder_recipes.py --text GLOB
---heldout GLOB [--json FILE] [--sweeps NAME …] [--jobs N] [--distinct N] [key=value …]`.
+--heldout GLOB [--json FILE] [--sweeps NAME …] [--batches N …] [--jobs N] [--distinct N] [key=value …]`.
 
 For each sweep of `SWEEPS`, a multirun of `train.py` over learning rates at each batch size: MLP 10 of SmolLM2-135M,
 k = 64, m = 4,608, one seed. Then every dictionary is measured on the first `HELDOUT` tokens of files that no training
-read. `--jobs` jobs run at a time; those with as many tokens share one capture. A sweep whose tokens are more than
-`--distinct` draws that many several times. What is in `paths.runs` already is not trained again; a training that
+read. `--jobs` jobs run at a time; those with as many tokens share one capture, also those of another process, so the
+batch sizes of a sweep can be divided over several (`--batches`). A sweep whose tokens are more than `--distinct` draws
+that many several times. What is in `paths.runs` already is not trained again; a training that
 failed, because its loss diverged for one, says why and has no figures.
 
 On a GPU: `trainer=gpu model=hf model.path=FOLDER model.device_map=cuda`, the folder being a `save_pretrained` copy of
@@ -173,15 +174,18 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="text files that train, a glob pattern")
     parser.add_argument("--heldout", required=True, help="text files that do not")
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--batches", type=int, nargs="+", help="only these batch sizes")
     parser.add_argument("--jobs", type=int, default=1, help="at a time; more than one need Hydra's joblib launcher")
     parser.add_argument("--distinct", type=int, default=10**9, help="tokens that are captured at most")
     parser.add_argument("--json", type=Path, help="file for every figure")
-    arguments, extra = parser.parse_known_args()
+    extra = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("--")]
+    arguments = parser.parse_args([argument for argument in sys.argv[1:] if argument not in extra])
     runs = [
         (name, batch, overrides(SWEEPS[name], batch, arguments.distinct, arguments.text, extra))
         for name in SWEEPS
         if name in arguments.sweeps
         for batch in SWEEPS[name].batches
+        if arguments.batches is None or batch in arguments.batches
     ]
     for name, _, common in runs:
         multirun(common, SWEEPS[name].rates, arguments.jobs)

@@ -1,10 +1,12 @@
 """One training step on one CUDA device, at the size of a large model: `python benchmarks/transcoders_gpu.py`.
 
 One layer, d = 4096, m = 32768, k = 64, selection in bfloat16, float32 products of `d × d` matrices in TensorFloat-32
-(as with `trainer=gpu`), fused Adam. The step runs with the sparse products as Triton kernels and as torch operators,
-beside the dense bfloat16 product `x W_encᵀ` alone, which no exact selection can do without. All of them take turns on
-the same weights; the median turn counts. `selection` is the same product, the top k and their values in float32. Before
-that, both ways are compared with a dense step in double precision at a small size.
+(as with `trainer=gpu`), fused Adam. The step runs with the sparse products as Triton kernels, which gather rows in
+float32 or (`trainer.precision=bf16-mixed`) in bfloat16, and as torch operators, beside the dense bfloat16 product
+`x W_encᵀ` alone, which no exact selection can do without. All of them take turns on the same weights; the median turn
+counts. `selection` is the same product, the top k and their values in float32. Before that, both ways are compared with
+a dense step in double precision at a small size. `least` is what no step can do without: the product, Adam, and rows in
+bfloat16 gathered three times, once to decode and once for each gradient.
 
 `--device cpu --tiny` runs everything at a tiny size, with the kernels in Triton's interpreter. Its times say nothing;
 it shows that the script works.
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,6 +44,8 @@ SIZES = tuple(Training(d=4096, m=32768, k=64, batch=batch, steps=0) for batch in
 TINY = Training(d=8, m=32, k=4, batch=8, steps=0)
 SMALL = Training(d=96, m=768, k=16, batch=256, steps=0)
 BACKENDS = ("triton", "torch")
+HALF = "triton, bf16-mixed"
+ADAM = "Adam"
 WARM_UP, ROUNDS, STEPS = 5, 9, 5
 
 Work = Callable[[], object]
@@ -69,9 +74,13 @@ class Row:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """The sparse products run as Triton kernels, or as torch operators."""
-    kernels = products._triton_products() if name == "triton" else None
-    with mock.patch.object(products, "_kernels", lambda operand: kernels):
+    """The sparse products run as Triton kernels, of rows in float32 or in bfloat16, or as torch operators."""
+    kernels = None if name == "torch" else products._triton_products()
+    half = name == HALF and torch.cuda.is_available()
+    with (
+        mock.patch.object(products, "_kernels", lambda operand: kernels),
+        torch.autocast("cuda", torch.bfloat16, enabled=half),
+    ):
         yield
 
 
@@ -90,7 +99,7 @@ def batches_of(size: Training, device: torch.device, n: int) -> list[tuple[Tenso
 
 
 def training_step(size: Training, device: torch.device) -> Callable[[str], Work]:
-    """A function from a backend to one step with it; both train the same weights."""
+    """A function from a backend to one step with it, or `ADAM` to that alone; all train the same weights."""
     stacked = StackedTranscoders(config_of(size, "bfloat16"), 1, size.d, seed=0).to(device)
     batches = batches_of(size, device, 2)
     with backend("triton"):
@@ -98,15 +107,17 @@ def training_step(size: Training, device: torch.device) -> Callable[[str], Work]
     optimizer = torch.optim.Adam(stacked.parameters(), lr=1e-4, fused=True)
     done = 0
 
-    def step() -> None:
+    def step(name: str) -> None:
         nonlocal done
-        loss = stacked.losses(*batches[done % len(batches)], done).total
+        with backend(name):
+            loss = stacked.losses(*batches[done % len(batches)], done).total
         optimizer.zero_grad()
-        loss.backward()
+        with backend("triton" if name == HALF else name):  # outside of autocast, as in a trainer
+            loss.backward()
         optimizer.step()
         done += 1
 
-    return lambda name: _with_backend(name, step)
+    return lambda name: optimizer.step if name == ADAM else lambda: step(name)
 
 
 def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
@@ -126,10 +137,11 @@ def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
         "selection": _with_backend("triton", lambda: top_k(x, weight, bias, size.k, torch.bfloat16)),
         "sort by feature": sorting,
     }
-    for name in BACKENDS:
-        named[f"decode, {name}"] = _with_backend(name, lambda: decode(values, support, weight))
-        named[f"gather_dot, {name}"] = _with_backend(name, lambda: gather_dot(x, support, weight, bias))
-        named[f"sum_by_feature, {name}"] = _with_backend(name, lambda: sum_by_feature(values, support, x))
+    for name in (*BACKENDS, HALF):
+        a, matrix = (each.bfloat16() if name == HALF else each for each in (x, weight))
+        named[f"decode, {name}"] = _with_backend(name, partial(decode, values, support, matrix))
+        named[f"gather_dot, {name}"] = _with_backend(name, partial(gather_dot, x, support, matrix, bias))
+        named[f"sum_by_feature, {name}"] = _with_backend(name, partial(sum_by_feature, values, support, a))
     return named
 
 
@@ -236,7 +248,8 @@ def measure(size: Training, device: torch.device, rounds: int) -> list[Row]:
     """Steps, then products alone, at one size."""
     floor = encoder_product(size, device)
     step = training_step(size, device)
-    steps = in_turns({"encoder product, bf16": floor, **{f"step, {b}": step(b) for b in BACKENDS}}, device, rounds)
+    named = {"encoder product, bf16": floor, **{f"step, {b}": step(b) for b in (*BACKENDS, HALF)}, ADAM: step(ADAM)}
+    steps = in_turns(named, device, rounds)
     del step
     return steps + in_turns(sparse_products(size, device), device, rounds)
 
@@ -246,9 +259,11 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     ms = {row.name: row.median for row in rows if row.ms}
     found: dict[str, Any] = {"ms": {name: round(value, 4) for name, value in ms.items()}}
     floor = ms.get("encoder product, bf16")
-    steps = {name: f"step, {name}" for name in BACKENDS}
+    steps = {name: f"step, {name}" for name in (*BACKENDS, HALF)}
     if floor:
         found["step_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in steps.items() if s in ms}
+        least = [floor, ms.get(ADAM), *[ms.get(f"decode, {HALF}")] * 3]
+        found["least_over_encoder_product"] = round(sum(filter(None, least)) / floor, 3)
         found["selection_over_encoder_product"] = round(ms["selection"] / floor, 3) if "selection" in ms else None
     found["peak_gb"] = {b: round(r.peak_bytes / 1e9, 3) for r in rows for b, s in steps.items() if s == r.name}
     found["failed"] = {row.name: row.error for row in rows if row.error}

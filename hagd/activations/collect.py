@@ -80,7 +80,8 @@ def collect(
     if storage == "disk":
         folder.mkdir(parents=True, exist_ok=True)
         _store(reader, folder, progress)
-        loaded = [reader.read(0)]
+        fits = config.storage == "auto" and sum(sizes_mb) <= config.memory_mb
+        loaded = [reader.read(index) for index in range(len(shards) if fits else 1)]
     else:
         wanted = shards if storage == "memory" else shards[:1]
         counts = [shard.n_sequences for shard in wanted]

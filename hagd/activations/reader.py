@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from hagd.activations.capture import Site, not_finite, visit
 from hagd.activations.part_files import read_part, write_part
 from hagd.activations.plan import Part, Sequences, Shard
 from hagd.models.language_model import LanguageModel, rows_a_pass
+from hagd.training.device import copied_aside
 
 
 class Cancelled(Exception):
@@ -40,12 +41,10 @@ class ShardActivations:
     x_norm: Tensor
     y_norm: Tensor
 
-    def to(self, device: torch.device) -> ShardActivations:
-        """A copy on a device."""
-        y, y_norm = self.y.to(device), self.y_norm.to(device)
-        if self.x is self.y:
-            return ShardActivations(y, y, y_norm, y_norm)
-        return ShardActivations(self.x.to(device), y, self.x_norm.to(device), y_norm)
+    def on(self, device: torch.device) -> ShardActivations:
+        """With a copy of inputs and outputs on a device; norms stay where they are."""
+        y = copied_aside(self.y, device)
+        return replace(self, x=y if self.x is self.y else copied_aside(self.x, device), y=y)
 
     def sides(self) -> dict[str, Tensor]:
         """What has to be stored, by name."""
@@ -83,11 +82,13 @@ class ShardReader:
         self.layers = tuple(layers)
         self.dtype = dtype
         self.folder = folder
+        self._checked: set[tuple[int, int]] = set()
 
     def read(
         self, index: int, report: Callable[[int], None] | None = None, stop: threading.Event | None = None
     ) -> ShardActivations:
-        """The activations of a shard; what has to be captured is stored part by part.
+        """The activations of a shard; what has to be captured is stored part by part. The checksums of files are
+        compared at the first reading: an epoch later they would take longer than the reading.
 
         Args:
             index: of the shard.
@@ -178,9 +179,10 @@ class ShardReader:
         if self.folder is None:
             return False
         part = self.shards[index].parts[k]
-        found = read_part(self._path(index, k), self._identity(part))
+        found = read_part(self._path(index, k), self._identity(part), check=(index, k) not in self._checked)
         if found is None:
             return False
+        self._checked.add((index, k))
         for name, whole in into.sides().items():
             whole[:, part.first : part.first + part.n_tokens] = found[name]
         return True

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -29,6 +30,14 @@ _SAMPLE = 4
 """Second word of the seed; `hagd.activations.plan` and `hagd.activations.draws` use others."""
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A shard on some device, and the positions of its tokens that are no outliers."""
+
+    shard: ShardActivations
+    ordinary: Integers
+
+
 class ActivationShards:
     """Inputs and outputs of a site over many tokens, in batches that are pure functions of seed and step.
 
@@ -36,7 +45,8 @@ class ActivationShards:
         reader: reads the shards.
         seed: decides the batches.
         loaded: the first shard, or all of them: then they stay in memory.
-        ahead: read the next shard in the background while one is drawn from.
+        ahead: read the next shard in the background while one is drawn from. Copies for another device than the CPU
+            are always made ahead.
 
     Attributes:
         n_tokens: draws of an epoch; each token that is no outlier is drawn once (`hagd.activations.draws`).
@@ -48,14 +58,14 @@ class ActivationShards:
         self._reader = reader
         self._seed = seed
         self._sizes = [shard.n_tokens for shard in reader.shards]
-        self._keep = len(loaded) == len(self._sizes)
-        self._ahead = ahead and not self._keep
+        self._ahead = ahead and len(loaded) < len(self._sizes)
         self._coming: _Coming | None = None
         self.n_tokens = sum(self._sizes)
         self.outliers = Outliers.of(loaded[0].x_norm, loaded[0].y_norm)
         self.seconds_waited = 0.0
-        self._copy: tuple[int, ShardActivations] | None = None
-        self._loaded = {index: (shard, self._ordinary(shard)) for index, shard in enumerate(loaded)}
+        ready = [_Ready(shard, self._ordinary(shard)) for shard in loaded]
+        self._kept = dict(enumerate(ready)) if len(ready) == len(self._sizes) else {}
+        self._current: tuple[int, torch.device, _Ready] | None = (0, _CPU, ready[0])
 
     def batch(
         self, step: int, size: int, share: tuple[int, int] | None = None, device: torch.device = _CPU
@@ -80,11 +90,11 @@ class ActivationShards:
         picked: list[tuple[Tensor, Tensor]] = []
         place = 0
         for span in spans(self._sizes, self._seed, step * size, size):
-            shard, ordinary = self._get(span.shard)
-            if self._ahead:
-                self._expect(following(len(self._sizes), self._seed, span))
-            tokens = tokens_of(span, ordinary, self._sizes[span.shard], self._seed)
-            picked.append(_pick(self._on(device, span.shard, shard), tokens[(rank - place) % world :: world]))
+            ready = self._get(span.shard, device)
+            if self._ahead or device != _CPU:
+                self._expect(following(len(self._sizes), self._seed, span), device)
+            tokens = tokens_of(span, ready.ordinary, self._sizes[span.shard], self._seed)
+            picked.append(_pick(ready.shard, tokens[(rank - place) % world :: world]))
             place += span.count
         x, y = (sides[0] if len(sides) == 1 else torch.cat(sides, dim=1) for sides in zip(*picked, strict=True))
         self.seconds_waited += time.perf_counter() - began
@@ -92,18 +102,19 @@ class ActivationShards:
 
     def sample(self, size: int) -> tuple[Tensor, Tensor]:
         """At most `size` tokens of the first shard, no outliers, always the same: `[L, B, d]` in float32 twice."""
-        shard, ordinary = self._get(0)
-        return _pick(shard, np.random.default_rng([self._seed, _SAMPLE]).permutation(ordinary)[:size])
+        first = self._get(0)
+        return _pick(first.shard, np.random.default_rng([self._seed, _SAMPLE]).permutation(first.ordinary)[:size])
 
     def shard(self, index: int) -> tuple[Tensor, Tensor]:
         """All tokens of a shard that are no outliers, in the order of their capture: `[L, n, d]` in float32 twice."""
-        return _pick(*self._get(index))
+        ready = self._get(index)
+        return _pick(ready.shard, ready.ordinary)
 
     def close(self) -> None:
         """End the background thread and free the memory."""
         self._forget()
-        self._loaded.clear()
-        self._copy = None
+        self._kept.clear()
+        self._current = None
 
     def __enter__(self) -> ActivationShards:
         return self
@@ -111,29 +122,25 @@ class ActivationShards:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _get(self, index: int) -> tuple[ShardActivations, Integers]:
-        """A shard and which of its tokens are no outliers."""
-        if index not in self._loaded:
-            coming = self._coming
-            if coming is not None and coming.index == index and coming.process == os.getpid():
-                shard = coming.take()
+    def _get(self, index: int, device: torch.device = _CPU) -> _Ready:
+        """A shard on a device. Of shards that are not kept there is one at a time, and one that is coming."""
+        if self._current is None or self._current[:2] != (index, device):
+            coming, self._current = self._coming, None
+            if coming is not None and coming.is_for(index, device):
                 self._coming = None
-                self._loaded.clear()
+                ready = coming.take()
             else:
                 self._forget()
-                self._loaded.clear()
-                shard = self._reader.read(index)
-            self._loaded[index] = shard, self._ordinary(shard)
-        return self._loaded[index]
+                ready = self._read(index, device)
+            self._current = index, device, ready
+        return self._current[2]
 
-    def _on(self, device: torch.device, index: int, shard: ShardActivations) -> ShardActivations:
-        """The shard on a device, which holds one at a time."""
-        if shard.y.device == device:
-            return shard
-        if self._copy is None or self._copy[0] != index or self._copy[1].y.device != device:
-            self._copy = None
-            self._copy = index, shard.to(device)
-        return self._copy[1]
+    def _read(self, index: int, device: torch.device, stop: threading.Event | None = None) -> _Ready:
+        ready = self._kept.get(index)
+        if ready is None:
+            shard = self._reader.read(index, stop=stop)
+            ready = _Ready(shard, self._ordinary(shard))
+        return ready if device == _CPU else _Ready(ready.shard.on(device), ready.ordinary)
 
     def _ordinary(self, shard: ShardActivations) -> Integers:
         ordinary = self.outliers.ordinary(shard.x_norm, shard.y_norm).nonzero()[:, 0].numpy()
@@ -145,11 +152,12 @@ class ActivationShards:
             )
         return ordinary
 
-    def _expect(self, index: int) -> None:
-        """Begin to read a shard in the background."""
-        if index in self._loaded or (self._coming is not None and self._coming.process == os.getpid()):
+    def _expect(self, index: int, device: torch.device) -> None:
+        """Begin to bring a shard to a device in the background."""
+        if self._current is not None and self._current[:2] == (index, device):
             return
-        self._coming = _Coming(self._reader, index)
+        if self._coming is None or self._coming.process != os.getpid():
+            self._coming = _Coming(self._read, index, device)
 
     def _forget(self) -> None:
         if self._coming is not None and self._coming.process == os.getpid():
@@ -160,28 +168,33 @@ class ActivationShards:
 class _Coming:
     """A shard that a thread of this process reads. A fork does not inherit the thread, only this object."""
 
-    def __init__(self, reader: ShardReader, index: int) -> None:
-        self.index = index
+    def __init__(
+        self, read: Callable[[int, torch.device, threading.Event], _Ready], index: int, device: torch.device
+    ) -> None:
         self.process = os.getpid()
-        self._reader = reader
+        self._place = index, device
         self._stop = threading.Event()
-        self._shard: ShardActivations | None = None
+        self._ready: _Ready | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, name="activations", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(read,), name="activations", daemon=True)
         self._thread.start()
 
-    def _read(self) -> None:
+    def _run(self, read: Callable[[int, torch.device, threading.Event], _Ready]) -> None:
         try:
-            self._shard = self._reader.read(self.index, stop=self._stop)
+            self._ready = read(*self._place, self._stop)
         except BaseException as error:  # raised again where the shard is wanted
             self._error = error
 
-    def take(self) -> ShardActivations:
+    def is_for(self, index: int, device: torch.device) -> bool:
+        """Whether it brings this, to this process."""
+        return self._place == (index, device) and self.process == os.getpid()
+
+    def take(self) -> _Ready:
         self._thread.join()
         if self._error is not None:
             raise self._error
-        assert self._shard is not None
-        return self._shard
+        assert self._ready is not None
+        return self._ready
 
     def cancel(self) -> None:
         self._stop.set()

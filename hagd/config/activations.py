@@ -26,15 +26,16 @@ class ActivationsConfig(Section):
 
     storage: Literal["auto", "memory", "disk", "stream"] = Field(
         "auto",
-        description="stream: nothing is kept, shards are captured whenever their turn comes; auto: memory, else disk, "
-        "else stream, whichever has room. Decides time and space, no result",
+        description="disk: two shards at a time are in memory; stream: so they are, and captured whenever their turn "
+        "comes; auto: memory, else disk, else stream, whichever has room. Decides time and space, no result",
     )
     keep: bool = Field(
         False,
         description="on disk below paths.runs/activations, where they stay for all trainings on the same activations, "
-        "as in a sweep over k; delete the folder to free the disk. Decides time and space, no result",
+        "as in a sweep over k; delete the folder to free the disk. With storage=auto in memory as well, if they fit. "
+        "Decides time and space, no result",
     )
-    memory_mb: int = Field(4096, ge=1, description="activations in memory: all (memory) or two shards at a time")
+    memory_mb: int = Field(4096, ge=1, description="activations in memory: all, or two shards at a time")
     disk_mb: int = Field(
         32_768, ge=1, description="activations on disk; without keep they are deleted when the training ends"
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import Stored, disk_errors
 from hagd.config.load import load_config
-from hagd.config.run import StagesConfig, TrackingConfig, TrainConfig
+from hagd.config.run import StagesConfig, TrainConfig
 from hagd.errors import ConfigError
 from hagd.models.records import TrainedLM
 from hagd.pipeline.dictionaries import export
@@ -23,7 +23,7 @@ from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import tracked_pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
-from hagd.tracking.wandb_run import Run, tracked_run
+from hagd.tracking.wandb_run import Run
 from hagd.training.processes import is_helper
 from hagd.transcoders.formats.files import refuse_content
 from hagd.transcoders.metrics import flat_metrics
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 SectionReader = Callable[[str, str], dict[str, Any]]
 _SCORER_VERSION = 2
-_UNTRACKED = TrackingConfig(mode="disabled")
 
 
 def run_training(
@@ -58,8 +57,7 @@ def run_training(
         torch.set_num_threads(config.trainer.threads)
     train = {"lm": _train_lm, "transcoder": _train_transcoders, "gnn": _train_scorer}[config.stage]
     if is_helper():
-        with tracked_run(_UNTRACKED, name="", group=None, job_type="", config={}, directory=folder) as run:
-            train(config, Pipeline(config, Console(quiet=True)), sections, run)
+        train(config, Pipeline(config, Console(quiet=True)), sections, Run(None))
         raise SystemExit(0)
     if config.export.path is not None:
         refuse_content(Path(config.export.path).expanduser())

@@ -1,4 +1,7 @@
-"""One Weights & Biases run per job: offline unless asked, quiet, marked failed when the job fails."""
+"""One Weights & Biases run per job: offline unless asked, quiet, marked failed when the job fails.
+
+Importing W&B takes longer than the start of a small job; a job that does not track never imports it.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ STEP = "step"
 
 
 class Run:
-    """What the pipeline uses of a W&B run; in disabled mode every call is accepted and nothing is kept."""
+    """What the pipeline uses of a W&B run; without one (None) every call is accepted and nothing is kept."""
 
-    def __init__(self, run: Any, mode: str, upload_mb: int | None = None) -> None:
+    def __init__(self, run: Any | None, mode: str = "disabled", upload_mb: int | None = None) -> None:
         self._run = run
         self._mode = mode
         self._upload_mb = upload_mb
@@ -30,20 +33,22 @@ class Run:
 
     @property
     def id(self) -> str:
-        return str(self._run.id)
+        return "untracked" if self._run is None else str(self._run.id)
 
     @property
     def url(self) -> str | None:
         """Page of an online run; None offline."""
-        return self._run.url if self._mode == "online" else None
+        return self._run.url if self._run is not None and self._mode == "online" else None
 
     @property
     def dir(self) -> Path | None:
         """Folder that holds the run's `.wandb` file; None when disabled."""
-        return None if self._mode == "disabled" else Path(self._run.dir).parent
+        return None if self._run is None else Path(self._run.dir).parent
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log `metrics`, plotted over `step` when it is given; each metric may count its own steps."""
+        if self._run is None:
+            return
         if step is None:
             self._run.log(dict(metrics))
             return
@@ -54,10 +59,13 @@ class Run:
 
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Final figures, one value a name; shown in W&B's table of runs."""
-        self._run.summary.update(dict(figures))
+        if self._run is not None:
+            self._run.summary.update(dict(figures))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a table. A column may mix numbers, text and None."""
+        if self._run is None:
+            return
         import wandb
 
         data = [list(row) for row in rows]
@@ -65,12 +73,16 @@ class Run:
 
     def figure(self, name: str, png_path: Path) -> None:
         """Log an image file; its content is copied into the run."""
+        if self._run is None:
+            return
         import wandb
 
         self._run.log({name: wandb.Image(str(png_path))})
 
     def html(self, name: str, path: Path) -> None:
         """Log a self-contained HTML page; its content is copied into the run."""
+        if self._run is None:
+            return
         import wandb
 
         self._run.log({name: wandb.Html(str(path), inject=False)})
@@ -80,7 +92,7 @@ class Run:
 
         Of one larger than `tracking.upload_mb` W&B gets where its files are and their checksums, and no content.
         """
-        if self._mode != "disabled":  # no need to read the files
+        if self._run is not None:
             self._run.log_artifact(_artifact(name, type, path, metadata, self._upload_mb))
 
     def use(self, name: str, type: str, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -90,7 +102,7 @@ class Run:
         artifact is logged with the request to use it, which `wandb sync` carries out later. One whose content is there
         already is found by its digest.
         """
-        if self._mode != "disabled":
+        if self._run is not None:
             artifact = _artifact(name, type, path, metadata, self._upload_mb)
             self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
@@ -98,6 +110,7 @@ class Run:
         """Logger for a Lightning trainer that writes into this run, over the trainer's own global step."""
         from pytorch_lightning.loggers import WandbLogger
 
+        assert self._run is not None, "a run that is not tracked has no logger"
         self._run.define_metric("trainer/global_step")
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return WandbLogger(experiment=self._run)
@@ -143,13 +156,15 @@ def tracked_run(
     Raises:
         ConfigError: an online run cannot be started (no login, no network).
     """
+    if tracking.mode == "disabled":
+        yield Run(None)
+        return
     import wandb
 
-    if tracking.mode != "disabled":
-        directory.mkdir(parents=True, exist_ok=True)
-        # Tables are kept here until `wandb sync`; the default is the home folder, which a cluster may not share.
-        for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-            os.environ.setdefault(variable, str(directory.absolute() / "wandb" / "local"))
+    directory.mkdir(parents=True, exist_ok=True)
+    # Tables are kept here until `wandb sync`; the default is the home folder, which a cluster may not share.
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        os.environ.setdefault(variable, str(directory.absolute() / "wandb" / "local"))
     try:
         run = wandb.init(
             mode=tracking.mode,
@@ -160,7 +175,7 @@ def tracked_run(
             name=name,
             job_type=job_type,
             config=dict(config),
-            dir=None if tracking.mode == "disabled" else str(directory),  # W&B makes the folder even when disabled
+            dir=str(directory),
             settings=_settings(packages),
         )
     except wandb.Error as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,23 @@ from torch import Tensor
 def sent_ahead(values: Tensor, device: torch.device) -> Tensor:
     """A copy of a CPU's tensor on a device; a CUDA device gets it without anyone waiting for what it does before."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def copied_aside(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of a CPU's tensor on a device, there when this returns; a CUDA device computes meanwhile."""
+    if device.type != "cuda":
+        return values.to(device)
+    stream = _copying(device)
+    with torch.cuda.stream(stream):
+        copy = values.to(device)
+    stream.synchronize()
+    copy.record_stream(torch.cuda.default_stream(device))  # whose readers keep the memory from the next copy
+    return copy
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class LateReading:

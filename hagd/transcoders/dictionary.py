@@ -68,8 +68,9 @@ class Dictionary(nn.Module):
         return len(self.W_enc)
 
     def turned(self, x: Tensor) -> Tensor:
-        """Rows `[..., d]` in the basis of the encoder's rows."""
-        return x @ self.basis
+        """Rows `[..., d]` in the basis of the encoder's rows; in full precision, since they decide what fires."""
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ self.basis
 
     def encode(self, x: Tensor) -> Codes:
         """Features of scaled inputs `[B, d]`."""

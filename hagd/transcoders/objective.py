@@ -264,7 +264,7 @@ class StackedTranscoders(nn.Module):
             # The square of a mean over the tokens of all processes, with the gradient of this one's share.
             distance = mean_over_processes(l0) / k - 1
             return (distance.square() + 2 * distance * (l0 - l0.detach()) / k).sum()
-        sizes = [t.codes.values @ t.lengths[t.codes.support.index] for t in terms]
+        sizes = [torch.dot(t.codes.values, t.lengths[t.codes.support.index]) for t in terms]
         return torch.stack(sizes).sum() / (n_tokens * (k * d) ** 0.5)
 
     def _prediction(

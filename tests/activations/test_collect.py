@@ -120,8 +120,8 @@ def test_another_device_gets_the_shard_that_is_drawn_from(
     """Once, however many batches it gives; what the batches hold is tested on a GPU."""
     there, sent = torch.device("meta"), []
     with collected(lm, tmp_path) as shards, pytest.MonkeyPatch.context() as patch:
-        to = ShardActivations.to
-        patch.setattr(ShardActivations, "to", lambda shard, device: sent.append(shard) or to(shard, device))
+        on = ShardActivations.on
+        patch.setattr(ShardActivations, "on", lambda shard, device: sent.append(shard) or on(shard, device))
         for step in range(60):
             for side, wanted in zip(shards.batch(step, 997, device=there), expected[step], strict=True):
                 assert (side.device, side.shape, side.dtype) == (there, wanted.shape, wanted.dtype)
@@ -241,6 +241,19 @@ def test_a_kill_costs_a_part(
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize(("memory_mb", "captures"), [(16, False), (4, True)], ids=["memory", "disk"])
+def test_kept_files_are_read_once_where_memory_has_room(
+    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], memory_mb: int, captures: bool
+) -> None:
+    seen = []
+    with collected(lm, tmp_path, "auto", keep=True, memory_mb=memory_mb) as shards:
+        for file in tmp_path.glob("*.safetensors"):
+            file.unlink()
+        with observe(lm, "mlp", (0,), lambda *_: seen.append(1)):
+            assert same(batches(shards), expected)
+    assert bool(seen) == captures
+
+
 def test_damaged_files_are_captured_again(
     lm: LanguageModel,
     tmp_path: Path,
@@ -330,7 +343,7 @@ def test_a_shard_of_outliers_is_an_error(tmp_path: Path) -> None:
     one.tokens[one.tokens == 7], other.tokens[:] = 0, 7
     shards = collected(massive(1000.0), tmp_path, "stream", parts=(one,))
     shards._reader.sequences = (other,)
-    shards._loaded.clear()
+    shards.close()
     with pytest.raises(NumericalError, match="buffer_tokens"):
         shards.batch(0, 10)
 

@@ -130,6 +130,20 @@ def test_disabled_takes_every_call_and_writes_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+def test_disabled_does_not_import_wandb() -> None:
+    code = """
+import sys
+from pathlib import Path
+from hagd.config.run import TrackingConfig
+from hagd.tracking.wandb_run import tracked_run
+off = TrackingConfig(mode="disabled")
+with tracked_run(off, name="n", group=None, job_type="t", config={}, directory=Path()) as run:
+    run.table("circuits", ["size"], [[10]])
+assert "wandb" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_overhead_of_an_offline_run(tmp_path: Path) -> None:
     start = time.perf_counter()
     with started(tmp_path) as run:

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hagd.config.stages import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
@@ -181,18 +180,50 @@ def test_pieces_are_not_rounded(kernels: ModuleType, monkeypatch: pytest.MonkeyP
 
 
 @on_a_device
-def test_the_tile_that_timing_chooses_changes_no_bit(kernels: ModuleType) -> None:
+def test_the_width_of_tiles_changes_no_bit(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is chosen by what the cache holds: at 5 rows of float32, 1,024 columns are 20,480 bytes."""
     values, rows, starts = segments([0, 7, 30, 1, 8], 0)
     matrix = normal(1, 5, WIDE, dtype=torch.float32)
-    ends = pad(starts[1:], (0, 1), value=len(rows))
-    results = []
-    for tile in kernels._SUM_TILES:
-        out = matrix.new_empty(len(starts), WIDE)
-        grid = (len(starts), triton.cdiv(WIDE, tile.kwargs["COLUMNS"]))
-        operands = (out, values, rows, starts, ends, matrix, WIDE)
-        kernels._sum_rows.fn[grid](*operands, ROWS=kernels._ROWS, **tile.kwargs, num_warps=tile.num_warps)
-        results.append(out)
-    assert len(results) > 1 and all(torch.equal(results[0], each) for each in results[1:])
+    chosen, results = [], []
+    for cache_bytes in (20_480 / 0.75, 20_479 / 0.75, 5_120 / 0.75, 0):
+        monkeypatch.setattr(kernels, "_cache_bytes", lambda device, size=cache_bytes: size)
+        chosen.append(kernels._tile(matrix)[0])
+        results.append(kernels.segment_sums(values, rows, starts, matrix))
+    assert chosen == [1024, 512, 256, 256]
+    assert all(torch.equal(results[0], each) for each in results[1:])
+
+
+@on_a_device
+def test_rows_in_half_precision_leave_sums_in_single(kernels: ModuleType) -> None:
+    """As under autocast: the only error is that of the rows' rounding."""
+    support, values, dense = pairs("some", torch.float32)
+    a, weight = (normal(i, n, WIDE).bfloat16() for i, n in enumerate((support.n_tokens, support.m)))
+    assert_rounded(decode(values, support, weight), dense @ weight.double(), torch.float32)
+    assert_rounded(sum_by_feature(values, support, a), dense.T @ a.double(), torch.float32)
+    dots = (a.double() @ weight.double().T)[support.token, support.index]
+    assert_rounded(gather_dot(a.float(), support, weight, values.new_zeros(support.m)), dots, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_under_autocast_is_one_with_rounded_rows() -> None:
+    """Parameters and gradients stay in single precision, features are those of the step without."""
+    config = TranscoderConfig.model_validate({"k": 8, "expansion": 8, "selection": "bfloat16"})
+    x, y = normal(0, 1, 256, 64, dtype=torch.float32), normal(1, 1, 256, 64, dtype=torch.float32)
+
+    def step(precision: torch.dtype | None) -> tuple[Tensor, list[Tensor]]:
+        stacked = StackedTranscoders(config, 1, 64, seed=0).cuda()
+        with torch.autocast("cuda", precision, enabled=precision is not None):
+            losses = stacked.losses(x, y, 0)
+        losses.total.backward()
+        return losses.fvu.detach(), [p.grad for p in stacked.parameters() if p.grad is not None]
+
+    (fvu, exact), (half, rounded) = step(None), step(torch.bfloat16)
+    torch.testing.assert_close(half, fvu, rtol=1e-3, atol=0)
+    for one, other in zip(exact, rounded, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert not torch.equal(one, other) or one.ndim == 1
+        assert (one - other).norm() < 0.01 * one.norm()
 
 
 @on_a_device
@@ -301,19 +332,19 @@ def test_kernels_compile_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     matrix, int64 = f"*{dtype}", "*i64"
     tiles = kernels._SUM_TILES if dtype == "fp32" else kernels._SUM_TILES[-1:]
-    sums = dict(out=matrix, values=matrix, rows=int64, starts=int64, ends=int64, matrix=matrix)
+    sums = dict(out="*fp32", values="*fp32", rows=int64, starts=int64, ends=int64, matrix=matrix)
     built = [
-        compiled(kernels._sum_rows.fn, sums, ("d",), tile.num_warps, ROWS=kernels._ROWS, **tile.kwargs)
-        for tile in tiles
+        compiled(kernels._sum_rows, sums, ("d",), warps, ROWS=kernels._ROWS, COLUMNS=columns)
+        for columns, warps in tiles
     ]
     for stages in built:
         (layout,) = re.findall(r"threadsPerWarp = \[(\d+), \d+\], warpsPerCTA = \[(\d+), \d+\]", stages["ttgir"])
         assert layout == ("1", "1"), "a column is summed by one thread"
-    dots = dict(partial="*fp32", a=matrix, index=int64, offsets=int64, matrix=matrix)
+    dots = dict(partial="*fp32", a="*fp32", index=int64, offsets=int64, matrix=matrix)
     sizes = dict(PAIRS=kernels._PAIRS, COLUMNS=kernels._COLUMNS, SLAB=kernels._SLAB)
     built.append(compiled(kernels._dot_rows, dots, ("n", "d"), 4, **sizes))
     assert all("ld.global.v4" in stages["ptx"] for stages in built)
-    added = dict(out=matrix, pieces="*fp32", segment=int64, first=int64, last=int64)
+    added = dict(out="*fp32", pieces="*fp32", segment=int64, first=int64, last=int64)
     built.append(compiled(kernels._sum_pieces, added, ("n_segments", "d"), 4, COLUMNS=256))
     assert all("atom" not in stages["ptx"] and stages["cubin"] for stages in built)
 

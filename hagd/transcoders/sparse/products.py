@@ -7,7 +7,9 @@ Everything a sparse dictionary trains with is one of three sums over the active 
 - `sum_by_feature`: `out_j = Σ_t v_tj a_t`,
 
 and each is the derivative of another, so no gradient ever needs a dense tokens × features tensor. On a CUDA device they
-run as Triton kernels (`triton_products`) where Triton is installed, and as torch operators everywhere else.
+run as Triton kernels (`triton_products`) where Triton is installed, and as torch operators everywhere else. Under
+CUDA's autocast (`trainer.precision=bf16-mixed`) rows are gathered from copies in its precision, which halves what is
+read; values, sums and gradients stay in float32.
 
 Shape legend: B tokens, n active pairs in all, m features, d columns of a matrix.
 """
@@ -131,9 +133,17 @@ with warnings.catch_warnings():  # torch says once a process that its compressed
     torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), size=(1, 1))
 
 
+def _gathered(matrix: Tensor) -> Tensor:
+    """What rows are gathered from."""
+    if matrix.is_cuda and torch.is_autocast_enabled("cuda"):
+        return matrix.to(torch.get_autocast_dtype("cuda"))
+    return matrix
+
+
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, support: Support) -> Tensor:
+        weight = _gathered(weight)
         ctx.save_for_backward(values, weight)
         ctx.support = support
         return _decode(values, support, weight)
@@ -143,14 +153,18 @@ class _Decode(torch.autograd.Function):
         values, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         d_values = _gather_dot(gradient, ctx.support, weight) if ctx.needs_input_grad[0] else None
-        d_weight = sum_by_feature(values, ctx.support, gradient) if ctx.needs_input_grad[1] else None
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = sum_by_feature(values, ctx.support, gradient.to(weight.dtype))
         return d_values, d_weight, None
 
 
 class _GatherDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor, support: Support, known: Tensor | None) -> Tensor:
-        ctx.save_for_backward(a, weight)
+        if known is None or ctx.needs_input_grad[0]:
+            weight = _gathered(weight)
+        ctx.save_for_backward(_gathered(a), weight)
         ctx.support = support
         return _gather_dot(a, support, weight) + bias[support.index] if known is None else known.clone()
 
