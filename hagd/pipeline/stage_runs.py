@@ -97,7 +97,7 @@ class StageRuns:
                     "tracking.tensorboard: expected the package tensorboard, found none; pip install "
                     '"hagd[tensorboard]", or set it to false'
                 ) from error
-        return loggers + ([] if run is None else [run.lightning_logger()])
+        return loggers + ([] if run is None else run.lightning_loggers())
 
 
 def log_stage(run: Run, stage: str, stored: Stored[Any], parents: Sequence[tuple[str, Stored[Any]]]) -> None:

@@ -106,14 +106,15 @@ class Run:
             artifact = _artifact(name, type, path, metadata, self._upload_mb)
             self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
-    def lightning_logger(self) -> WandbLogger:
-        """Logger for a Lightning trainer that writes into this run, over the trainer's own global step."""
+    def lightning_loggers(self) -> list[WandbLogger]:
+        """One logger for a Lightning trainer that writes into this run, over the trainer's own global step."""
+        if self._run is None:
+            return []
         from pytorch_lightning.loggers import WandbLogger
 
-        assert self._run is not None, "a run that is not tracked has no logger"
         self._run.define_metric("trainer/global_step")
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        return WandbLogger(experiment=self._run)
+        return [WandbLogger(experiment=self._run)]
 
 
 def _artifact(name: str, type: str, path: Path, metadata: Mapping[str, Any] | None, upload_mb: int | None) -> Artifact:

@@ -180,7 +180,7 @@ def test_online_without_login_names_the_fix(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 def test_lightning_logs_into_the_same_run(tmp_path: Path) -> None:
     with started(tmp_path) as run:
-        logger = run.lightning_logger()
+        (logger,) = run.lightning_loggers()
         logger.log_metrics({"transcoder/loss": 0.5}, step=10)
         run.log({"gates/loss": 2.0}, step=3)
         logger.log_metrics({"transcoder/loss": 0.25}, step=20)
