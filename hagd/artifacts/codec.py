@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -207,8 +208,13 @@ def _decode_record(name: str, content: dict[str, Any], annotation: Any, tensors:
     expected = [field.name for field in fields(cls) if field.init]
     if sorted(expected) != sorted(content):
         raise ValueError(f"expected the fields {expected} of {name}, found {list(content)}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     return cls(**{field: _decode(node, hints[field], tensors) for field, node in content.items()})
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _dataclasses(annotation: Any) -> Iterator[Any]:

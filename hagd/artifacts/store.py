@@ -128,12 +128,27 @@ class ArtifactStore:
         """Whether the result is there (it may still turn out to be damaged when it is read)."""
         return (self.root / stage / key / META_FILE).is_file()
 
+    def busy(self, stage: str, key: str) -> bool:
+        """Whether a process is computing the result at this moment."""
+        file = self._lock(self.root / stage / key)
+        if not file.exists():
+            return False
+        with disk_errors(file):
+            try:
+                with FileLock(file, timeout=0):
+                    return False
+            except Timeout:
+                return True
+
     def _work(self, path: Path) -> Path:
         return self.root / "work" / f"{path.parent.name}-{path.name}"
 
+    def _lock(self, path: Path) -> Path:
+        return self.root / "locks" / f"{path.parent.name}-{path.name}.lock"
+
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        file = self.root / "locks" / f"{path.parent.name}-{path.name}.lock"
+        file = self._lock(path)
         with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(file)

@@ -39,6 +39,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     with tracked_pipeline(config, console, name, group, "extract", folder) as (run, pipeline):
         for each in measurements(config):
             pipeline.key(each)  # settings that do not fit the other model are refused before hours of search
+        if config.comparison is not None and pipeline.waits("search"):
+            pipeline.compared.get("search")  # needed later; meanwhile another process makes what this job reads first
         try:
             stored_report: ReportData = pipeline.get("report")
         except MemoryLimitError as error:

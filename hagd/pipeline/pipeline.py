@@ -81,6 +81,12 @@ class Pipeline:
         parents = {parent: self.key(parent) for parent in self.parents(name)}
         return stage_key(name, stage.version, stage.config(self), parents, self.config.seed)
 
+    def waits(self, name: str) -> bool:
+        """Whether a stage's result is missing and another process is computing it, or something that it reads."""
+        if self.store.contains(name, key := self.key(name)):
+            return False
+        return self.store.busy(name, key) or any(self.waits(parent) for parent in self.parents(name))
+
     def parents(self, name: str) -> tuple[str, ...]:
         """Stages that a stage reads: `lm` for mini models only, `head_means` where heads are nodes."""
         there = {"lm": isinstance(self.config.model, MiniModel), "head_means": self.config.graph.heads}

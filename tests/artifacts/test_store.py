@@ -54,6 +54,18 @@ def test_computed_once_then_reused(tmp_path: Path) -> None:
     assert entries(tmp_path) == [*WHOLE, "work"]
 
 
+def test_a_result_that_is_being_computed_is_busy(tmp_path: Path) -> None:
+    store, seen = ArtifactStore(tmp_path), []
+
+    def compute(work: Path) -> Result:
+        seen.append(ArtifactStore(tmp_path).busy("stage", "k0"))
+        return result()
+
+    seen.append(store.busy("stage", "k0"))
+    store.get_or_compute("stage", "k0", Result, compute, {})
+    assert [*seen, store.busy("stage", "k0"), store.busy("stage", "k1")] == [False, True, False, False]
+
+
 def test_meta_tells_where_a_result_comes_from(tmp_path: Path) -> None:
     first = stored(tmp_path)
     meta = json.loads((first.path / "meta.json").read_text())

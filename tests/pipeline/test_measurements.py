@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,28 @@ def test_a_job_with_both(tiny_runs: Path, tmp_path: Path) -> None:
     assert "dark_matter.all.lost_mean" in (tmp_path / "report.html").read_text()
     stages = json.loads((tmp_path / "manifest.json").read_text())["stages"]
     assert {name for name, stage in stages.items() if not stage["reused"]} == {"dark_matter", "comparison"}
+
+
+def test_the_other_extraction_comes_first_while_another_process_makes_the_own_one(tmp_path: Path) -> None:
+    config = tiny_extract(tmp_path, comparison={**ITSELF, "seed_offset": 1})
+    own = Pipeline(config, QUIET)
+    others, lm = own.compared.key("search"), own.key("lm")
+    own.get("task")
+    locked, deadline = threading.Event(), time.monotonic() + 60
+
+    def another_process() -> None:
+        with own.store._locked(own.store.root / "lm" / lm):
+            locked.set()
+            while not own.store.contains("search", others) and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=another_process)
+    thread.start()
+    assert locked.wait(10) and own.waits("search") and not own.compared.waits("search")
+    run_extraction(config, tmp_path / "run", None, QUIET)
+    thread.join()
+    assert time.monotonic() < deadline
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["comparison.similarity"] < 1
 
 
 def test_they_are_jobs_of_their_own_and_change_no_stage() -> None:
