@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -122,7 +123,21 @@ def _run(name: str, runs: str | None, overrides: Sequence[str], console: Console
     command = [sys.executable, "-m", "hagd.cli.extract", f"experiment={name}", *narrowed(cells)]
     command += [*([f"paths.runs={runs}"] if runs else []), *overrides]
     console.print(" ".join(["hagd-extract", *command[3:]]), highlight=False, soft_wrap=True, style="dim")
-    return subprocess.run(command).returncode
+    return swept(command)
+
+
+def swept(command: Sequence[str]) -> int:
+    """Run a command that SIGTERM to this process stops, too; its exit code. Ctrl-C reaches it from the terminal."""
+    with subprocess.Popen(command) as sweep:
+        before = [
+            (signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sweep.terminate())),
+            (signal.SIGINT, signal.signal(signal.SIGINT, lambda *_: None)),  # it says what Ctrl-C left, and ends
+        ]
+        try:
+            return sweep.wait()
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
 
 
 def narrowed(cells: Sequence[CellRuns]) -> list[str]:

@@ -7,8 +7,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from hagd.errors import MemoryLimitError
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.job_key import job_key
 from hagd.tables import definition
-from hagd.tables.command import main, narrowed
+from hagd.tables.command import main, narrowed, swept
 from hagd.tables.cost import Estimate, estimate, spent, total
 from hagd.tables.definition import load_table
 from hagd.tables.formats import csv_text, markdown
@@ -75,6 +78,28 @@ def test_two_cells_from_missing_to_shown(
     assert "tiny: Tiny & small; 2 cells, 2 jobs" in capsys.readouterr().out
 
 
+def test_a_sweep_ends_with_the_command(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    sweep = f"""
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+pathlib.Path({str(started)!r}).touch()
+time.sleep(60)
+"""
+
+    def stop() -> None:
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert swept([sys.executable, "-c", sweep]) == 143
+    thread.join()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
 def test_a_search_beyond_the_limit_is_out_of_memory_until_the_limit_is_raised(tiny_runs: Path, tmp_path: Path) -> None:
     limited = tiny_extract(tiny_runs, search__memory_limit_mb=5, search__n_nodes=6)
     assert job_key(limited) == job_key(tiny_extract(tiny_runs, search__n_nodes=6)), "the limit decides no result"
@@ -105,7 +130,7 @@ def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
 
 
 def test_the_newest_of_two_runs_counts(tmp_path: Path) -> None:
-    for time, name in enumerate(("b", "a")):
+    for second, name in enumerate(("b", "a")):
         folder = tmp_path / "sweeps" / name / "0"
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(
@@ -113,7 +138,7 @@ def test_the_newest_of_two_runs_counts(tmp_path: Path) -> None:
             '"stages": {"lm": {"key": "x", "reused": false, "seconds": 2.5, "peak_mb": 3}}}'
         )
         (folder / "metrics.json").write_text('{"m": 1}')
-        os.utime(folder / "manifest.json", ns=(time, time))
+        os.utime(folder / "manifest.json", ns=(second, second))
     (tmp_path / "sweeps" / "a" / "0" / "tracking.json").write_text('{"id": "i", "folder": "../../../wandb/offline-i"}')
     (run,) = finished_runs(tmp_path).values()
     assert run.tracked == str(tmp_path / "wandb" / "offline-i")
