@@ -2,7 +2,7 @@
 
 Sums run in float32 (float64 for float64 tensors) and are rounded once. No kernel uses atomics, and the width of
 `_sum_rows`' tiles does not order a sum: a column is summed by one thread whatever it is. So the same inputs always give
-the same bits, on any device, and a resumed training repeats.
+the same bits, and a resumed training repeats.
 
 A program covers a few columns, and programs of the same columns are neighbours in the grid. They are few enough for
 what the matrix has of them to fit a GPU's last-level cache, where gathers of rows then end: on an H100 they read at
