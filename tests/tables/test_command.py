@@ -195,4 +195,4 @@ def test_an_experiment_runs_and_writes_its_table(tmp_path: Path) -> None:
     logged = last.tables["tiny"]
     assert logged.columns[:4] == ("pruning", "record", "figure", "value") and logged.columns[-2:] == ("runs", "wandb")
     measured = [row for row in logged.rows if row[1] == "measured"]
-    assert len(measured) == 4 and all(Path(row[-2]).is_dir() for row in measured)
+    assert len(measured) == 4 and all((runs / row[-2]).is_dir() for row in measured)
