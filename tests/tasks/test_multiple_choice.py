@@ -115,7 +115,7 @@ def test_unreachable_hub_says_what_to_do(name: str) -> None:
     script = (
         f"from hagd.config.task import {name}\nfrom hagd.tasks.data_files import load_rows\n"
         f"from hagd.errors import TaskError\nc = {name}(dataset='nobody/nothing')\n"
-        "try:\n    load_rows(None, c.dataset, None, c.split, {{'a': str, 'b': str}})\n"
+        "try:\n    load_rows(None, c.dataset, None, c.split, {'a': str, 'b': str})\n"
         "except TaskError as error:\n    print(error)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
