@@ -5,8 +5,7 @@ Sums run in float32 (float64 for float64 tensors) and are rounded once. No kerne
 the same bits, and a resumed training repeats.
 
 A program covers a few columns, and programs of the same columns are neighbours in the grid. They are few enough for
-what the matrix has of them to fit a GPU's last-level cache, where gathers of rows then end: on an H100 they read at
-7.8 TB/s then, and at 3.8 TB/s where the tiles are too wide for that.
+what the matrix has of them to fit a GPU's last-level cache, where gathers of rows then end.
 
 Shape legend: s segments, n pairs, r rows of a matrix, d columns, B tokens.
 """
