@@ -28,7 +28,7 @@ from hagd.activations.heads import head_outputs, rewritten_heads
 from hagd.config.stages import Ablation, ErrorMode
 from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention
-from hagd.patching.prefix import Prefix
+from hagd.patching.prefix import Prefix, forward_as
 from hagd.patching.records import GateLayout, HeadMeans, SlotMeans
 from hagd.tasks.records import Prompts
 from hagd.transcoders.records import Transcoder, TranscoderSet
@@ -254,24 +254,28 @@ class PatchedModel:
         features: list[Tensor] = []
         with ExitStack() as stack:
             for index, transcoder in enumerate(self.transcoders.transcoders):
+                output = self._output(index, transcoder, run, zero, features)
                 module = site_module(self.lm, self.transcoders.site, transcoder.layer)
-                hook = self._hook(index, transcoder, run, zero, features)
-                stack.callback(module.register_forward_hook(hook).remove)
+                if self.transcoders.site == "mlp":  # nothing reads what the MLP itself would give
+                    stack.enter_context(forward_as(module, output))
+                else:
+                    stack.callback(module.register_forward_hook(_after(output)).remove)
             stack.enter_context(rewritten_heads(self.lm, self.layout.head_layers, _head_patch(run)))
             yield
 
-    def _hook(
+    def _output(
         self, index: int, transcoder: Transcoder, run: _Run, zero: bool, features: list[Tensor]
-    ) -> Callable[..., Any]:
-        """`features` collects the patched features of one forward pass, layer after layer."""
+    ) -> Callable[[Tensor], Tensor]:
+        """What the site gives, `[B, T, d]`, for the dictionary's input.
+
+        `features` collects the patched features of one forward pass, layer after layer.
+        """
         slots = run.slots.clamp(min=0)
         gate = run.gates[:, index][run.owner[:, None], slots]  # [B, T, m]
         ablated = run.ablated[index] if run.ablated is not None else self.means.features[index][slots]
         error = run.errors[index] if run.errors is not None else self.means.errors[index][slots]
 
-        def patch(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-            y = output if isinstance(output, Tensor) else output[0]
-            x = inputs[0] if self.transcoders.site == "mlp" else y
+        def output(x: Tensor) -> Tensor:
             f = transcoder.encode(x)
             if run.read is not None:
                 run.read.append(f)
@@ -282,10 +286,18 @@ class PatchedModel:
             else:
                 f = gate * f if zero else ablated + gate * (f - ablated)
             features[index:] = [f]
-            patched = (self.transcoders.reconstruct(index, features, x) + error).to(y.dtype)
-            return patched if isinstance(output, Tensor) else (patched, *output[1:])
+            return (self.transcoders.reconstruct(index, features, x) + error).to(x.dtype)
 
-        return patch
+        return output
+
+
+def _after(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """A forward hook that changes what a layer gives."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
+
+    return hook
 
 
 def _head_patch(run: _Run) -> Callable[[int, Tensor], Tensor]:

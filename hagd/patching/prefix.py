@@ -8,7 +8,7 @@ Shape legend: B sequences, T positions, d = d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class Prefix:
 
         with ExitStack() as stack:
             for layer in self._lm.layers[: self.first]:
-                stack.enter_context(_skipped(layer))
+                stack.enter_context(forward_as(layer, _unchanged))
             stack.callback(self._lm.layers[self.first].register_forward_pre_hook(enter).remove)
             yield
 
@@ -69,17 +69,17 @@ class Prefix:
 
 
 @contextmanager
-def _skipped(layer: nn.Module) -> Iterator[None]:
-    """Within: the layer gives back what enters it."""
-    wrapped = vars(layer).get("forward")
-    layer.forward = _unchanged
+def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within: calling the module calls `forward` in place of its own, hooks included as before."""
+    wrapped = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
         if wrapped is None:
-            del layer.forward
+            del module.forward
         else:
-            layer.forward = wrapped
+            module.forward = wrapped
 
 
 def _unchanged(hidden: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hagd.activations.capture import Site
+from hagd.transcoders.sparse.selection import top_places
 
 DENSITY_EDGES = tuple(-5 + 0.5 * i for i in range(11))
 """Edges of the histogram of log10 firing frequencies."""
@@ -84,8 +85,8 @@ class Transcoder:
 
 def topk_relu(pre: Tensor, k: int) -> Tensor:
     """Keep the k largest of the last dimension where positive, zero elsewhere."""
-    values, index = pre.topk(k, dim=-1)
-    return torch.zeros_like(pre).scatter(-1, index, values.relu())
+    index = top_places(pre, k)
+    return torch.zeros_like(pre).scatter(-1, index, pre.gather(-1, index).relu())
 
 
 @dataclass(frozen=True)

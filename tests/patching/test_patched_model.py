@@ -199,6 +199,21 @@ def test_gradients_of_gates_are_finite_differences(variant: dict[str, Any]) -> N
             assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(gates.grad.view(-1)[j].item(), rel=2e-2)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_nobody_reads_is_not_computed(architecture: Architecture) -> None:
+    """The dictionaries stand in for the MLPs of their layers; those of other layers run."""
+    prompts = random_prompts()
+    patched = tiny(architecture, "mlp", prompts, layers=(0, 2))
+    ran: list[int] = []
+    for layer in range(3):
+        for part in patched.lm.mlp(layer).children():
+            part.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    patched.logits(prompts, random_gates(patched))
+    assert set(ran) == {1}
+    patched.full_logits(prompts)
+    assert set(ran) == {0, 1, 2}
+
+
 def test_padding_does_not_matter() -> None:
     prompts = random_prompts()
     patched = tiny("gpt2", "mlp", prompts)
@@ -221,15 +236,16 @@ def test_evaluations_are_counted() -> None:
     assert patched.evaluations == 5 + 3 * 2, "a backward pass counts as two forward passes"
 
 
-def test_the_model_is_left_as_it_was() -> None:
+@pytest.mark.parametrize("site", SITES)
+def test_the_model_is_left_as_it_was(site: Site) -> None:
     prompts = random_prompts()
-    patched = tiny("gpt2", "resid", prompts)
+    patched = tiny("gpt2", site, prompts)
     before = patched.lm.hidden(prompts.tokens[:, 0])
     patched.logits(prompts, random_gates(patched))
     with pytest.raises(RuntimeError):
         patched.logits(prompts, torch.zeros(3, 3, 5))
     assert torch.equal(patched.lm.hidden(prompts.tokens[:, 0]), before)
-    assert not any(module._forward_hooks for module in patched.lm.model.modules())
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in patched.lm.model.modules())
 
 
 @pytest.mark.parametrize("variant", ["topk", "everything"])

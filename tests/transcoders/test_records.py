@@ -21,6 +21,17 @@ def test_topk_keeps_the_largest_positive_entries(seed: int, m: int, data: st.Dat
         assert found == [value if value in kept and value > 0 else 0.0 for value in row]
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (3, 1, 16), (2, 2048)])
+def test_topk_is_that_of_torch_whatever_the_shape(shape: tuple[int, ...]) -> None:
+    """Columns in stages or at once; in bfloat16 many are the same, of which any may be kept."""
+    for dtype in (torch.float32, torch.bfloat16):
+        pre = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        f = topk_relu(pre, 5)
+        assert f.shape == pre.shape and f.dtype == dtype
+        torch.testing.assert_close(f.topk(5).values, pre.topk(5).values.relu(), rtol=0, atol=0)
+        assert torch.equal(f[f != 0], pre[f != 0])
+
+
 def test_gradients_reach_active_features_only() -> None:
     pre = torch.tensor([[3.0, -1.0, 2.0, 1.0]], requires_grad=True)
     topk_relu(pre, 2).sum().backward()

@@ -63,6 +63,14 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -
 
 
 @torch.no_grad()
+def top_places(pre: Tensor, k: int) -> Tensor:
+    """Places `[…, k]` of the k largest of the last dimension of `[…, m]`, in no particular order."""
+    rows = pre.reshape(-1, pre.shape[-1])
+    _, places = _partitioned(rows, k) if pre.device.type == "cpu" else _two_stage(rows, k)
+    return places.view(*pre.shape[:-1], k)
+
+
+@torch.no_grad()
 def above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> tuple[Support, Tensor]:
     """All pre-activations above `threshold` (`[m]`, or one for all): the pairs and values `[n]`, without gradient."""
 
