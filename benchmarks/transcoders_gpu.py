@@ -4,9 +4,9 @@ One layer, d = 4096, m = 32768, k = 64, selection in bfloat16, float32 products 
 (as with `trainer=gpu`), fused Adam. The step runs with the sparse products as Triton kernels, which gather rows in
 float32 or (`trainer.precision=bf16-mixed`) in bfloat16, and as torch operators, beside the dense bfloat16 product
 `x W_encᵀ` alone, which no exact selection can do without. All of them take turns on the same weights; the median turn
-counts. `selection` is the same product, the top k and their values in float32. Before that, both ways are compared with
-a dense step in double precision at a small size. `least` is what no step can do without: the product, Adam, and rows in
-bfloat16 gathered three times, once to decode and once for each gradient.
+counts. `selection` is that product, the top k (with torch operators in two stages) and their values in float32. Before
+that, both ways are compared with a dense step in double precision at a small size. `least` is what no step can do
+without: the product, Adam, and rows in bfloat16 gathered three times, once to decode and once for each gradient.
 
 `--device cpu --tiny` runs everything at a tiny size, with the kernels in Triton's interpreter. Its times say nothing;
 it shows that the script works.
@@ -36,11 +36,11 @@ from torch import Tensor
 from hagd.config.stages import TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.sparse import products
+from hagd.transcoders.sparse import products, selection
 from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
-from hagd.transcoders.sparse.selection import top_k
 
-SIZES = tuple(Training(d=4096, m=32768, k=64, batch=batch, steps=0) for batch in (4096, 8192, 32768))
+SIZE = Training(d=4096, m=32768, k=64, batch=32768, steps=0)
+BATCHES = (4096, 8192, 32768)
 TINY = Training(d=8, m=32, k=4, batch=8, steps=0)
 SMALL = Training(d=96, m=768, k=16, batch=256, steps=0)
 BACKENDS = ("triton", "torch")
@@ -74,11 +74,12 @@ class Row:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """The sparse products run as Triton kernels, of rows in float32 or in bfloat16, or as torch operators."""
-    kernels = None if name == "torch" else products._triton_products()
+    """Sparse products and top k run as Triton kernels, of rows in float32 or in bfloat16, or as torch operators."""
+    kernels, top = (None if name == "torch" else products.triton_kernels(each) for each in ("products", "selection"))
     half = name == HALF and torch.cuda.is_available()
     with (
         mock.patch.object(products, "_kernels", lambda operand: kernels),
+        mock.patch.object(selection, "_kernels", lambda pre: top if top and top.can_hold(pre) else None),
         torch.autocast("cuda", torch.bfloat16, enabled=half),
     ):
         yield
@@ -127,16 +128,15 @@ def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
     weight = torch.nn.functional.normalize(torch.randn(size.m, size.d, generator=g), dim=1).to(device)
     bias = torch.randn(size.m, generator=g).to(device)
     with backend("triton"):
-        support, values = top_k(x, weight, bias, size.k, torch.bfloat16)
+        support, values = selection.top_k(x, weight, bias, size.k, torch.bfloat16)
     _note(f"pairs a feature: mean {len(values) / size.m:.0f}, most {int(support.index.bincount().max())}")
 
     def sorting() -> object:
         return Support(support.index, support.offsets, support.m).by_feature
 
-    named: dict[str, Work] = {
-        "selection": _with_backend("triton", lambda: top_k(x, weight, bias, size.k, torch.bfloat16)),
-        "sort by feature": sorting,
-    }
+    selecting = partial(selection.top_k, x, weight, bias, size.k, torch.bfloat16)
+    named = {f"selection, {name}": _with_backend(name, selecting) for name in BACKENDS}
+    named["sort by feature"] = sorting
     for name in (*BACKENDS, HALF):
         a, matrix = (each.bfloat16() if name == HALF else each for each in (x, weight))
         named[f"decode, {name}"] = _with_backend(name, partial(decode, values, support, matrix))
@@ -264,7 +264,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         found["step_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in steps.items() if s in ms}
         least = [floor, ms.get(ADAM), *[ms.get(f"decode, {HALF}")] * 3]
         found["least_over_encoder_product"] = round(sum(filter(None, least)) / floor, 3)
-        found["selection_over_encoder_product"] = round(ms["selection"] / floor, 3) if "selection" in ms else None
+        selections = {b: f"selection, {b}" for b in BACKENDS}
+        found["selection_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in selections.items() if s in ms}
     found["peak_gb"] = {b: round(r.peak_bytes / 1e9, 3) for r in rows for b, s in steps.items() if s == r.name}
     found["failed"] = {row.name: row.error for row in rows if row.error}
     return found
@@ -278,6 +279,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help=f"d = {TINY.d}, m = {TINY.m}, {TINY.batch} tokens only")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="tokens a step")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of everything that is timed")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()
@@ -287,7 +289,7 @@ def _arguments() -> argparse.Namespace:
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which happens at its first use
     elif not torch.cuda.is_available():
         parser.error("expected a CUDA device, found none; --device cpu --tiny only shows that the script works")
-    if products._triton_products() is None:
+    if products.triton_kernels("products") is None:
         parser.error(
             "expected the package triton, which comes with CUDA builds of torch, found none; pip install triton"
         )
@@ -304,7 +306,7 @@ def main() -> None:
     print(f"{on}\nlargest relative error against a dense step in float64: {result['largest_relative_error']}\n")
     torch.set_float32_matmul_precision("high")
     every: list[dict[str, Any]] = []
-    for size in (TINY,) if arguments.tiny else SIZES:
+    for size in (TINY,) if arguments.tiny else [replace(SIZE, batch=batch) for batch in arguments.batches]:
         rows = measure(size, device, arguments.rounds)
         title = f"d = {size.d}, m = {size.m}, k = {size.k}, {size.batch} tokens a step, {on}"
         print(table(title, rows, rows[0]), end="\n\n", flush=True)

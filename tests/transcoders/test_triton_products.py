@@ -1,18 +1,13 @@
 """The Triton kernels against dense products in double precision.
 
-Tests marked `gpu` run on a CUDA device. Without one, `test_in_the_interpreter` runs the same tests in a process whose
-kernels Triton interprets on the CPU (it must know before it is imported), and the kernels are compiled for a GPU.
+Tests marked `gpu` run on a CUDA device, or in Triton's interpreter (`test_triton_interpreter.py`).
 """
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -22,20 +17,14 @@ from hagd.config.stages import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse import products
 from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
+from tests.transcoders.kernels import DEVICE, INTERPRETED, compiled, on_a_device
 from tests.transcoders.test_products import PAIRS, random_pairs
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 WIDE = 300  # more than one slab of columns, and no multiple of a tile
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8}
 """Relative; the interpreter cuts float32 to bfloat16 off, a GPU rounds to the nearest."""
-
-
-def on_a_device(test: Any) -> Any:
-    runs = INTERPRETED or torch.cuda.is_available()
-    return pytest.mark.gpu(pytest.mark.skipif(not runs, reason="no CUDA device, and no interpreter")(test))
 
 
 @pytest.fixture
@@ -293,35 +282,6 @@ def test_a_large_batch_on_a_gpu() -> None:
     for one, other, exact in zip(first, second, expected, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one.cpu(), exact, rtol=1e-4, atol=1e-3)
-
-
-FEW = "gradients or in_pieces or topk"
-
-
-@pytest.mark.parametrize(
-    ("only", "at_least"), [(FEW, 8), pytest.param("", 20, marks=pytest.mark.slow)], ids=["few", "all"]
-)
-def test_in_the_interpreter(only: str, at_least: int) -> None:
-    options = ["-q", "-m", "gpu", "-k", only, "--noconftest", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= at_least, done.stdout
-    assert (", 2 skipped" in done.stdout) == (not only), "those for a GPU alone"
-
-
-def compiled(kernel: Any, pointers: dict[str, str], sizes: tuple[str, ...], warps: int, **tile: int) -> dict[str, Any]:
-    """All stages of a kernel compiled for an H100, from its intermediate form to machine code."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    signature = pointers | dict.fromkeys(sizes, "i32")
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(signature))}
-    source = ASTSource(kernel, signature | dict.fromkeys(tile, "constexpr"), constexprs=tile, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}).asm
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -16,6 +16,7 @@ Shape legend: B tokens, n active pairs in all, m features, d columns of a matrix
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -85,17 +86,16 @@ def gather_dot(a: Tensor, support: Support, weight: Tensor, bias: Tensor, known:
 
 
 @cache
-def _triton_products() -> ModuleType | None:
+def triton_kernels(name: str) -> ModuleType | None:
+    """The module of this package with Triton kernels for `name`, where Triton is installed."""
     if importlib.util.find_spec("triton") is None:
         return None
-    from hagd.transcoders.sparse import triton_products
-
-    return triton_products
+    return importlib.import_module(f"hagd.transcoders.sparse.triton_{name}")
 
 
 def _kernels(operand: Tensor) -> ModuleType | None:
     """The Triton kernels, where the operand's device can run them."""
-    return _triton_products() if operand.is_cuda else None
+    return triton_kernels("products") if operand.is_cuda else None
 
 
 def _decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hagd.transcoders.sparse.products import Support, gather_dot
+from hagd.transcoders.sparse.products import Support, gather_dot, triton_kernels
 
 R = TypeVar("R")
 
@@ -55,7 +56,8 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -
         The pairs, and their pre-activations `[B · k]` in `x`'s precision; without gradient.
     """
     m = len(W_enc)
-    top = partial(_partitioned if _large_on_cpu(W_enc) else _two_stage, k=k)
+    small_on_cpu = W_enc.device.type == "cpu" and not _large_on_cpu(W_enc)
+    top = partial(_two_stage if small_on_cpu else _top_of_rows, k=k)
     values, index = (torch.cat(parts) for parts in zip(*_by_chunks(x, W_enc, b_enc, dtype, top), strict=True))
     if dtype != x.dtype:
         values = _rescored(x, W_enc, b_enc, index)
@@ -65,8 +67,7 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -
 @torch.no_grad()
 def top_places(pre: Tensor, k: int) -> Tensor:
     """Places `[…, k]` of the k largest of the last dimension of `[…, m]`, in no particular order."""
-    rows = pre.reshape(-1, pre.shape[-1])
-    _, places = _partitioned(rows, k) if pre.device.type == "cpu" else _two_stage(rows, k)
+    _, places = _top_of_rows(pre.reshape(-1, pre.shape[-1]), k)
     return places.view(*pre.shape[:-1], k)
 
 
@@ -131,6 +132,19 @@ def _by_chunks(
 
 def _large_on_cpu(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and len(weight) >= _LARGE
+
+
+def _top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and places `[c, k]` of the k largest of each row."""
+    if (kernels := _kernels(pre)) is not None:
+        return kernels.top_of_rows(pre, k)
+    return _partitioned(pre, k) if pre.device.type == "cpu" else _two_stage(pre, k)
+
+
+def _kernels(pre: Tensor) -> ModuleType | None:
+    """The Triton kernel, where it can run and hold these rows."""
+    kernels = triton_kernels("selection") if pre.is_cuda else None
+    return kernels if kernels is not None and kernels.can_hold(pre) else None
 
 
 def _two_stage(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,70 @@
+"""The Triton top k against torch's.
+
+Tests marked `gpu` run on a CUDA device, or in Triton's interpreter (`test_triton_interpreter.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hagd.transcoders.sparse import selection
+from tests.transcoders.kernels import DEVICE, compiled, on_a_device
+
+pytest.importorskip("triton")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def rows(m: int, dtype: torch.dtype) -> Tensor:
+    """Distinct, of few numbers, constant, of signed zeros, infinite, and with NaN of either sign here or everywhere."""
+    pre = torch.randn(8, m, generator=torch.Generator().manual_seed(m))
+    pre[1] = pre[1].round()
+    pre[2] = -3
+    pre[3] = torch.where(pre[3] > 0, 0.0, -0.0)
+    pre[4, ::3], pre[4, 1::3] = torch.inf, -torch.inf
+    pre[5, m // 2] = torch.nan
+    pre[6], pre[7] = torch.nan, -torch.tensor(torch.nan)
+    return pre.to(DEVICE, dtype)
+
+
+@on_a_device
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (5, 5), (70, 7), (2048, 64), (4100, 64)])
+def test_top_of_rows_of_any_shape_is_that_of_torch(m: int, k: int, dtype: torch.dtype) -> None:
+    from hagd.transcoders.sparse.triton_selection import top_of_rows
+
+    pre = rows(m, dtype)
+    values, columns = top_of_rows(pre, k)
+    kept = values.sort(descending=True, dim=1).values
+    torch.testing.assert_close(kept, pre.topk(k).values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(values, pre.gather(1, columns), rtol=0, atol=0, equal_nan=True)
+    assert (columns.diff(dim=1) > 0).all(), "each once, in order"
+    assert columns[2].tolist() == list(range(k)), "the first of those that are the same"
+
+
+@on_a_device
+def test_wide_rows_and_doubles_are_left_to_torch() -> None:
+    from hagd.transcoders.sparse.triton_selection import can_hold
+
+    assert can_hold(torch.empty(1, 2**15, device=DEVICE))
+    assert not can_hold(torch.empty(1, 2**15 + 1, device=DEVICE))
+    assert not can_hold(torch.empty(1, 8, device=DEVICE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_kernel_compiles_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hagd.transcoders.sparse import triton_selection as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    pointers = {"values": f"*{dtype}", "columns": "*i64", "pre": f"*{dtype}"}
+    tile = dict(BLOCK=4096, PART=kernels._PART, BITS=32 if dtype == "fp32" else 16)
+    stages = compiled(kernels._top_of_row, pointers, ("m", "k"), kernels._WARPS, **tile)
+    assert "ld.global.v4" in stages["ptx"] and stages["cubin"]
+
+
+def test_a_cpu_runs_numpy() -> None:
+    assert selection._kernels(torch.zeros(1, 8)) is None
