@@ -28,8 +28,9 @@ from hagd.activations.heads import head_outputs, rewritten_heads
 from hagd.config.stages import Ablation, ErrorMode
 from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention
-from hagd.patching.prefix import Prefix, forward_as
+from hagd.patching.prefix import Prefix
 from hagd.patching.records import GateLayout, HeadMeans, SlotMeans
+from hagd.patching.replaced_forward import forward_as
 from hagd.tasks.records import Prompts
 from hagd.transcoders.records import Transcoder, TranscoderSet
 

@@ -8,7 +8,7 @@ Shape legend: B sequences, T positions, d = d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hagd.activations.capture import capture
 from hagd.models.language_model import LanguageModel
+from hagd.patching.replaced_forward import forward_as
 
 _AT_ONCE = 64
 _LIMIT_MB = 1024
@@ -66,20 +67,6 @@ class Prefix:
                 self._entering[keys[row]] = value.clone()
                 self._bytes += value.nbytes
         return torch.stack([self._entering[key] for key in keys])
-
-
-@contextmanager
-def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within: calling the module calls `forward` in place of its own, hooks included as before."""
-    wrapped = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if wrapped is None:
-            del module.forward
-        else:
-            module.forward = wrapped
 
 
 def _unchanged(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
