@@ -51,10 +51,10 @@ def finished(runs: Path, *settings: str) -> tuple[TranscoderSet, str]:
 
 
 def checkpoints(runs: Path) -> set[int]:
-    """Times of those that are there."""
+    """Times of those that are there; not of all while one is being replaced."""
     found = set()
-    for file in (runs / "artifacts" / "work").glob("transcoders-*/checkpoints/**/last.ckpt"):
-        with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
+        for file in (runs / "artifacts" / "work").glob("transcoders-*/checkpoints/**/last.ckpt"):
             found.add(file.stat().st_mtime_ns)
     return found
 
