@@ -1,4 +1,4 @@
-"""The k largest of each row as a Triton kernel: a row is read once and held in registers.
+"""The k largest of each row as a Triton kernel, which holds the row in registers.
 
 Numbers are compared as integers of the same order, whose k-th largest a binary search over bits finds: with 16 bits in
 16 counts of the row. Of entries that are the same, those with the lowest columns are taken.
