@@ -81,7 +81,7 @@ class Measured:
 class Worker:
     """A contender's process (`timing_worker.py`), which waits between commands."""
 
-    def __init__(self, contender: str, d: int, batch: int) -> None:
+    def __init__(self, contender: str, d: int, batch: int, **environment: str) -> None:
         self.contender = contender
         sizes = json.dumps({"d": d, "m": EXPANSION * d, "k": K, "batch": batch})
         self._process = subprocess.Popen(
@@ -90,7 +90,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=one_thread(),
+            env=one_thread() | environment,
         )
 
     def ask(self, command: str) -> float:
@@ -121,16 +121,25 @@ def adam_bytes(d: int) -> int:
     return 2 * 4 * (2 * m * d + m + d)
 
 
+def grown_by(contender: str, d: int, batch: int) -> float:
+    """Bytes of a step beside weights and Adam's moments, in a process of its own."""
+    # glibc would keep freed tensors of this size for itself, and the resident set would show what was, not what is.
+    worker = Worker(contender, d, batch, MALLOC_MMAP_THRESHOLD_="1000000")
+    try:
+        return worker.ask("memory") - (0 if contender == "encoder_product" else adam_bytes(d))
+    finally:
+        worker.stop()
+
+
 def measure(contenders: Sequence[str], d: int, batch: int, rounds: int, seconds: float) -> list[Measured]:
     """All contenders at one size, in turns: `rounds` turns, or as many (at least three) as start within `seconds`."""
+    grown = [grown_by(name, d, batch) for name in contenders]
     workers: list[Worker] = []
     try:
-        workers += [Worker(name, d, batch) for name in contenders]
-        grown = []
-        for worker in workers:
-            moments = 0 if worker.contender == "encoder_product" else adam_bytes(d)
-            grown.append(worker.ask("memory") - moments)
-            _note(f"d={d} B={batch}: {worker.contender} ready")
+        for name in contenders:
+            workers.append(Worker(name, d, batch))
+            workers[-1].ask("2")  # warms up
+            _note(f"d={d} B={batch}: {name} ready")
         times: dict[str, list[float]] = {name: [] for name in contenders}
         start = time.monotonic()
         for turn in range(rounds):
