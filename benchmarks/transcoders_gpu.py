@@ -279,7 +279,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help=f"d = {TINY.d}, m = {TINY.m}, {TINY.batch} tokens only")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="tokens a step")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="tokens a step (without --tiny)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of everything that is timed")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()

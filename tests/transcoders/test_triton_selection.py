@@ -5,6 +5,8 @@ Tests marked `gpu` run on a CUDA device, or in Triton's interpreter (`test_trito
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,15 +57,24 @@ def test_wide_rows_and_doubles_are_left_to_torch() -> None:
     assert not can_hold(torch.empty(1, 8, device=DEVICE, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("columns", [2**12, 2**15])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_the_kernel_compiles_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_kernel_compiles_for_a_gpu_and_spills_nothing(
+    dtype: str, columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from triton import knobs
+
     from hagd.transcoders.sparse import triton_selection as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     pointers = {"values": f"*{dtype}", "columns": "*i64", "pre": f"*{dtype}"}
-    tile = dict(BLOCK=4096, PART=kernels._PART, BITS=32 if dtype == "fp32" else 16)
-    stages = compiled(kernels._top_of_row, pointers, ("m", "k"), kernels._WARPS, **tile)
-    assert "ld.global.v4" in stages["ptx"] and stages["cubin"]
+    tile = dict(BLOCK=columns, PART=kernels._PART, BITS=32 if dtype == "fp32" else 16)
+    stages = compiled(kernels._top_of_row, pointers, ("m", "k"), kernels.warps_of(columns), **tile)
+    assert "ld.global.v4" in stages["ptx"]
+    (tmp_path / "kernel.cubin").write_bytes(stages["cubin"])
+    command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
+    used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "_top_of_row" in used and re.findall(r"(?:STACK|LOCAL):(\d+)", used) == ["0", "0"], used
 
 
 def test_a_cpu_runs_numpy() -> None:

@@ -30,6 +30,11 @@ def can_hold(pre: Tensor) -> bool:
     return pre.dtype in _BITS and pre.shape[1] <= _WIDEST
 
 
+def warps_of(block: int) -> int:
+    """Warps of a program that holds `block` columns."""
+    return max(_WARPS, block // _A_WARP)
+
+
 def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and columns `[c, k]` of the k largest of each row of `[c, m]`, columns ascending; NaN is the largest."""
     values = pre.new_empty(len(pre), k)
@@ -45,7 +50,7 @@ def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
             BLOCK=block,
             PART=min(block, _PART),
             BITS=_BITS[pre.dtype],
-            num_warps=max(_WARPS, block // _A_WARP),
+            num_warps=warps_of(block),
         )
     return values, columns
 
