@@ -13,6 +13,8 @@ from hagd.transcoders.sparse import selection
 from hagd.transcoders.sparse.products import Support
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 
+EXTREMES = (-float("inf"), -3e38, -1.0, -1e-40, -0.0, 0.0, 1e-40, 1.0, 1.0078125, 3e38, float("inf"))
+
 property_test = hypothesis_settings(max_examples=60, deadline=None)
 
 
@@ -68,14 +70,17 @@ def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: 
         assert torch.equal(mask(support), torch.zeros_like(pre).scatter(1, expected.indices, 1).bool())
 
 
+@pytest.mark.parametrize("shift", [0.0, -3.0, -20.0], ids=["signs", "few positive", "negative"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("m", "k"), [(64, 4), (64, 5), (60, 4), (36, 4), (36, 10), (30, 7), (33, 4), (16, 1), (16, 16), (4608, 64)]
 )
-def test_stages_find_what_one_finds(m: int, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_find_what_one_finds(
+    m: int, k: int, dtype: torch.dtype, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the largest entries all in one group or all in different ones."""
     monkeypatch.setattr(selection, "_DIRECT", 8)
-    pre = torch.randn(40, m, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pre = (torch.randn(40, m, generator=torch.Generator().manual_seed(0)) + shift).to(dtype)
     for row, size in enumerate(size for size in (16, 8, 4, 2) if m % size == 0):
         pre[3 * row, row % (m // size) :: m // size] += 5
         pre[3 * row + 1, : m // size] += 5
@@ -86,13 +91,34 @@ def test_stages_find_what_one_finds(m: int, k: int, dtype: torch.dtype, monkeypa
         assert all(len(set(row)) == k for row in index.tolist())
 
 
-def test_nan_is_left_to_be_found() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_is_left_to_be_found(dtype: torch.dtype) -> None:
     """A diverged training must not look like one that goes on."""
-    pre = torch.randn(3, 2048)
+    pre = torch.randn(4, 2048, generator=torch.Generator().manual_seed(0)).to(dtype)
     pre[1] = torch.nan
+    pre[3, 7] = torch.nan
     values, _ = selection._partitioned(pre, 4)
-    assert values[1].isnan().all()
+    assert values[1].isnan().all() and values[3].isnan().sum() == 1
     assert torch.equal(values[::2].sort(descending=True).values, pre[::2].topk(4).values)
+    assert selection._partitioned(pre[1:2], 4)[0].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(
+    seed=st.integers(0, 1000), levels=st.lists(st.sampled_from(EXTREMES), min_size=1, max_size=6), k=st.integers(1, 9)
+)
+@property_test
+def test_rows_of_few_values_have_their_largest(dtype: torch.dtype, seed: int, levels: list[float], k: int) -> None:
+    """Ties at the bound of the groups' maxima and at the k-th place, infinities and both zeros among them."""
+    chosen = torch.randint(len(levels), (5, 64), generator=torch.Generator().manual_seed(seed))
+    pre = torch.tensor(levels, dtype=dtype)[chosen]
+    pre[0] = torch.arange(64.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_DIRECT", 8)
+        values, index = selection._partitioned(pre, k)
+    assert torch.equal(values.sort(descending=True).values, pre.topk(k).values)
+    assert torch.equal(pre.gather(1, index), values)
+    assert all(len(set(row)) == k for row in index.tolist())
 
 
 def test_many_tokens_are_encoded_chunk_after_chunk() -> None:

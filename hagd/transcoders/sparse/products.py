@@ -60,11 +60,11 @@ class Support:
         """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
         if self.index.device.type == "cpu" and self.m <= 2**16:  # NumPy sorts 16 bits by radix
             order = torch.from_numpy(np.argsort(self.index.numpy().astype(np.uint16), kind="stable"))
-            features = self.index[order]
+            features = self.index.index_select(0, order)
         else:
             features, order = torch.sort(self.index, stable=True)
         starts = torch.searchsorted(features, torch.arange(self.m, device=features.device))
-        return order, self.token[order], starts
+        return order, self.token.index_select(0, order), starts
 
 
 def decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
@@ -107,9 +107,10 @@ def _decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
 def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
     """`out_j = Σ_t v_tj a_t`: `[m, d]` of values `[n]` and rows `[B, d]`; without gradient."""
     order, token, offsets = support.by_feature
+    values = values.index_select(0, order)
     if (kernels := _kernels(a)) is not None:
-        return kernels.long_segment_sums(values[order], token, offsets, a)
-    return embedding_bag(token, a, offsets, mode="sum", per_sample_weights=values[order])
+        return kernels.long_segment_sums(values, token, offsets, a)
+    return embedding_bag(token, a, offsets, mode="sum", per_sample_weights=values)
 
 
 def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
@@ -166,7 +167,7 @@ class _GatherDot(torch.autograd.Function):
             weight = _gathered(weight)
         ctx.save_for_backward(_gathered(a), weight)
         ctx.support = support
-        return _gather_dot(a, support, weight) + bias[support.index] if known is None else known.clone()
+        return _gather_dot(a, support, weight) + bias.index_select(0, support.index) if known is None else known.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hagd.transcoders.sparse.products import Support, gather_dot, triton_kernels
@@ -158,14 +159,36 @@ def _two_stage(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _partitioned(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `_two_stage`, in as many stages as there are, on a CPU."""
+    """As `_two_stage` on a CPU: what is less than the k-th largest of the groups' maxima is not among the top k."""
     size = 1 if pre.shape[1] <= _DIRECT else _group_size(pre.shape[1], k, _GROUPS)
-    if size == 1:
-        place = _largest(pre, k)
-        return pre.gather(1, place), place
-    chosen = _largest(_maxima(pre, size), k)
-    values, place = _partitioned(_members(pre, size, chosen), k)
-    return values, _column(place, chosen, pre.shape[1] // size)
+    place = _largest(pre, k) if size == 1 else _largest_of(_candidates(pre, size, k), pre, k)
+    return pre.gather(1, place), place
+
+
+def _candidates(pre: Tensor, size: int, k: int) -> NDArray[np.int64]:
+    """Flat places of the entries that reach the k-th largest of the groups' maxima, ascending."""
+    # As integers positive bfloat16 numbers keep their order, and NumPy and torch are several times faster.
+    ranks = pre.view(torch.int16) if pre.dtype == torch.bfloat16 else pre
+    maxima = _maxima(ranks, size).numpy()
+    place = maxima.shape[1] - k
+    bound = np.partition(maxima, place, axis=1)[:, place, None]
+    if pre.dtype == torch.bfloat16 and bound.min() < 0:
+        return _candidates(pre.float(), size, k)
+    return np.flatnonzero(ranks.numpy() >= bound)
+
+
+def _largest_of(found: NDArray[np.int64], pre: Tensor, k: int) -> Tensor:
+    """Places `[c, k]` of the k largest of each row, among candidates at flat places in ascending order."""
+    n_rows, n = pre.shape
+    starts = np.searchsorted(found, n * np.arange(n_rows))
+    counts = np.diff(starts, append=len(found))
+    if counts.min() < k:  # NaN
+        return _places(found[:0], pre, k)
+    rank = np.arange(len(found)) - np.repeat(starts, counts)
+    values = _distinct(pre.view(-1).index_select(0, torch.from_numpy(found)), torch.from_numpy(rank))
+    rows = np.full((n_rows, counts.max()), -np.inf, values.dtype)
+    rows[np.arange(rows.shape[1]) < counts[:, None]] = values
+    return _places(found[values >= np.repeat(_kth_largest(rows, k), counts)], pre, k)
 
 
 def _group_size(m: int, k: int, sizes: Sequence[int]) -> int:
@@ -191,16 +214,36 @@ def _column(place: Tensor, chosen: Tensor, n_groups: int) -> Tensor:
 
 def _largest(pre: Tensor, k: int) -> Tensor:
     """Places `[c, k]` of the k largest of each row; NumPy finds the k-th several times faster than torch on a CPU."""
-    n, distinct = pre.shape[1], pre
-    if pre.dtype == torch.bfloat16 and n <= 2**16:  # ties are the rule: places go into the bits that it leaves free
-        distinct = pre.float()
-        distinct.view(torch.int32).bitwise_or_(torch.arange(n, dtype=torch.int32))
-    values = distinct.to(torch.promote_types(distinct.dtype, torch.float32)).numpy()
-    kth = np.partition(values, n - k, axis=1)[:, n - k, None]
-    found = np.flatnonzero(values >= kth)
-    if len(found) != len(pre) * k:  # ties, or NaN
-        return pre.topk(k, dim=-1, sorted=False).indices
-    return torch.from_numpy(found).view(len(pre), k) - n * torch.arange(len(pre))[:, None]
+    values = _distinct(pre, torch.arange(pre.shape[1]))
+    return _places(np.flatnonzero(values >= _kth_largest(values, k)[:, None]), pre, k)
+
+
+def _distinct(values: Tensor, place: Tensor) -> NDArray[Any]:
+    """Values for NumPy. Those of bfloat16, where ties are the rule, get their places into the bits that it leaves."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    if values.dtype == torch.bfloat16:
+        wide.view(torch.int32).bitwise_or_(place.to(torch.int32))
+    return wide.numpy()
+
+
+def _kth_largest(rows: NDArray[Any], k: int) -> NDArray[Any]:
+    """Of each row."""
+    place = rows.shape[1] - k
+    return np.partition(rows, place, axis=1)[:, place]
+
+
+def _places(found: NDArray[np.int64], pre: Tensor, k: int) -> Tensor:
+    """Places `[c, k]` of flat places; torch's own in rows where ties or NaN make them more or fewer than k."""
+    n_rows, n = pre.shape
+    if len(found) == n_rows * k:
+        return torch.from_numpy(found).view(n_rows, k) - n * torch.arange(n_rows)[:, None]
+    row = found // n
+    counted = np.bincount(row, minlength=n_rows) == k
+    places = torch.empty(n_rows, k, dtype=torch.long)
+    places[torch.from_numpy(counted)] = torch.from_numpy((found - n * row)[counted[row]]).view(-1, k)
+    uncounted = torch.from_numpy(~counted)
+    places[uncounted] = pre[uncounted].topk(k, dim=-1, sorted=False).indices
+    return places
 
 
 def _rescored(x: Tensor, W_enc: Tensor, b_enc: Tensor, index: Tensor) -> Tensor:
