@@ -95,9 +95,8 @@ def judge(split: str, tested: Cell, scorers: dict[str, TrainedScorer]) -> Result
     n = graph.n_candidates
     rankings["integrated_gradients"] = np.asarray(graph.nodes.importance[:n])
     config = p.config.validation.model_copy(update={"n_random": 1, "n_bootstrap": 10})
-    metrics = validate(
-        p.patched, p.get("prompts"), graph, found, rankings, p.config.graph.ablation, config, tested.seed
-    ).metrics
+    grid, ablation = p.config.search.sizes, p.config.graph.ablation
+    metrics = validate(p.patched, p.get("prompts"), graph, found, rankings, grid, ablation, config, tested.seed).metrics
     areas = {name: metrics[f"control.{name}.cpr_log"] for name in rankings}
     ig = areas["integrated_gradients"]
     return Result(

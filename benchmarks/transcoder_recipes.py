@@ -1,12 +1,12 @@
 """Recipes of transcoders by number of tokens, as Hydra multiruns: `python benchmarks/transcoder_recipes.py --text GLOB
---heldout GLOB [--json FILE] [--sweeps NAME …] [--batches N …] [--jobs N] [--distinct N] [key=value …]`.
+--heldout GLOB [--json FILE] [--sweeps NAME …] [--batches N …] [--layer N] [--jobs N] [--distinct N] [key=value …]`.
 
-For each sweep of `SWEEPS`, a multirun of `train.py` over learning rates at each batch size: MLP 10 of SmolLM2-135M,
-k = 64, m = 4,608, one seed. Then every dictionary is measured on the first `HELDOUT` tokens of files that no training
-read. `--jobs` jobs run at a time; those with as many tokens share one capture, also those of another process, so the
-batch sizes of a sweep can be divided over several (`--batches`). A sweep whose tokens are more than `--distinct` draws
-that many several times. What is in `paths.runs` already is not trained again; a training that
-failed, because its loss diverged for one, says why and has no figures.
+For each sweep of `SWEEPS`, a multirun of `train.py` over learning rates at each batch size: an MLP of SmolLM2-135M,
+by default that of layer 10, k = 64, m = 4,608, one seed. Then every dictionary is measured on the first `HELDOUT`
+tokens of files that no training read. `--jobs` jobs run at a time; those with as many tokens share one capture, also
+those of another process, so the batch sizes of a sweep can be divided over several (`--batches`). A sweep whose
+tokens are more than `--distinct` draws that many several times. What is in `paths.runs` already is not trained again;
+a training that failed, because its loss diverged for one, says why and has no figures.
 
 On a GPU: `trainer=gpu model=hf model.path=FOLDER model.device_map=cuda`, the folder being a `save_pretrained` copy of
 the model. Ends with a table and one line of JSON.
@@ -35,14 +35,12 @@ from hagd.config.activations import Corpus
 from hagd.models.language_model import LanguageModel, rows_a_pass
 from hagd.transcoders.records import Transcoder, TranscoderSet
 
-LAYER = 10
 HELDOUT = 65_536
 
 RATES = (0.00175, 0.0035, 0.007, 0.014)
 SETTINGS = (
     "model=smollm2_135m",
     "task=ioi",
-    f"transcoder.layers=[{LAYER}]",
     "transcoder.k=64",
     "transcoder.expansion=8",
     "transcoder.selection=bfloat16",
@@ -97,12 +95,13 @@ class Row:
     waiting: float
 
 
-def overrides(sweep: Sweep, batch: int, distinct: int, text: str, extra: Sequence[str]) -> list[str]:
+def overrides(sweep: Sweep, batch: int, layer: int, distinct: int, text: str, extra: Sequence[str]) -> list[str]:
     """What all trainings of a multirun have in common."""
     n_tokens = min(sweep.tokens, distinct)
     return [
         *SETTINGS,
         f"recipe={sweep.recipe}",
+        f"transcoder.layers=[{layer}]",
         f"transcoder.batch_size={batch}",
         f"transcoder.steps={sweep.tokens // batch}",
         f"transcoder.corpus={{data_files: '{text}', n_tokens: {n_tokens}}}",
@@ -120,12 +119,12 @@ def multirun(common: Sequence[str], rates: Sequence[float], jobs: int) -> None:
 
 
 @torch.no_grad()
-def heldout(lm: LanguageModel, text: str) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs `[n, d]` of the layer on the first `HELDOUT` tokens of `text`, without massive activations."""
+def heldout(lm: LanguageModel, layer: int, text: str) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs `[n, d]` of a layer on the first `HELDOUT` tokens of `text`, without massive activations."""
     assert lm.tokenizer is not None
     with tempfile.TemporaryDirectory() as folder:
         tokens = corpus_tokens(Corpus(data_files=text, n_tokens=HELDOUT), lm.tokenizer, Path(folder)).long()
-    parts = [capture(lm, rows.to(lm.device), "mlp", [LAYER]) for rows in tokens.split(rows_a_pass(tokens.shape[1]))]
+    parts = [capture(lm, rows.to(lm.device), "mlp", [layer]) for rows in tokens.split(rows_a_pass(tokens.shape[1]))]
     x, y = (torch.cat(side, 1).flatten(1, 2) for side in zip(*parts, strict=True))
     keep = Outliers.of(x.norm(dim=-1), y.norm(dim=-1)).keep(x, y)
     return x[0, keep], y[0, keep]
@@ -175,13 +174,14 @@ def main() -> None:
     parser.add_argument("--heldout", required=True, help="text files that do not")
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
     parser.add_argument("--batches", type=int, nargs="+", help="only these batch sizes")
+    parser.add_argument("--layer", type=int, default=10, help="whose MLP is explained")
     parser.add_argument("--jobs", type=int, default=1, help="at a time; more than one need Hydra's joblib launcher")
     parser.add_argument("--distinct", type=int, default=10**9, help="tokens that are captured at most")
     parser.add_argument("--json", type=Path, help="file for every figure")
     extra = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("--")]
     arguments = parser.parse_args([argument for argument in sys.argv[1:] if argument not in extra])
     runs = [
-        (name, batch, overrides(SWEEPS[name], batch, arguments.distinct, arguments.text, extra))
+        (name, batch, overrides(SWEEPS[name], batch, arguments.layer, arguments.distinct, arguments.text, extra))
         for name in SWEEPS
         if name in arguments.sweeps
         for batch in SWEEPS[name].batches
@@ -190,11 +190,11 @@ def main() -> None:
     for name, _, common in runs:
         multirun(common, SWEEPS[name].rates, arguments.jobs)
 
-    tokens = heldout(pipeline(0, runs[0][2], Console(quiet=True)).lm, arguments.heldout)
+    tokens = heldout(pipeline(0, runs[0][2], Console(quiet=True)).lm, arguments.layer, arguments.heldout)
     rows = [row for name, batch, common in runs for row in measured(name, common, batch, SWEEPS[name].rates, tokens)]
     on = torch.cuda.get_device_name() if tokens[0].is_cuda else "CPU"
     result = {"command": "benchmarks/transcoder_recipes.py", "device": on, "heldout_tokens": len(tokens[0])}
-    result |= {"layer": LAYER, "distinct": arguments.distinct, "rows": [asdict(row) for row in rows]}
+    result |= {"layer": arguments.layer, "distinct": arguments.distinct, "rows": [asdict(row) for row in rows]}
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     print(table(rows), json.dumps(result), sep="\n\n")

@@ -303,8 +303,8 @@ def validate_circuit(
         "attribution": by_method(discovery, graph, config.graph, "integrated_gradients"),
         "gradient_activation": by_method(discovery, graph, config.graph, "gradient_activation"),
     }
-    ablation = config.graph.ablation if config.graph.ablation != "resample" else "mean"
-    return validate(patched, task, graph, result, controls, ablation, config.validation, config.seed, progress)
+    grid, ablation = config.search.sizes, config.graph.ablation
+    return validate(patched, task, graph, result, controls, grid, ablation, config.validation, config.seed, progress)
 
 
 def discovery_objective(config: StagesConfig, patched: PatchedModel, task: TaskData) -> Objective:

@@ -58,11 +58,12 @@ def _controls(data: ReportData) -> Table:
 
 
 def _validation(data: ReportData) -> Table:
+    unseen = "resample" if "validation.preservation_resample" in data.metrics else "mean"
     table = plain_table(
-        "Causal checks on held-out prompts", "sufficiency", "necessity", "φ lenient", "φ resample", "CPR log", "CMD"
+        "Causal checks on held-out prompts", "sufficiency", "necessity", "φ lenient", f"φ {unseen}", "CPR log", "CMD"
     )
     keys = ("validation.sufficiency", "validation.necessity")
-    shares = ("validation.preservation_lenient", "validation.preservation_resample")
+    shares = ("validation.preservation_lenient", f"validation.preservation_{unseen}")
     table.columns[0].justify = "right"
     table.add_row(
         *(number(data.metrics.get(key)) for key in keys),

@@ -48,6 +48,7 @@ METRIC_NAMES = {
     "validation.preservation": "Preservation (error terms at their mean)",
     "validation.preservation_lenient": "Preservation (error terms kept)",
     "validation.preservation_resample": "Preservation (ablation by resampling)",
+    "validation.preservation_mean": "Preservation (ablation to the mean)",
     "validation.sufficiency": "Sufficiency",
     "validation.necessity": "Necessity",
     "validation.n_prompts": "Held-out prompts",

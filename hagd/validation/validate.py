@@ -59,6 +59,7 @@ def validate(
     graph: AttributionGraph,
     result: SearchResult,
     controls: dict[str, np.ndarray],
+    grid: Sequence[int],
     ablation: Ablation,
     config: ValidationConfig,
     seed: int,
@@ -69,10 +70,12 @@ def validate(
     Args:
         patched: the patched model.
         task: its validation split is read here and nowhere else.
-        graph: candidates, for the random controls and the complement.
+        graph: candidates, for the random controls.
         result: the circuits.
         controls: method → ranking `[n_candidates]` of the candidates, made on the discovery split.
-        ablation: value of ablated nodes, `mean` or `zero`; `resample` is always measured besides.
+        grid: sizes over which areas are taken, up to all candidates; that of the reported circuit must not move them.
+        ablation: value of ablated nodes, as in the search; an intervention that it did not use is measured besides:
+            `resample`, or `mean` where the search resampled.
         config: numbers of draws.
         seed: of random circuits and the bootstrap.
         progress: called with circuits measured and to measure.
@@ -85,31 +88,22 @@ def validate(
         return _Bench(objective, objective.full(), empty, config, seed)
 
     strict, lenient = bench(ablation, "mean"), bench(ablation, "keep")
-    resampled = bench("resample", "mean")
+    unseen: Ablation = "mean" if ablation == "resample" else "resample"
+    other = bench(unseen, "mean")
     gates = result.circuit.gates(shape)
-    everything = Circuit(np.sort(graph.flat)).gates(shape)
     metrics = _reference_metrics(strict, lenient)
     metrics |= _named("validation.preservation", strict.preservation(strict.run(gates)))
     metrics |= _named("validation.preservation_lenient", lenient.preservation(lenient.run(gates)))
-    metrics |= _named("validation.preservation_resample", resampled.preservation(resampled.run(gates)))
+    metrics |= _named(f"validation.preservation_{unseen}", other.preservation(other.run(gates)))
     metrics |= _named("validation.faithfulness", strict.faithfulness(strict.run(gates)))
     metrics |= _named("validation.sufficiency", lenient.faithfulness(lenient.run(gates)))
-    complement = lenient.faithfulness(lenient.run(everything - gates))
+    complement = lenient.faithfulness(lenient.run(torch.ones(shape) - gates))
     metrics |= _named("validation.necessity", Interval(1 - complement.value, 1 - complement.high, 1 - complement.low))
     metrics["validation.n_prompts"] = float(len(task.validation))
-    metrics["empty.resample_accuracy"] = resampled.empty.accuracy
+    metrics[f"empty.{unseen}_accuracy"] = other.empty.accuracy
     curves = _curves(strict, graph, result, controls, config, seed, progress)
     metrics |= _control_metrics(curves, result.size)
-    points = curves[0]
-    n = graph.n_candidates
-    sizes, values = _with_all(points, strict, everything, n)
-    metrics["curve.cpr_log"] = area_log(sizes, values)
-    metrics["curve.cpr"] = area_linear(sizes, values, n)
-    metrics["curve.cmd"] = distance_linear(sizes, values, n)
-    for other in curves[1:]:
-        sizes, values = _with_all(other, strict, everything, n)
-        metrics[f"control.{other.method}.cpr_log"] = area_log(sizes, values)
-    return Validation(metrics, curves)
+    return Validation(metrics | _areas(curves, grid, strict, graph), curves)
 
 
 def _reference_metrics(strict: _Bench, lenient: _Bench) -> dict[str, float]:
@@ -190,13 +184,25 @@ def _control_metrics(curves: Sequence[CurvePoints], size: int) -> dict[str, floa
     return metrics
 
 
-def _with_all(points: CurvePoints, bench: _Bench, everything: Tensor, n: int) -> tuple[list[int], list[float]]:
-    """The curve with its end, all candidates."""
-    sizes, values = list(points.sizes), list(points.faithfulness)
-    if sizes[-1] < n:
-        sizes.append(n)
-        values.append(faithfulness(bench.run(everything), bench.full, bench.empty)(np.arange(len(bench.objective))))
-    return sizes, values
+def _areas(
+    curves: Sequence[CurvePoints], grid: Sequence[int], bench: _Bench, graph: AttributionGraph
+) -> dict[str, float]:
+    """Of F over the sizes of the grid and all candidates, where every method has the same circuit."""
+    n = graph.n_candidates
+    everything = bench.run(Circuit(np.sort(graph.flat)).gates(bench.objective.patched.gate_shape))
+    whole = faithfulness(everything, bench.full, bench.empty)(np.arange(len(bench.objective)))
+    metrics: dict[str, float] = {}
+    for curve in curves:
+        at = dict(zip(curve.sizes, curve.faithfulness, strict=True))
+        sizes = [size for size in curve.sizes if size in grid and size < n]
+        sizes, values = [*sizes, n], [*(at[size] for size in sizes), whole]
+        if curve is not curves[0]:
+            metrics[f"control.{curve.method}.cpr_log"] = area_log(sizes, values)
+            continue
+        metrics["curve.cpr_log"] = area_log(sizes, values)
+        metrics["curve.cpr"] = area_linear(sizes, values, n)
+        metrics["curve.cmd"] = distance_linear(sizes, values, n)
+    return metrics
 
 
 def _named(key: str, interval: Interval) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from hagd.attribution.records import HEAD
+from hagd.config.stages import Ablation
 from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
@@ -47,11 +48,18 @@ def poisoned(prompts: Prompts) -> Prompts:
     return replace(prompts, **{name: scrambled(getattr(prompts, name)) for name in names})
 
 
-def run(pipeline: Pipeline, task: TaskData, **changes: Any) -> Validation:
+def run(pipeline: Pipeline, task: TaskData, ablation: Ablation = "mean", **changes: Any) -> Validation:
     controls = {"attribution": pipeline.get("graph").nodes.importance[: pipeline.get("graph").n_candidates]}
-    config = pipeline.config.validation
+    options = {"result": pipeline.get("search"), "grid": (4, 16)} | changes
     return validate(
-        pipeline.patched, task, pipeline.get("graph"), pipeline.get("search"), controls, "mean", config, 0, **changes
+        pipeline.patched,
+        task,
+        pipeline.get("graph"),
+        controls=controls,
+        ablation=ablation,
+        config=pipeline.config.validation,
+        seed=0,
+        **options,
     )
 
 
@@ -87,11 +95,11 @@ def test_no_stage_before_it_reads_the_validation_split(pipeline: Pipeline, tmp_p
 
 
 def test_figures_agree_with_circuits_run_by_hand(pipeline: Pipeline) -> None:
-    task, graph, result = pipeline.get("prompts"), pipeline.get("graph"), pipeline.get("search")
+    task, result = pipeline.get("prompts"), pipeline.get("search")
     metrics = run(pipeline, task).metrics
     shape = pipeline.patched.gate_shape
     gates = result.circuit.gates(shape)
-    rest = Circuit(np.setdiff1d(graph.flat, result.circuit.nodes)).gates(shape)
+    rest = Circuit(np.setdiff1d(np.arange(gates.numel()), result.circuit.nodes)).gates(shape)
 
     def measured(ablation: Any, error: Any) -> tuple[Any, ...]:
         on = Objective(pipeline.patched, task, task.validation, ablation=ablation, error=error, batch_size=7)
@@ -111,8 +119,36 @@ def test_figures_agree_with_circuits_run_by_hand(pipeline: Pipeline) -> None:
     assert (
         metrics["validation.necessity.low"] <= metrics["validation.necessity"] <= metrics["validation.necessity.high"]
     )
-    full, _, ours, _ = measured("resample", "mean")
+    full, empty, ours, _ = measured("resample", "mean")
     assert metrics["validation.preservation_resample"] == pytest.approx(ours.accuracy / full.accuracy)
+
+    resampled = run(pipeline, task, "resample").metrics
+    assert resampled["validation.preservation"] == metrics["validation.preservation_resample"]
+    assert resampled["validation.preservation_mean"] == metrics["validation.preservation"]
+    assert resampled["empty.accuracy"] == empty.accuracy and "validation.preservation_resample" not in resampled
+
+
+def test_necessity_ablates_nothing_but_the_circuit(tiny_runs: Path) -> None:
+    """Also where most features that are active are no candidates."""
+    built = Pipeline(tiny_extract(tiny_runs, graph__n_max=10), QUIET)
+    task, gates = built.get("prompts"), built.get("search").circuit.gates(built.patched.gate_shape)
+    on = Objective(built.patched, task, task.validation, ablation="mean", error="keep", batch_size=64)
+    rest, empty, full = (
+        float(x.logit_difference.mean()) for x in (on.outcome(1 - gates), on.outcome(0 * gates), on.full())
+    )
+    assert built.get("validation").metrics["validation.necessity"] == pytest.approx(
+        1 - (rest - empty) / (full - empty), rel=1e-4, abs=1e-5
+    )
+
+
+def test_areas_do_not_depend_on_the_reported_size(pipeline: Pipeline) -> None:
+    """Circuits of 4, 8 and 16 nodes, the areas over 4 and 16."""
+    task, result = pipeline.get("prompts"), pipeline.get("search")
+    assert [len(circuit) for circuit in result.circuits] == [4, 8, 16] and result.size == 8
+    with_it = run(pipeline, task)
+    without = run(pipeline, task, result=replace(result, size=4, circuits=result.circuits[::2]))
+    for name in ("curve.cpr_log", "curve.cpr", "curve.cmd", "control.attribution.cpr_log"):
+        assert with_it.metrics[name] == without.metrics[name]
 
 
 def test_curves_and_controls(pipeline: Pipeline) -> None:
