@@ -20,10 +20,10 @@ from torch import Tensor
 from hagd.attribution.heads import head_deviations, head_directions
 from hagd.attribution.records import FEATURE, HEAD, LOGIT, TOKEN, Nodes
 from hagd.attribution.sources import Leaf, direct_pass
-from hagd.config.stages import Ablation
+from hagd.config.stages import Ablation, Metric
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
-from hagd.tasks.scoring import logit_difference
+from hagd.tasks.scoring import SCORES
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,13 @@ class DirectEdges:
     """Columns of the direct attribution matrix for one batch of prompts."""
 
     def __init__(
-        self, patched: PatchedModel, task: TaskData, prompts: Prompts, nodes: Nodes, ablation: Ablation
+        self,
+        patched: PatchedModel,
+        task: TaskData,
+        prompts: Prompts,
+        nodes: Nodes,
+        ablation: Ablation,
+        metric: Metric = "logit_difference",
     ) -> None:
         self.patched = patched
         self.nodes = nodes
@@ -59,10 +65,10 @@ class DirectEdges:
         tokens = prompts.tokens.flatten(0, 1)
         self.forward = direct_pass(patched, tokens, scored)
         self.deviations = self._measure(prompts, ablation)
-        self._directions = head_directions(patched, task, prompts)
+        self._directions = head_directions(patched, task, prompts, metric)
         assert self.forward.logits is not None
         logits = self.forward.logits.unflatten(0, prompts.tokens.shape[:2])
-        self._metric = logit_difference(logits, prompts, task.length_normalised).sum()
+        self._metric = SCORES[metric](logits, prompts, task.length_normalised).sum()
         self._projectors = _group_sources(patched, nodes)
 
     def column(self, target: int) -> tuple[Tensor, Tensor]:

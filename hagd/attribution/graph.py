@@ -73,7 +73,7 @@ def build_graph(
     prompts = prompts[: config.edge_prompts].to(patched.lm.device)
     nodes, flat = candidate_nodes(attribution, patched, prompts, config.n_max)
     method = DirectEdges if config.edges == "direct" else TotalEdges
-    edges = method(patched, task, prompts, nodes, config.ablation)
+    edges = method(patched, task, prompts, nodes, config.ablation, config.metric)
     targets = np.flatnonzero(np.isin(nodes.kind, (FEATURE, HEAD, LOGIT)))
     sources_of, effects_of, target_of = [], [], []
     for done, target in enumerate(targets.tolist()):

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from hagd.activations.heads import rewritten_heads
-from hagd.config.stages import Ablation
+from hagd.config.stages import Ablation, Metric
 from hagd.models.language_model import LanguageModel
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import Prompts, TaskData
-from hagd.tasks.scoring import logit_difference
+from hagd.tasks.scoring import SCORES
 
 
 def head_deviations(patched: PatchedModel, prompts: Prompts, ablation: Ablation) -> dict[int, Tensor]:
@@ -33,15 +33,15 @@ def head_deviations(patched: PatchedModel, prompts: Prompts, ablation: Ablation)
     return dict(zip(patched.layout.head_layers, clean - ablated, strict=True))
 
 
-def head_directions(patched: PatchedModel, task: TaskData, prompts: Prompts) -> dict[int, Tensor]:
-    """Layer → `u` `[B, T, H, e]`, gradient of the logit difference at the heads that are nodes; empty without them."""
+def head_directions(patched: PatchedModel, task: TaskData, prompts: Prompts, metric: Metric) -> dict[int, Tensor]:
+    """Layer → `u` `[B, T, H, e]`, gradient of the metric at the heads that are nodes; empty without them."""
 
-    def metric() -> Tensor:
+    def measured() -> Tensor:
         logits = patched.lm.logits_at(prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
         logits = logits.unflatten(0, prompts.tokens.shape[:2])
-        return logit_difference(logits, prompts, task.length_normalised).sum()
+        return SCORES[metric](logits, prompts, task.length_normalised).sum()
 
-    return gradients_at_heads(patched.lm, patched.layout.head_layers, metric)
+    return gradients_at_heads(patched.lm, patched.layout.head_layers, measured)
 
 
 def gradients_at_heads(lm: LanguageModel, layers: Sequence[int], metric: Callable[[], Tensor]) -> dict[int, Tensor]:

@@ -10,6 +10,7 @@ from hagd.config.activations import ActivationsConfig, Corpus
 from hagd.config.base import Section
 
 Ablation = Literal["mean", "zero", "resample"]
+Metric = Literal["log_probability", "logit_difference"]
 ErrorMode = Literal["mean", "keep"]
 ActivationFunction = Literal["topk", "batch_topk", "jumprelu", "relu"]
 PredictionHeadKind = Literal["tied", "tied_low_rank", "low_rank", "dense"]
@@ -144,7 +145,7 @@ class GraphConfig(Section):
     )
     attribution: AttributionMethod = Field("integrated_gradients", description="how candidates are ranked")
     ig_steps: int = Field(8, ge=1, description="steps of integrated gradients")
-    metric: Literal["log_probability", "logit_difference"] = Field(
+    metric: Metric = Field(
         "logit_difference",
         description="what is attributed: log-probability of the answer, or answer − distractor logit",
     )
@@ -183,7 +184,10 @@ class GraphConfig(Section):
         "all)",
     )
     strongest: int | None = Field(
-        None, ge=1, description="edges kept a target before pruning (null = all); influence counts all of them anyway"
+        None,
+        ge=1,
+        description="edges kept a target before pruning (null = all); influence counts all of them anyway, but "
+        "with max_features only those that are kept",
     )
     pruning: GraphPruningConfig = GraphPruningConfig()
     memory_limit_mb: int | None = Field(
@@ -288,6 +292,14 @@ class SearchConfig(Section):
     def _sizes_are_sizes(self) -> SearchConfig:
         if any(size < 1 for size in self.sizes):
             raise ValueError(f"sizes must be at least 1 each, found {list(self.sizes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _flat_gates_have_gates(self) -> SearchConfig:
+        if self.method == "gates" and not self.gates:
+            raise ValueError(
+                "method=gates is flat gates alone, found gates=false; set it to true or choose another method"
+            )
         return self
 
 

@@ -16,9 +16,7 @@ from torch import Tensor
 from hagd.config.stages import Ablation, ErrorMode, SearchLoss
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts, TaskData
-from hagd.tasks.scoring import is_correct, leads_by_answer, log_probability, logit_difference, option_scores
-
-_SCORES = {"log_probability": log_probability, "logit_difference": logit_difference}
+from hagd.tasks.scoring import SCORES, is_correct, leads_by_answer, logit_difference, option_scores
 
 
 @dataclass(frozen=True)
@@ -151,13 +149,13 @@ class Objective:
     def metric(self, name: str, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
         """`log_probability` or `logit_difference` of the prompts `index`, `[n]`; differentiable in `gates`."""
         part = self.prompts[index]
-        return _SCORES[name](self._logits(part, gates, owner), part, self.task.length_normalised)
+        return SCORES[name](self._logits(part, gates, owner), part, self.task.length_normalised)
 
     def metric_between(self, name: str, gates: Tensor, index: Tensor, share: float) -> Tensor:
         """The same with inputs mixed with counterfactuals, as in `PatchedModel.logits_between`, `[n]`."""
         part = self.prompts[index]
         logits = self.patched.logits_between(part, gates, share, ablation=self.ablation, error=self.error)
-        return _SCORES[name](logits, part, self.task.length_normalised)
+        return SCORES[name](logits, part, self.task.length_normalised)
 
     def sample(self, size: int, generator: torch.Generator) -> Tensor:
         """Indices of `size` random prompts, all of them in order when there are no more."""

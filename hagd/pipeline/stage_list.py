@@ -114,6 +114,13 @@ def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
     return build_task(p.config.task, tokenizer, p.config.seed)
 
 
+def _graph_config(p: Pipeline) -> dict[str, Any]:
+    other = {"scope", "batch_size", "memory_limit_mb", "heads", "head_layers", *_OF_A_PROMPT}
+    config = p.config.graph.model_dump(mode="json", exclude=other)
+    # Edges once read the logit difference whatever the metric; only the graphs that this changed have a new address.
+    return config if config["metric"] == "logit_difference" else {**config, "edges_of": config["metric"]}
+
+
 def _prompt_graph_config(p: Pipeline) -> dict[str, Any]:
     of_heads = {"heads", "head_layers"} if p.config.graph.heads else set()
     return p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT | of_heads)
@@ -211,9 +218,7 @@ STAGES: dict[str, Stage] = {
         AttributionGraph,
         1,
         ("prompts", "lm", "transcoders", "means", "head_means"),
-        lambda p: p.config.graph.model_dump(
-            mode="json", exclude={"batch_size", "scope", *_OF_A_PROMPT, "memory_limit_mb", "heads", "head_layers"}
-        ),
+        _graph_config,
         lambda p, _, progress: stages.attribute(p.config, p.patched, p.get("prompts"), progress),
     ),
     "hierarchy": Stage(

@@ -2,7 +2,8 @@
 
 Each member of a circuit is ablated alone, and each of the best outsiders is added alone; both are measured, not
 estimated. The least useful members then make room for the most useful outsiders, as many as lower the loss
-(tried at halving numbers). The size never changes and the loss on the discovery split never rises.
+(tried at halving numbers). The size never changes, and the loss never rises on the prompts of a round, a sample of the
+discovery split that also chose the nodes: on the whole split it can.
 """
 
 from __future__ import annotations

@@ -48,6 +48,10 @@ def log_probability(logits: Tensor, prompts: Prompts, length_normalised: bool = 
     return _mean_over_scored(_accepted(logits, prompts.answers) - logits.logsumexp(-1), prompts)[:, 0]
 
 
+SCORES = {"log_probability": log_probability, "logit_difference": logit_difference}
+"""What a node can be attributed to, by `graph.metric`."""
+
+
 def is_correct(logits: Tensor, prompts: Prompts, rule: AccuracyRule, length_normalised: bool = False) -> Tensor:
     """Whether each prompt is answered correctly, bool `[N]`.
 

@@ -177,7 +177,7 @@ def test_of_a_head_it_is_the_gradient_at_its_output_times_the_deviation() -> Non
     target = objective("gpt_neox", k=12, error="keep", head_layers=(1,))
     found = target.patched.layout.heads(attribute_nodes(target, GraphConfig(attribution="gradient_activation")).signed)
     prompts, task = target.prompts, target.task
-    u = head_directions(target.patched, task, prompts)[1]
+    u = head_directions(target.patched, task, prompts, "logit_difference")[1]
     moved = head_deviations(target.patched, prompts, "mean")[1]
     slots = prompts.slots[:, 0]
     for slot in range(3):

@@ -130,6 +130,7 @@ def test_the_example_in_a_message_is_accepted() -> None:
         ),
         (["transcoder.selection=bfloat16", "transcoder.activation=relu"], "transcoder.selection=bfloat16 needs "),
         (["search.sizes=[0,4]"], "search.sizes must be at least 1 each, found [0, 4]"),
+        (["search=gates", "search.gates=false"], "search.method=gates is flat gates alone, found gates=false"),
         (
             ["search.n_nodes=5000"],
             "search.n_nodes must be at most graph.n_max=4096, found 5000; lower it or raise graph.",
