@@ -40,6 +40,9 @@ _DECIDES_ACTIVATIONS = {"site", "layers", "corpus", "activations"}
 _GREEDY = ("greedy", "greedy_edges")
 """Methods that read `search.greedy_prompts`."""
 
+_TASK_VERSIONS = {"parity": 2, "subject_verb_agreement": 2, "factual_recall": 2}
+"""Tasks that have other prompts, or another order of them, than their first version; the others keep their address."""
+
 _OF_A_PROMPT = {"prompt", "logits", "score", "skip_first", "max_features", "strongest", "pruning"}
 """Keys of `graph` that decide the graph of one prompt, and nothing of a task's."""
 
@@ -67,6 +70,8 @@ class Stage:
 
 def _task_config(p: Pipeline) -> dict[str, Any]:
     config = p.config.task.model_dump(mode="json", exclude={"only_correct", "training"})
+    if (version := _TASK_VERSIONS.get(config["name"])) is not None:
+        config["version"] = version
     data_files = config.get("data_files")
     if data_files:
         from hagd.tasks.data_files import matching_files

@@ -76,6 +76,7 @@ def build(config: FactualRecall, tokenizer: PreTrainedTokenizerBase, seed: int) 
     splits = {}
     for name, facts in split_groups(groups, sizes, source).items():
         splits[name] = _examples(facts, rng)
+        random.Random(f"{seed} {name}").shuffle(splits[name])  # the first prompts of a split are a sample of it
         if not splits[name]:
             raise TaskError(
                 f"{source}: none of the {len(facts)} prompts of the {name} split has a counterfactual (another prompt "

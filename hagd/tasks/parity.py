@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from hagd.config.task import Parity
 from hagd.tasks.records import IGNORED, Prompts, TaskData
-from hagd.tasks.splits import seeded, split_codes, split_sizes
+from hagd.tasks.splits import partner_with_other_answer, seeded, split_codes, split_sizes
 from hagd.tasks.symbolic import symbolic_prompts, symbolic_task
 
 VOCABULARY = ("0", "1", "even", "odd", "start")
@@ -19,11 +19,11 @@ def build(config: Parity, seed: int) -> TaskData:
 
     The start token lets rotary models count: without one the prefixes 1, 11, 111 look alike to attention.
 
-    The counterfactual flips an odd number of random bits, so its answer, the distractor, is the other one.
+    The counterfactual is a string of the same split whose answer, the distractor, is the other one.
     `running` targets train on the parity of every prefix; `final` ones on that of the whole string. Chance is 1/2.
 
     Raises:
-        TaskError: fewer than the wanted number of distinct strings.
+        TaskError: fewer than the wanted number of distinct strings, or all of a split have the same parity.
     """
     generator = seeded(seed)
     fix = f"raise task.length={config.length}"
@@ -33,19 +33,20 @@ def build(config: Parity, seed: int) -> TaskData:
         slot_names=("start", *(f"bit{i + 1}" for i in range(config.length))),
         chance=0.5,
         vocabulary=VOCABULARY,
-        splits={name: _prompts(config, bits, generator) for name, bits in strings.items()},
+        splits={name: _prompts(config, bits, name, generator) for name, bits in strings.items()},
     )
 
 
-def _prompts(config: Parity, bits: Tensor, generator: Generator) -> Prompts:
+def _prompts(config: Parity, bits: Tensor, split: str, generator: Generator) -> Prompts:
     parity = bits.cumsum(dim=1) % 2
     labels = _behind_start(EVEN + parity, IGNORED)
     if config.targets == "final":
         labels[:, :-1] = IGNORED
     answer = parity[:, -1:]
+    tokens = _behind_start(bits, START)
     return symbolic_prompts(
-        _behind_start(bits, START),
-        _behind_start(bits ^ _odd_flips(bits.shape, generator), START),
+        tokens,
+        tokens[partner_with_other_answer(answer[:, 0], generator, split)],
         [config.length],
         answers=EVEN + answer,
         distractors=EVEN + 1 - answer,
@@ -55,10 +56,3 @@ def _prompts(config: Parity, bits: Tensor, generator: Generator) -> Prompts:
 
 def _behind_start(values: Tensor, first: int) -> Tensor:
     return torch.cat([torch.full((len(values), 1), first), values], dim=1)
-
-
-def _odd_flips(shape: torch.Size, generator: Generator) -> Tensor:
-    n, length = shape
-    n_flips = 2 * torch.randint((length + 1) // 2, (n, 1), generator=generator) + 1
-    rank = torch.rand(n, length, generator=generator).argsort(dim=1)
-    return (rank < n_flips).long()

@@ -94,6 +94,8 @@ def _generated(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase,
         for name, rows in split_codes(sizes, radices, fix, generator).items():
             numbers = torch.randint(2, (len(rows), 1), generator=generator)
             splits[name] += [make(row) for row in torch.cat([rows, numbers], dim=1).tolist()]
+    for name, examples in splits.items():  # the first prompts of a split are a sample of it
+        random.Random(f"{seed} {name}").shuffle(examples)
     return splits
 
 
@@ -113,24 +115,36 @@ def _from_files(
 ) -> dict[str, list[Example]]:
     """Slots: first, subject (where the two prefixes differ), before, after, last.
 
-    Rows with the same prefix are one prompt that accepts each row's answer. Pairs of unequal token length are
+    Rows with the same prefix are one prompt that accepts each row's answer, with the first row's counterfactual.
+    Prefixes that rows join, directly or over others, are never in different splits. Pairs of unequal token length are
     left out. Sizes are upper bounds; fewer prompts are divided in proportion.
     """
     assert config.data_files is not None
-    pairs: dict[frozenset[str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for row in read_records(config.data_files, COLUMNS):
-        pairs[frozenset((row["clean_prefix"], row["patch_prefix"]))][row["clean_prefix"]].append(row)
-    groups = list(pairs.values())
+    groups = _joined(read_records(config.data_files, COLUMNS))
     random.Random(seed).shuffle(groups)
 
     def examples() -> Iterator[list[Example]]:
         for group in groups:
-            found = [_from_rows(rows, tokenizer) for rows in group.values()]
+            found = [_from_rows(rows, tokenizer) for rows in group]
             usable = [example for example in found if example]
             if usable:
                 yield usable
 
     return split_groups(examples(), split_sizes(config), f"task.data_files={config.data_files}")
+
+
+def _joined(rows: list[Record]) -> list[list[list[Record]]]:
+    """The rows of each clean prefix, in groups that have no prefix in common."""
+    by_prefix: dict[str, list[Record]] = defaultdict(list)
+    group: dict[str, dict[str, None]] = {}  # ordered sets, one shared by all prefixes in it
+    for row in rows:
+        by_prefix[row["clean_prefix"]].append(row)
+        union: dict[str, None] = {}
+        for prefix in (row["clean_prefix"], row["patch_prefix"]):
+            union |= group.get(prefix, {prefix: None})
+        group |= dict.fromkeys(union, union)
+    distinct = {id(prefixes): prefixes for prefixes in group.values()}.values()
+    return [[by_prefix[prefix] for prefix in prefixes if prefix in by_prefix] for prefixes in distinct]
 
 
 def _from_rows(rows: list[Record], tokenizer: PreTrainedTokenizerBase) -> Example | None:

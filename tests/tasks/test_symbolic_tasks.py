@@ -61,7 +61,11 @@ def test_modular_answers_agree_with_python(
 @given(length=st.integers(6, 70), targets=st.sampled_from(["running", "final"]), seed=SEEDS)
 @settings(max_examples=40, deadline=None)
 def test_parity_counts_ones(check_task: Check, length: int, targets: str, seed: int) -> None:
-    task = build_task(Parity(length=length, targets=targets, **SMALL), None, seed)
+    try:
+        task = build_task(Parity(length=length, targets=targets, **SMALL), None, seed)
+    except TaskError as error:
+        assert "same one" in str(error)  # six strings can all be even
+        return
     check_task(task)
     start = task.vocabulary.index("start")
     word = {0: task.vocabulary.index("even"), 1: task.vocabulary.index("odd")}
@@ -81,6 +85,7 @@ def test_parity_counts_ones(check_task: Check, length: int, targets: str, seed: 
             assert len(bits) == length and set(bits) | set(other) <= {0, 1}
             assert right == word[sum(bits) % 2] and wrong == word[sum(other) % 2]
             running = [word[sum(bits[: i + 1]) % 2] for i in range(length)]
+            assert partner in prompts.tokens[:, 0].tolist(), "a prompt of another split, or of none"
             assert labels[1:] == (running if targets == "running" else [IGNORED] * (length - 1) + [right])
 
 
@@ -140,7 +145,7 @@ def test_arrangements_enumerate_each_once() -> None:
     assert len(rows) == 60 and all(len(set(row)) == 3 for row in rows)
 
 
-@pytest.mark.parametrize("config", [ModularArithmetic(n_train=2000), Parity(**SMALL), Sorting()])
+@pytest.mark.parametrize("config", [ModularArithmetic(n_train=2000), Parity(), Sorting()])
 def test_same_seed_same_prompts(config: ModularArithmetic | Parity | Sorting) -> None:
     first, second, other = (build_task(config, None, seed) for seed in (3, 3, 4))
     assert torch.equal(first.discovery.tokens, second.discovery.tokens)
@@ -151,7 +156,7 @@ def test_same_seed_same_prompts(config: ModularArithmetic | Parity | Sorting) ->
 def test_global_random_state_is_left_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    build_task(Parity(**SMALL), None, 1)
+    build_task(Parity(), None, 1)
     assert torch.equal(before, torch.get_rng_state())
 
 

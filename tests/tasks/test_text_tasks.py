@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ def test_generated_agreement(tokenizer: PreTrainedTokenizerBase, check_task: Che
         assert changed == [prompt.slots.index("subject")]
         lengths.add(len(prompt.tokens))
     assert len(lengths) == 2, "with and without attractor"
+    first = [int((slots != PADDING).sum()) for slots in task.discovery.slots[:20, 0]]
+    assert len(set(first)) == 2 and first != sorted(first, reverse=True), "the first prompts are no sample"
 
 
 def test_agreement_from_files(tokenizer: PreTrainedTokenizerBase, check_task: Check, lines: Lines) -> None:
@@ -157,6 +160,31 @@ def test_agreement_from_files(tokenizer: PreTrainedTokenizerBase, check_task: Ch
         assert sorted(prompt.answers) == (["are", "have"] if is_plural else ["has", "is"])
 
 
+def test_agreement_pairs_that_share_a_prefix_stay_together(
+    tokenizer: PreTrainedTokenizerBase, check_task: Check, lines: Lines
+) -> None:
+    """Each subject stands beside two others, in two rows."""
+    rows = []
+    for one, many in (("boy", "girls"), ("king", "guards"), ("actor", "friends"), ("doctor", "drivers")):
+        for middle in (" near the cars", " behind the dogs"):
+            pairs = ((one, many), (many, one), (one, f"{one}s"), (f"{one}s", one))
+            for clean, patch in pairs:
+                verbs = [VERBS[0][noun.endswith("s")] for noun in (clean, patch)]
+                rows.append(
+                    {"clean_prefix": f"The {clean}{middle}", "patch_prefix": f"The {patch}{middle}"}
+                    | {"clean_answer": f" {verbs[0]}", "patch_answer": f" {verbs[1]}"}
+                )
+    task = build_task(SubjectVerbAgreement(data_files=lines("a.json", rows), **SIZES), tokenizer, 0)
+    check_task(task)
+    seen: list[set[tuple[int, ...]]] = []
+    for split in (task.discovery, task.selection, task.validation):
+        clean = [tuple(row) for row in split.tokens[:, 0].tolist()]
+        assert len(set(clean)) == len(clean) > 0, "one prompt a prefix"
+        seen.append({*clean, *map(tuple, split.counterfactual[:, 0].tolist())})
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert sum(map(len, seen)) == 24
+
+
 @pytest.mark.parametrize("relation", ["capital", "language", "continent"])
 @seeds
 @few
@@ -169,6 +197,7 @@ def test_factual_recall(tokenizer: PreTrainedTokenizerBase, check_task: Check, r
     subjects: list[set[str]] = []
     for prompts in (task.discovery, task.selection, task.validation):
         subjects.append(set())
+        order: list[str] = []
         for prompt in (Reader(tokenizer, task, prompts, row) for row in range(len(prompts))):
             at = [i for i, slot in enumerate(prompt.slots) if slot.startswith("subject")]
             country, other = ("".join(text[i] for i in at) for text in (prompt.tokens, prompt.counterfactual))
@@ -178,6 +207,9 @@ def test_factual_recall(tokenizer: PreTrainedTokenizerBase, check_task: Check, r
             assert all(prompt.tokens[i] == prompt.counterfactual[i] for i in fixed), "another template"
             assert prompt.slots[0] == "first" and prompt.slots[-1] == "last"
             subjects[-1] |= {country, other}
+            order.append(country)
+        changes = sum(one != other for one, other in pairwise(order))
+        assert changes >= len(set(order)), "prompts of a subject stand together: the first ones are no sample"
     assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
 
 
