@@ -57,7 +57,7 @@ def test_too_low_accuracy_is_a_warning(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_held_out_accuracy_counts_all_splits_but_training() -> None:
-    task = build_task(Parity(length=4, n_train=4, n_discovery=4, n_selection=2, n_validation=6), None, seed=0)
+    task = build_task(Parity(length=4, n_train=4, n_discovery=4, n_selection=2, n_validation=6), None, seed=1)
     lm = build_mini(model(), len(task.vocabulary), n_positions(task), seed=0)
     rows = torch.cat([split.tokens[:, 0] for split in (task.discovery, task.selection, task.validation)])
     parity = rows[:, 1:].sum(-1) % 2  # behind the start token
