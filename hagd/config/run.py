@@ -32,8 +32,8 @@ class TrainerConfig(Section):
         "optimiser state are divided over processes, for those larger than a device), in both of which other trainings "
         "share the tokens of a batch; or a Lightning strategy: auto, ddp (processes share the tokens of a batch), …",
     )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = Field(
-        "32-true", description="Lightning precision"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="Lightning precision; weights, thresholds and counters stay in float32"
     )
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest",

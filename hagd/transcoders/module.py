@@ -119,9 +119,16 @@ def _optimiser(config: TranscoderConfig, groups: list[dict[str, Any]]) -> torch.
         case "adam":
             return torch.optim.Adam(groups, lr=config.learning_rate, betas=_BETAS, fused=True)
         case "adafactor":
-            # Decay and clipping of the update off: they would change the rate that the schedule asks for.
-            return torch.optim.Adafactor(
-                groups, lr=config.learning_rate, eps=(None, 1e-6), d=float("inf"), weight_decay=0.0
+            from transformers.optimization import Adafactor
+
+            # Every entry moves as the schedule asks: torch's own would scale rates by the parameters' size, with which
+            # biases, which start at zero, hardly move. Clipping of the update off: it would change the rate too.
+            return Adafactor(
+                groups,
+                lr=config.learning_rate,
+                clip_threshold=float("inf"),
+                scale_parameter=False,
+                relative_step=False,
             )
         case "adam8bit":
             try:

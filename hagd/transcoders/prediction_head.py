@@ -83,7 +83,8 @@ class PredictionHead(nn.Module):
             at_active, at_sample = predicted[active.token, active.index], predicted[:, sample]
         else:
             query, keys, bias = self.query_and_keys(codes, written, following)
-            at_active = gather_dot(query, active, keys, bias).relu()
+            # Under autocast the query has its precision, and the sums over active pairs want that of the keys.
+            at_active = gather_dot(query.to(keys.dtype), active, keys, bias).relu()
             at_sample = torch.addmm(bias[sample], query, keys[sample].T).relu()
         misses = (target.values - at_active).square() @ weight[active.index]
         inactive = at_sample.square().masked_fill(_active_in(target, sample), 0)

@@ -43,6 +43,18 @@ def test_recipes_are_for_the_tokens_of_their_names(name: str, tokens: float) -> 
     assert chosen.steps * chosen.batch_size == pytest.approx(tokens, rel=0.03)
 
 
+@pytest.mark.parametrize("experiment", ["smollm2_ioi", "smollm2_capitals"])
+def test_a_recipe_is_heard_beside_an_experiment(experiment: str) -> None:
+    own, chosen = (
+        load_config(ExtractConfig, container(f"experiment={experiment}", *more)).transcoder
+        for more in ((), ("recipe=tokens_5m",))
+    )
+    recipe = load_config(ExtractConfig, container("recipe=tokens_5m")).transcoder
+    for key in ("steps", "batch_size", "learning_rate"):
+        assert getattr(chosen, key) == getattr(recipe, key) != getattr(own, key)
+    assert chosen.layers == own.layers
+
+
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in options(group)])
 def test_every_option_composes(group: str, name: str) -> None:
     chosen = overrides(group, name)

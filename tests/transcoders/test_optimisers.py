@@ -43,9 +43,12 @@ def test_both_optimisers_explain_more_and_adafactor_keeps_less() -> None:
     assert adafactor[2] < 0.1 * adam[2]
 
 
-def test_a_matrix_with_shorter_rows_moves_less() -> None:
+@pytest.mark.parametrize("optimiser", ["adam", "adafactor"])
+def test_a_matrix_with_shorter_rows_moves_less(optimiser: Optimiser) -> None:
     """And those of a dictionary with a 256th of 2¹⁴ features move sixteen times the configured rate."""
-    config = TranscoderConfig(k=4, expansion=4, steps=100, warmup_fraction=0.0, learning_rate=3e-3 / 16)
+    config = TranscoderConfig(
+        k=4, expansion=4, steps=100, warmup_fraction=0.0, learning_rate=3e-3 / 16, optimiser=optimiser
+    )
     stacked = StackedTranscoders(config, 1, 16, seed=0)
     (dictionary,) = stacked.dictionaries
     with torch.no_grad():

@@ -52,6 +52,18 @@ def gradients(stacked: StackedTranscoders, value: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_step_in_mixed_precision_is_near_one_in_full(kind: PredictionHeadKind) -> None:
+    config = settings(prediction_head=kind, expansion=2)
+    stacked, tokens = random_stacked(config, n_layers=2).float(), [side.float() for side in random_tokens(n_layers=2)]
+    full = stacked.losses(*tokens, 0).prediction
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = stacked.losses(*tokens, 0)
+    torch.testing.assert_close(mixed.prediction, full, rtol=0.05, atol=0)
+    mixed.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in stacked.heads.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_the_sample_does_not_matter(kind: PredictionHeadKind) -> None:
     stacked, codes, written = two_layers(kind)
     one, other = (loss(stacked, codes, written, torch.tensor(sample)) for sample in ([6, 1, 4], [4, 6, 1]))

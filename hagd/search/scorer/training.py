@@ -80,7 +80,7 @@ def train_scorer(
         seed=seed,
         gradient_clip=_GRADIENT_CLIP,
     )
-    network = network.cpu().float()  # trainer.precision=bf16-true leaves it in bfloat16
+    network = network.cpu()
     ours, alone = _validate(network, held_out, loggers, n_steps) if held_out else (None, None)
     return TrainedScorer(
         state={name: value.detach().clone() for name, value in network.state_dict().items()},
