@@ -52,10 +52,10 @@ def _train(config: TranscoderConfig, training: Training, batches: Batches) -> We
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for step, (x, y) in enumerate(batches()):
         loss = module.training_step((x[None], y[None]), step)["loss"]
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        module.on_train_batch_end()
     (record,) = export(stacked, x_scaling, y_scaling, [0])
     weights = {"W_enc": record.W_enc, "b_enc": record.b_enc, "W_dec": record.W_dec, "b_dec": record.b_dec}
     return weights | ({"W_skip": record.W_skip.T} if record.W_skip is not None else {})

@@ -30,9 +30,9 @@ def naive(training: Training, batches: Batches) -> Weights:
         values, index = encoder(x).topk(training.k, dim=-1)
         features = torch.zeros(len(x), m).scatter(1, index, values.relu())
         loss = (decoder(features) - y).square().sum(1).mean()
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
     return {
         "W_enc": encoder.weight.data,
         "b_enc": encoder.bias.data,

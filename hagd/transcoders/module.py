@@ -80,6 +80,10 @@ class TranscoderTraining(pl.LightningModule):
             "dead": self.stacked.dead().float().mean(),
         }
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Gradients go before the next step's forward pass; Lightning would hold them until its end."""
+        self.zero_grad()
+
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, a function of the step alone."""
         config = self.stacked.config
