@@ -205,7 +205,21 @@ def test_flat_metrics_hold_every_figure_of_every_layer() -> None:
         mean = sum(defined) / len(defined) if defined else None
         assert flat.get(f"transcoder.{name}") == pytest.approx(mean)
     assert flat["transcoder.layer1.fvu_by_slot.b"] == result.quality[1].fvu_by_slot[1]
+    mean = (result.quality[0].fvu_by_slot[1] + result.quality[1].fvu_by_slot[1]) / 2
+    assert flat["transcoder.fvu_by_slot.b"] == pytest.approx(mean)
     assert flat["transcoder.kl_all"] == result.kl and flat["transcoder.loss_recovered_all"] == result.loss_recovered
+
+
+def test_a_mean_is_over_the_layers_that_have_the_figure() -> None:
+    result = measured()
+    first, second = result.quality
+    half = replace(result, quality=(replace(first, fvu_by_slot=(math.nan, 0.5, math.nan)), second))
+    flat = flat_metrics(half, ("a", "b", "c"))
+    assert flat["transcoder.fvu_by_slot.a"] == second.fvu_by_slot[0] and "transcoder.layer0.fvu_by_slot.a" not in flat
+    none = replace(half, quality=half.quality[:1])
+    assert {name for name in flat_metrics(none, ("a", "b", "c")) if name.startswith("transcoder.fvu_by_slot")} == {
+        "transcoder.fvu_by_slot.b"
+    }
 
 
 def test_twin_decoder_rows_are_counted() -> None:
