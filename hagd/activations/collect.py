@@ -26,6 +26,8 @@ Storage = Literal["memory", "disk", "stream"]
 Progress = Callable[[int, int], None]
 
 _PART_MB = 64
+"""Size of a file at most, but for one that holds a single forward pass."""
+
 _RESERVE_MB = 512
 """Disk space that stays free."""
 

@@ -87,7 +87,7 @@ def plan_shards(sequences: Sequence[Sequences], buffer_tokens: int, part_tokens:
     Args:
         sequences: the sources.
         buffer_tokens: tokens of a shard at most, give or take a sequence.
-        part_tokens: positions of a part, in whole forward passes.
+        part_tokens: positions of a part at most, rounded down to whole forward passes; one pass is in it in any case.
         seed: decides which sequences come together.
     """
     counts = [part.kept() for part in sequences]

@@ -102,11 +102,11 @@ class ShardReader:
         shard = self.shards[index]
         into = self._empty(shard.n_tokens)
         missing = [k for k in range(len(shard.parts)) if not self._load(index, k, into)]
-        if missing and self.lm.streams_layers:
+        if self.lm.streams_layers:
             # Each pass reads all weights, so there is one for all parts of a source.
             units = [
                 [k for k, part in enumerate(shard.parts) if part.source == source]
-                for source in sorted({part.source for part in shard.parts})
+                for source in sorted({shard.parts[k].source for k in missing})
             ]
         else:
             units = [[k] for k in missing]

@@ -17,15 +17,15 @@ def flat_metrics(found: TranscoderSet, slot_names: Sequence[str]) -> dict[str, f
     `transcoder.NAME` is the mean over the layers that have the figure, `transcoder.layerI.NAME` a layer's own,
     `transcoder.NAME_all` of all layers spliced in at once; `time.transcoder_*` come from the training.
     """
+    by_layer = {name: {each.layer: float(getattr(each, name)) for each in found.quality} for name in SCALARS}
+    for quality in found.quality:
+        for slot, value in zip(slot_names, quality.fvu_by_slot, strict=True):
+            by_layer.setdefault(f"fvu_by_slot.{slot}", {})[quality.layer] = value
     figures: dict[str, float] = {}
-    for name in SCALARS:
-        values = {quality.layer: float(getattr(quality, name)) for quality in found.quality}
+    for name, values in by_layer.items():
         defined = [value for value in values.values() if not math.isnan(value)]
         figures[f"transcoder.{name}"] = sum(defined) / len(defined) if defined else math.nan
         figures |= {f"transcoder.layer{layer}.{name}": value for layer, value in values.items()}
-    for quality in found.quality:
-        for slot, value in zip(slot_names, quality.fvu_by_slot, strict=True):
-            figures[f"transcoder.layer{quality.layer}.fvu_by_slot.{slot}"] = value
     figures |= {
         "transcoder.kl_all": found.kl,
         "transcoder.loss_recovered_all": found.loss_recovered,

@@ -53,34 +53,35 @@ def measure(
     limits = outliers or Outliers.of(x[:, used].norm(dim=-1), y[:, used].norm(dim=-1))
     keep = used & limits.keep(x.flatten(1, 2), y.flatten(1, 2)).view_as(used)
     slot, x, y = slots[keep], x[:, keep], y[:, keep]
-    rows = slice(_SPLICED)
+    rows, places = slice(_SPLICED), range(len(found.transcoders))
     in_splices = tokens[rows], next_tokens(prompts)[rows].to(lm.device), keep[rows], y.mean(1)
-    qualities: list[LayerQuality] = []
-    features: list[Tensor] = []
+    *alone, together = splice(lm, found, [*([i] for i in places), places], *in_splices)
     predicted = [] if heads is None else _prediction_r2(heads.to(lm.device), x)
+    qualities: list[LayerQuality] = []
+    features: dict[int, Tensor] = {}
     for i, transcoder in enumerate(found.transcoders):
-        features.append(f := transcoder.encode(x[i]))
+        features[i] = transcoder.encode(x[i])
         error = (y[i] - found.reconstruct(i, features, x[i])).square().sum(-1)
         power = (y[i] - y[i].mean(0)).square().sum(-1)
-        frequency = (f > 0).float().mean(0)
-        spliced = splice(lm, found, [i], *in_splices)
+        l0, frequency = _firing(features[i])
         qualities.append(
             LayerQuality(
                 layer=transcoder.layer,
                 fvu=_ratio(error, power),
-                l0=float((f > 0).sum() / len(f)),
+                l0=l0,
                 dead=float((frequency == 0).float().mean()),
                 dense=float((frequency > _DENSE).float().mean()),
                 near_duplicates=_near_duplicates(transcoder.W_dec),
                 density=_histogram(frequency),
-                kl=spliced.kl,
-                loss_recovered=spliced.recovered,
+                kl=alone[i].kl,
+                loss_recovered=alone[i].recovered,
                 fvu_by_slot=tuple(_ratio(error[slot == s], power[slot == s]) for s in range(n_slots)),
                 prediction_r2=predicted[i] if i < len(predicted) else float("nan"),
             )
         )
-    spliced = splice(lm, found, range(len(found.transcoders)), *in_splices)
-    return replace(measured, quality=tuple(qualities), kl=spliced.kl, loss_recovered=spliced.recovered)
+        if not transcoder.W_later:
+            del features[i]
+    return replace(measured, quality=tuple(qualities), kl=together.kl, loss_recovered=together.recovered)
 
 
 def next_tokens(prompts: Prompts) -> Tensor:
@@ -105,6 +106,12 @@ def _captured(lm: LanguageModel, found: TranscoderSet, tokens: Tensor) -> tuple[
     parts = [capture(lm, rows, found.site, found.layers) for rows in tokens.split(_AT_ONCE)]
     x, y = (torch.cat(side, 1) for side in zip(*parts, strict=True))
     return x, y
+
+
+def _firing(f: Tensor) -> tuple[float, Tensor]:
+    """Of features `[n, m]`: how many are active on a token, and on which share of the tokens each one `[m]` is."""
+    fired = f > 0
+    return float(fired.sum() / len(f)), fired.float().mean(0)
 
 
 def _ratio(error: Tensor, power: Tensor) -> float:

@@ -5,7 +5,7 @@ Shape legend: d = d_model, m dictionary size, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -157,12 +157,12 @@ class TranscoderSet:
         """The same on another device."""
         return replace(self, transcoders=tuple(t.to(device) for t in self.transcoders))
 
-    def reconstruct(self, index: int, features: Sequence[Tensor], x: Tensor) -> Tensor:
+    def reconstruct(self, index: int, features: Sequence[Tensor] | Mapping[int, Tensor], x: Tensor) -> Tensor:
         """Output `[…, d]` of the layer at `index`.
 
         Args:
             index: place in `transcoders`.
-            features: `[…, m]` of every decomposed layer up to this one.
+            features: `[…, m]` by place, of this layer and of the earlier ones that have decoders into it.
             x: the layer's input `[…, d]`, which only a skip reads.
         """
         own = self.transcoders[index]

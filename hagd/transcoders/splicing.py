@@ -46,40 +46,52 @@ class Spliced(NamedTuple):
 def splice(
     lm: LanguageModel,
     found: TranscoderSet,
-    spliced: Sequence[int],
+    splices: Sequence[Sequence[int]],
     tokens: Tensor,
     targets: Tensor,
     keep: Tensor,
     means: Tensor,
-) -> Spliced:
-    """The model with some layers replaced by their dictionaries, against itself.
+) -> list[Spliced]:
+    """The model with some layers replaced by their dictionaries, against itself, for each choice of layers.
+
+    A batch of sequences goes through the model as it is once, and twice for each choice: with reconstructions and with
+    means.
 
     Args:
         lm: the model; everything else is on its device.
         found: its dictionaries.
-        spliced: places in `found.transcoders` of the layers that are replaced.
+        splices: places in `found.transcoders` of the layers that are replaced together.
         tokens: `[B, T]`.
         targets: `[B, T, K]`, tokens any of which is right as the next one; PADDING if unused.
         keep: boolean `[B, T]`; replaced, and measured, at these positions.
         means: mean outputs `[L, d]` of the decomposed layers.
     """
     at_once = max(1, _POSITIONS // tokens.shape[1])
-    divergence, losses, count, n_targets = 0.0, [0.0, 0.0, 0.0], 0, 0
+    divergences, losses, ablated_losses = ([0.0] * len(splices) for _ in range(3))
+    clean_loss, count, n_targets = 0.0, 0, 0
     for start in range(0, len(tokens), at_once):
         rows = slice(start, start + at_once)
         ids, kept, target = tokens[rows], keep[rows], targets[rows][keep[rows]]
         clean = _log_probabilities(lm, ids)[kept]
-        with _replaced(lm, found, spliced, kept, None):
-            reconstructed = _log_probabilities(lm, ids)[kept]
-        with _replaced(lm, found, spliced, kept, means):
-            ablated = _log_probabilities(lm, ids)[kept]
-        divergence += float((clean.exp() * (clean - reconstructed)).sum())
-        for i, log_p in enumerate((reconstructed, clean, ablated)):
-            losses[i] -= float(_log_accepted(log_p, target).sum())
+        clean_loss -= float(_log_accepted(clean, target).sum())
         count += len(clean)
         n_targets += int((target != PADDING).any(-1).sum())
-    loss, clean_loss, ablated_loss = (total / n_targets if n_targets else float("nan") for total in losses)
-    return Spliced(divergence / max(count, 1), loss, clean_loss, ablated_loss)
+        for i, spliced in enumerate(splices):
+            with _replaced(lm, found, spliced, kept, None):
+                log_p = _log_probabilities(lm, ids)[kept]
+            divergences[i] += float((clean.exp() * (clean - log_p)).sum())
+            losses[i] -= float(_log_accepted(log_p, target).sum())
+            with _replaced(lm, found, spliced, kept, means):
+                log_p = _log_probabilities(lm, ids)[kept]
+            ablated_losses[i] -= float(_log_accepted(log_p, target).sum())
+
+    def mean(total: float) -> float:
+        return total / n_targets if n_targets else float("nan")
+
+    return [
+        Spliced(divergence / max(count, 1), mean(loss), mean(clean_loss), mean(ablated_loss))
+        for divergence, loss, ablated_loss in zip(divergences, losses, ablated_losses, strict=True)
+    ]
 
 
 def _log_probabilities(lm: LanguageModel, tokens: Tensor) -> Tensor:
@@ -98,21 +110,28 @@ def _log_accepted(log_p: Tensor, target: Tensor) -> Tensor:
 def _replaced(
     lm: LanguageModel, found: TranscoderSet, spliced: Sequence[int], keep: Tensor, means: Tensor | None
 ) -> Iterator[None]:
-    features: list[Tensor] = []
+    """Within: the outputs at the places `spliced` are their reconstructions, or `means`."""
+    features: dict[int, Tensor] = {}
     handles = []
-    for index, transcoder in enumerate(found.transcoders):
+    sources = [i for i in range(max(spliced)) if found.transcoders[i].W_later] if means is None else []
+    for index in sorted({*spliced, *sources}):
 
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any, index: int = index) -> Any:
             y = output if isinstance(output, Tensor) else output[0]
-            x = inputs[0] if found.site == "mlp" else y
-            features[index:] = [found.transcoders[index].encode(x)]
-            if index not in spliced:
-                return output
-            new = found.reconstruct(index, features, x) if means is None else means[index].expand_as(y)
+            if means is None:
+                x = inputs[0] if found.site == "mlp" else y
+                f = found.transcoders[index].encode(x)
+                if index in sources:
+                    features[index] = f
+                if index not in spliced:
+                    return output
+                new = found.reconstruct(index, {**features, index: f}, x)
+            else:
+                new = means[index].expand_as(y)
             replaced = torch.where(keep[..., None], new.to(y.dtype), y)
             return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
 
-        handles.append(site_module(lm, found.site, transcoder.layer).register_forward_hook(hook))
+        handles.append(site_module(lm, found.site, found.transcoders[index].layer).register_forward_hook(hook))
     try:
         yield
     finally:

@@ -41,6 +41,8 @@ def test_the_plan_divides_the_tokens(
         for part in shard.parts:
             assert part.first == position and part.n_tokens == kept[part.source][part.rows].sum()
             assert (np.diff(part.rows) > 0).all()
+            length = given_sources[part.source].tokens.shape[1]
+            assert len(part.rows) * length <= max(part_tokens, TOKENS_A_PASS), "one pass, where more are too many"
             position += part.n_tokens
         for source, count in zip(given_sources, range(len(given_sources)), strict=True):
             own = [len(part.rows) for part in shard.parts if part.source == count]

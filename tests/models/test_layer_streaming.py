@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hagd.activations import collect as collecting
 from hagd.activations.capture import Site, capture, observe
 from hagd.activations.collect import collect
 from hagd.activations.plan import Sequences
@@ -132,6 +133,33 @@ def test_shards_are_those_of_the_model_in_memory(
         with collect(streamed, parts, "mlp", (0, 2), config, folder=tmp_path / "streamed", seed=0) as again:
             assert all(torch.equal(a, b) for a, b in zip(again.batch(0, 100), first, strict=True))
         assert all(torch.equal(value, expected[name]) for name, value in load_file(file).items())
+
+
+def test_a_lost_file_costs_one_pass_over_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of its source; the others' files are read."""
+    monkeypatch.setattr(language_model, "TOKENS_A_PASS", 4 * LENGTH)
+    monkeypatch.setattr(collecting, "_PART_MB", 0)
+    _, streamed = pair(tmp_path / "model", THREE[0])
+    parts = [Sequences(tokens(n)) for n in (6, 7, 8)]
+    config, folder = ActivationsConfig(storage="disk"), tmp_path / "activations"
+    passes: list[int] = []
+    streamed.embedding.register_forward_hook(lambda *_: passes.append(1))
+    first = collect(streamed, parts, "mlp", (0, 2), config, folder=folder, seed=0)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(passes) == 3 and len(files) == 6
+    for source, lost in enumerate((files[:1], files[2:4], files[5:])):
+        done: list[int] = []
+        for file in lost:
+            file.unlink()
+        passes.clear()
+        again = collect(
+            streamed, parts, "mlp", (0, 2), config, folder=folder, seed=0, progress=lambda d, _, to=done: to.append(d)
+        )
+        assert len(passes) == 1 and done == sorted(done)
+        assert min(done) >= 21 - len(parts[source].tokens) and done[-1] == 21
+        assert all(torch.equal(a, b) for a, b in zip(again.batch(0, 147), first.batch(0, 147), strict=True))
+        again.close()
+    first.close()
 
 
 def test_files_without_the_models_prefix_and_with_a_tied_unembedding(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -12,13 +13,14 @@ from torch import Tensor
 from hagd.activations.outliers import Outliers
 from hagd.config.stages import TranscoderConfig
 from hagd.tasks.records import IGNORED, PADDING
+from hagd.transcoders import splicing
 from hagd.transcoders.metrics import SCALARS, flat_metrics
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.quality import measure, next_tokens
-from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
+from hagd.transcoders.records import DENSITY_EDGES, Transcoder, TranscoderSet
 from hagd.transcoders.splicing import Spliced, splice
-from tests.builders import random_model, random_prompts, random_transcoders
+from tests.builders import VARIANTS, random_model, random_prompts, random_transcoders
 from tests.reference import features_of, run, site_values
 
 EVERYTHING = Outliers(torch.full((2,), math.inf), torch.full((2,), math.inf))
@@ -62,7 +64,8 @@ def test_splicing_replaces_the_output_where_it_is_told_to() -> None:
     means = torch.randn(2, lm.d_model, generator=torch.Generator().manual_seed(0))
     targets = next_tokens(prompts)
     clean = run(lm, tokens).logits.log_softmax(-1)
-    for spliced in ([1], [0, 1]):
+    splices = [[1], [0, 1]]
+    for spliced, measured in zip(splices, splice(lm, found, splices, tokens, targets, keep, means), strict=True):
 
         def reconstructed(layer: int, read: Tensor, written: Tensor, spliced: list[int] = spliced) -> Tensor:
             if layer not in spliced:
@@ -76,7 +79,6 @@ def test_splicing_replaces_the_output_where_it_is_told_to() -> None:
         other, gone = (run(lm, tokens, write).logits.log_softmax(-1) for write in (reconstructed, ablated))
         kl = float((clean.exp() * (clean - other)).sum(-1)[keep].mean())
         losses = [slow_loss(log_p, targets, keep) for log_p in (other, clean, gone)]
-        measured = splice(lm, found, spliced, tokens, targets, keep, means)
         assert measured == pytest.approx((kl, *losses), rel=1e-3)
         assert kl > 1e-4 and len(set(losses)) == 3
 
@@ -120,9 +122,53 @@ def test_each_layer_alone_and_all_at_once() -> None:
     tokens, keep = prompts.tokens[:, 0], prompts.slots[:, 0] >= 0
     means = torch.stack([y[keep].mean(0) for _, y in site_values(lm, found, tokens)])
     for spliced, quality in (([0], result.quality[0]), ([1], result.quality[1]), ([0, 1], result)):
-        expected = splice(lm, found, spliced, tokens, next_tokens(prompts), keep, means)
+        [expected] = splice(lm, found, [spliced], tokens, next_tokens(prompts), keep, means)
         assert quality.kl == pytest.approx(expected.kl, rel=1e-4)
         assert quality.loss_recovered == pytest.approx(expected.recovered, rel=1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize("variant", ["topk", "cross_layer"])
+def test_splices_do_not_depend_on_their_company(variant: str) -> None:
+    """Earlier layers are encoded where a later one reads them, replaced or not."""
+    lm, prompts = random_model(n_layers=3, length=6), random_prompts(n=9)
+    found = random_transcoders(lm, **VARIANTS[variant])
+    tokens, keep = prompts.tokens[:, 0], prompts.slots[:, 0] >= 0
+    f, _ = features_of(lm, found, tokens)
+    means = torch.zeros(3, lm.d_model)
+    clean = run(lm, tokens).logits.log_softmax(-1)
+
+    def write(layer: int, read: Tensor, written: Tensor) -> Tensor:
+        return torch.where(keep[..., None], found.reconstruct(2, f, read), written) if layer == 2 else written
+
+    other = run(lm, tokens, write).logits.log_softmax(-1)
+    kl = float((clean.exp() * (clean - other)).sum(-1)[keep].mean())
+    splices = [[0], [2], [0, 2], [0, 1, 2]]
+    together = splice(lm, found, splices, tokens, next_tokens(prompts), keep, means)
+    assert together[1].kl == pytest.approx(kl, rel=1e-3)
+    assert together == [splice(lm, found, [each], tokens, next_tokens(prompts), keep, means)[0] for each in splices]
+
+
+@pytest.mark.parametrize(("variant", "in_splices"), [("topk", 3 + 3), ("cross_layer", 1 + 2 + 3 + 3)])
+def test_passes_encodings_and_features_held(variant: str, in_splices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 prompts are two passes; the first 64 are seven batches of ten, at 2 · 3 layers + 3 passes each."""
+    monkeypatch.setattr(splicing, "_POSITIONS", 60)
+    lm = random_model(n_layers=3, length=6)
+    passes, held = [], []
+    features: list[weakref.ref[Tensor]] = []
+    encode = Transcoder.encode
+
+    def watched(self: Transcoder, x: Tensor) -> Tensor:
+        held.append(sum(f() is not None for f in features))
+        features.append(weakref.ref(f := encode(self, x)))
+        return f
+
+    monkeypatch.setattr(Transcoder, "encode", watched)
+    lm.embedding.register_forward_hook(lambda *_: passes.append(1))
+    measure(lm, random_transcoders(lm, **VARIANTS[variant]), None, None, random_prompts(n=100), n_slots=3)
+    assert len(passes) == 2 + 7 * 9
+    assert len(features) == 7 * in_splices + 3
+    assert held[-3:] == ([0, 0, 0] if variant == "topk" else [0, 1, 2])
+    assert max(held) == held[-1]
 
 
 def test_prediction_r2_is_the_explained_share_of_the_next_layers_features() -> None:
@@ -159,7 +205,21 @@ def test_flat_metrics_hold_every_figure_of_every_layer() -> None:
         mean = sum(defined) / len(defined) if defined else None
         assert flat.get(f"transcoder.{name}") == pytest.approx(mean)
     assert flat["transcoder.layer1.fvu_by_slot.b"] == result.quality[1].fvu_by_slot[1]
+    mean = (result.quality[0].fvu_by_slot[1] + result.quality[1].fvu_by_slot[1]) / 2
+    assert flat["transcoder.fvu_by_slot.b"] == pytest.approx(mean)
     assert flat["transcoder.kl_all"] == result.kl and flat["transcoder.loss_recovered_all"] == result.loss_recovered
+
+
+def test_a_mean_is_over_the_layers_that_have_the_figure() -> None:
+    result = measured()
+    first, second = result.quality
+    half = replace(result, quality=(replace(first, fvu_by_slot=(math.nan, 0.5, math.nan)), second))
+    flat = flat_metrics(half, ("a", "b", "c"))
+    assert flat["transcoder.fvu_by_slot.a"] == second.fvu_by_slot[0] and "transcoder.layer0.fvu_by_slot.a" not in flat
+    none = replace(half, quality=half.quality[:1])
+    assert {name for name in flat_metrics(none, ("a", "b", "c")) if name.startswith("transcoder.fvu_by_slot")} == {
+        "transcoder.fvu_by_slot.b"
+    }
 
 
 def test_twin_decoder_rows_are_counted() -> None:
