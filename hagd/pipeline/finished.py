@@ -35,18 +35,22 @@ class FinishedJob:
 def finished_job(config: StagesConfig) -> FinishedJob | None:
     """The job of the same results that has finished below the same `paths.runs`; None when there is none.
 
-    One that was tracked elsewhere in W&B, or whose folder or export is gone, does not count. Nor do plans, which take
-    no longer than looking.
+    One that was tracked elsewhere in W&B, whose folder or export is gone, or whose folder another job has got since,
+    does not count. Nor do plans, which take no longer than looking.
 
     Raises:
         HagdError: files that the configuration names are missing.
     """
-    marker = _marker(config, job_key(config))
+    key = job_key(config)
+    marker = _marker(config, key)
     try:
         found = json.loads(marker.read_text())
         folder = (marker.parent / found["folder"]).resolve()
+        kept = json.loads((folder / "manifest.json").read_text())["job_key"]
         metrics = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError, KeyError):
+        return None
+    if kept != key:
         return None
     exported = config.export.path if isinstance(config, TrainConfig) else None
     there = exported is None or Path(exported).expanduser().is_dir()

@@ -19,7 +19,7 @@ def finish(runs: Path, name: str = "run", **changes: Any) -> ExtractConfig:
     """A job that has left what every job leaves."""
     config = tiny_extract(runs, **changes)
     folder = runs / name
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps({"job_key": job_key(config)}))
     (folder / "metrics.json").write_text('{"validation.preservation": 0.5}')
     remember_finished(config, folder)
@@ -55,6 +55,12 @@ def test_results_that_are_gone_are_made_again(tmp_path: Path) -> None:
     assert finished_job(config) is None
     shutil.rmtree(tmp_path / "run")
     assert finished_job(config) is None
+
+
+def test_a_folder_that_another_job_has_got_holds_the_results_of_that_one(tmp_path: Path) -> None:
+    first, second = finish(tmp_path), finish(tmp_path, seed=1)
+    assert finished_job(first) is None
+    assert finished_job(second) is not None
 
 
 def test_runs_may_be_moved(tmp_path: Path) -> None:
