@@ -24,10 +24,12 @@ class FinishedJob:
     """A job that ended well.
 
     Attributes:
+        key: its address.
         folder: its run folder.
         metrics: what its `metrics.json` holds.
     """
 
+    key: str
     folder: Path
     metrics: dict[str, float]
 
@@ -54,7 +56,7 @@ def finished_job(config: StagesConfig) -> FinishedJob | None:
         return None
     exported = config.export.path if isinstance(config, TrainConfig) else None
     there = exported is None or Path(exported).expanduser().is_dir()
-    return FinishedJob(folder, metrics) if there else None
+    return FinishedJob(key, folder, metrics) if there else None
 
 
 def remember_finished(config: StagesConfig, folder: Path) -> None:
@@ -72,11 +74,22 @@ def remember_finished(config: StagesConfig, folder: Path) -> None:
         partial.rename(marker)
 
 
+def may_be_overwritten(finished: FinishedJob, folder: Path) -> bool:
+    """Whether a later job of the sweep that runs one in `folder` may get the folder of `finished`.
+
+    It may when that is another one beside `folder` and has no lower number.
+    """
+    other, own = finished.folder, folder.resolve()
+    numbers = other.name.isdigit() and own.name.isdigit()
+    return other.parent == own.parent and other != own and not (numbers and int(other.name) < int(own.name))
+
+
 def refer_to(finished: FinishedJob, folder: Path) -> None:
-    """`reused.json` in the folder of a job that was not repeated: where its results lie, relative to this folder."""
+    """`reused.json` in the folder of a job that was not repeated: its key, and where its results lie from here."""
+    content = {"job_key": finished.key, "folder": os.path.relpath(finished.folder, folder.absolute())}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "reused.json").write_text(json.dumps({"folder": os.path.relpath(finished.folder, folder.absolute())}))
+        (folder / "reused.json").write_text(json.dumps(content))
 
 
 def _marker(config: StagesConfig, key: str) -> Path:
