@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +45,8 @@ def finished_job(config: StagesConfig) -> FinishedJob | None:
         HagdError: files that the configuration names are missing.
     """
     key = job_key(config)
-    marker = _marker(config, key)
     try:
-        found = json.loads(marker.read_text())
-        folder = (marker.parent / found["folder"]).resolve()
+        folder = _folder(_marker(config, key))
         kept = json.loads((folder / "manifest.json").read_text())["job_key"]
         metrics = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError, KeyError):
@@ -59,6 +58,15 @@ def finished_job(config: StagesConfig) -> FinishedJob | None:
     return FinishedJob(key, folder, metrics) if there else None
 
 
+def finished_folders(runs: Path) -> set[Path]:
+    """The folders of jobs that have finished, below `runs` or elsewhere; other jobs may have got them since."""
+    found = set()
+    for marker in (runs / "jobs").glob("*.json"):
+        with suppress(OSError, ValueError, KeyError):
+            found.add(_folder(marker))
+    return found
+
+
 def remember_finished(config: StagesConfig, folder: Path) -> None:
     """Write the marker of a job whose results are complete in `folder`; one without a manifest, a plan, gets none."""
     manifest = folder / "manifest.json"
@@ -66,7 +74,7 @@ def remember_finished(config: StagesConfig, folder: Path) -> None:
         return
     # The key that the job ran with: files that the configuration names may have changed meanwhile.
     marker = _marker(config, json.loads(manifest.read_text())["job_key"])
-    content = {"folder": os.path.relpath(folder.absolute(), marker.parent)}
+    content = {"folder": os.path.relpath(folder.resolve(), marker.parent.resolve())}
     with disk_errors(marker):
         marker.parent.mkdir(parents=True, exist_ok=True)
         partial = marker.with_name(f".{marker.name}.{os.getpid()}")
@@ -86,10 +94,15 @@ def may_be_overwritten(finished: FinishedJob, folder: Path) -> bool:
 
 def refer_to(finished: FinishedJob, folder: Path) -> None:
     """`reused.json` in the folder of a job that was not repeated: its key, and where its results lie from here."""
-    content = {"job_key": finished.key, "folder": os.path.relpath(finished.folder, folder.absolute())}
+    content = {"job_key": finished.key, "folder": os.path.relpath(finished.folder, folder.resolve())}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "reused.json").write_text(json.dumps(content))
+
+
+def _folder(marker: Path) -> Path:
+    content = json.loads(marker.read_text())
+    return (marker.parent / content["folder"]).resolve()
 
 
 def _marker(config: StagesConfig, key: str) -> Path:
