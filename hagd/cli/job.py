@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from hagd.config.run import StagesConfig
+    from hagd.pipeline.finished import FinishedJob
 
 S = TypeVar("S", bound="StagesConfig")
+
+_RESULTS = ("metrics.json", "reused.json", "stopped.json", "manifest.json", "tracking.json", "report.html")
+"""What sweeps and tables read of a job; without the first, what is left of the others is no finished job."""
 
 
 def run_job(
@@ -47,7 +51,11 @@ def run_job(
     try:
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
         assert isinstance(container, dict)
-        config = load_config(schema, {str(key): value for key, value in container.items()})
+        try:
+            config = load_config(schema, {str(key): value for key, value in container.items()})
+        except HagdError:
+            _remove_results(folder)
+            raise
         if sweep and _in_main_thread():
             with launched_job(hydra, folder, job.__module__):
                 return _reuse_or_run(config, job, folder, group)
@@ -95,9 +103,9 @@ def _known_metric(wanted: str | None, metrics: dict[str, float]) -> None:
 def _reuse_or_run(
     config: S, job: Callable[[S, Path, str | None], dict[str, float]], folder: Path, group: str | None
 ) -> dict[str, float]:
-    from hagd.pipeline.finished import finished_job, refer_to, remember_finished
+    from hagd.pipeline.finished import refer_to, remember_finished
 
-    finished = finished_job(config) if group is not None else None
+    finished = _finished_before(config, folder, sweep=group is not None)
     if finished is not None:
         refer_to(finished, folder)
         print(f"finished before: {finished.folder}")
@@ -107,6 +115,28 @@ def _reuse_or_run(
     remember_finished(config, folder)
     _known_metric(config.optimized_metric, metrics)
     return metrics
+
+
+def _finished_before(config: StagesConfig, folder: Path, sweep: bool) -> FinishedJob | None:
+    """In a sweep, the job that has finished before; what any other one left in `folder` is removed."""
+    from hagd.pipeline.finished import finished_job, may_be_overwritten
+    from hagd.training.processes import is_helper
+
+    finished = None
+    try:
+        found = finished_job(config) if sweep else None
+        if found is not None and not may_be_overwritten(found, folder):
+            finished = found
+    finally:
+        holds_it = finished is not None and finished.folder == folder.resolve()
+        if not holds_it and not is_helper():  # the process that it helps may have begun to write
+            _remove_results(folder)
+    return finished
+
+
+def _remove_results(folder: Path) -> None:
+    for name in _RESULTS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _fail(message: str, folder: Path, sweep: bool) -> NoReturn:

@@ -1,13 +1,14 @@
 """The jobs of a sweep, read from the files in their folders: they may have run in other processes or on other machines.
 
 `.hydra/overrides.yaml` is there from the start, `tracking.json` once W&B runs, `metrics.json` after success,
-`error.txt` after a failure, `reused.json` instead of results that an earlier job has.
+`error.txt` after a failure, `reused.json` instead of results that an earlier job has, as long as that one's are there.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,20 @@ class Job:
 
 
 def read_jobs(sweep_dir: Path, expected: Sequence[tuple[str, ...]] = ()) -> list[Job]:
-    """Every job below `sweep_dir`, in the order of their numbers, then those `expected` that never started."""
+    """Every job below `sweep_dir`, in the order of their numbers.
+
+    With `expected` those alone, the ones that never started last: others are of an earlier sweep in the same folder.
+    """
     folders = {file.parent.parent for file in sweep_dir.rglob(".hydra/overrides.yaml")}
     jobs = [_read_job(folder) for folder in sorted(folders, key=lambda folder: _natural(folder.relative_to(sweep_dir)))]
-    started = {job.overrides for job in jobs}
-    return jobs + [Job("", each, "not started", {}, None) for each in expected if each not in started]
+    if not expected:
+        return jobs
+    left, found = Counter(expected), []
+    for job in jobs:
+        if left[job.overrides]:
+            left[job.overrides] -= 1
+            found.append(job)
+    return found + [Job("", each, "not started", {}, None) for each in left.elements()]
 
 
 def expected_jobs(config: DictConfig) -> list[tuple[str, ...]]:
@@ -81,8 +91,9 @@ def expected_jobs(config: DictConfig) -> list[tuple[str, ...]]:
 def _read_job(folder: Path) -> Job:
     overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     assert isinstance(overrides, list)
-    earlier = _read_json(folder / "reused.json").get("folder")
-    results = folder if earlier is None else folder / earlier
+    earlier = _read_json(folder / "reused.json")
+    reused = bool(earlier) and _job_key(folder / earlier["folder"]) == earlier.get("job_key")
+    results = folder / earlier["folder"] if reused else folder
     error = _first_line(folder / "error.txt")
     metrics = _flatten(_read_json(results / "metrics.json"))
     figures = {name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)}
@@ -90,10 +101,15 @@ def _read_job(folder: Path) -> Job:
     if error is not None:
         status = "failed"
     elif metrics:
-        status = "done" if earlier is None else "reused"
+        status = "reused" if reused else "done"
     tracked = _read_json(results / "tracking.json")
     run = tracked.get("url") or (str((results / tracked["folder"]).resolve()) if "folder" in tracked else None)
     return Job(str(results.resolve()), tuple(map(str, overrides)), status, figures, error, tracked.get("id"), run)
+
+
+def _job_key(folder: Path) -> str | None:
+    """Of the job whose results the folder holds."""
+    return _read_json(folder / "manifest.json").get("job_key")
 
 
 def _first_line(file: Path) -> str | None:

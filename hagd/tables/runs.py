@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hagd.pipeline.finished import finished_folders
+
 ROOTS = ("extract", "sweeps")
-"""Folders below `paths.runs` that hold run folders."""
+"""Folders below `paths.runs` that hold run folders; those of finished jobs may be elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class StoppedRun:
 def stopped_runs(runs: Path) -> dict[str, StoppedRun]:
     """Address → the run of that job below `runs` that was stopped with the largest memory."""
     found: dict[str, StoppedRun] = {}
-    for file in (file for root in ROOTS for file in (runs / root).rglob("stopped.json")):
+    for file in _below(runs, "stopped.json"):
         content = _json(file)
         if content is not None:
             run = StoppedRun(content["peak_mb"], content["limit_mb"])
@@ -70,14 +72,23 @@ def stopped_runs(runs: Path) -> dict[str, StoppedRun]:
 
 
 def finished_runs(runs: Path) -> dict[str, FinishedRun]:
-    """Address → the newest finished run of that job below `runs`; folders without metrics or address are no runs."""
-    files = [file for root in ROOTS for file in (runs / root).rglob("manifest.json")]
+    """Address → the newest finished run of that job below `runs`, or in a folder that `runs/jobs` names.
+
+    Folders without metrics or address are no runs.
+    """
+    files = _below(runs, "manifest.json")
+    elsewhere = finished_folders(runs) - {file.parent.resolve() for file in files}
+    files += [folder / "manifest.json" for folder in elsewhere if (folder / "manifest.json").is_file()]
     found: dict[str, FinishedRun] = {}
     for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, str(file))):
         run = _read(runs, file.parent)
         if run is not None:
             found[run.key] = run
     return found
+
+
+def _below(runs: Path, name: str) -> list[Path]:
+    return [file for root in ROOTS for file in (runs / root).rglob(name)]
 
 
 def _read(runs: Path, folder: Path) -> FinishedRun | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.jobs import command, environment, run_command, run_here, tiny_overrides
+from tests.cli.test_interruption import results
 from tests.tracking.read_back import offline_runs, read_run
 
 
@@ -30,6 +31,64 @@ def test_a_job_of_a_sweep_is_not_repeated(
     assert again == pytest.approx(first)
     assert capsys.readouterr().out == f"finished before: {tmp_path.resolve() / '0'}\n"
     assert [file.name for file in (tmp_path / "1").iterdir()] == ["reused.json"]
+
+
+RESULTS = ("manifest.json", "metrics.json", "report.html", "reused.json", "stopped.json", "tracking.json")
+
+
+def left(folder: Path) -> list[str]:
+    """What sweeps and tables read of a job."""
+    return [name for name in RESULTS if (folder / name).is_file()]
+
+
+def test_a_job_that_gets_the_folder_of_another_one_leaves_nothing_of_it(tiny_runs: Path, tmp_path: Path) -> None:
+    settings, folder = tiny_overrides(tiny_runs), tmp_path / "run"
+    run_here(folder, *settings)
+    (folder / "tracking.json").write_text('{"id": "i", "folder": "../wandb/offline-i"}')
+    with pytest.raises(SystemExit):
+        run_here(folder, *settings, "search.n_nodes=6", "search.memory_limit_mb=5")
+    assert left(folder) == ["stopped.json"]
+    with pytest.raises(SystemExit):
+        run_here(folder, *settings, "search.scorer=/missing")
+    assert left(folder) == []
+    run_here(folder, *settings)
+    assert left(folder) == ["manifest.json", "metrics.json", "report.html"]
+    with pytest.raises(SystemExit):
+        run_here(folder, *settings, "hierarchy.branching=1")
+    assert left(folder) == []
+
+
+def test_a_sweep_in_the_folder_of_another_one_takes_its_place(tiny_runs: Path, tmp_path: Path) -> None:
+    """The second has the jobs of the first in another order: none may refer to a folder that a later one gets."""
+    jobs = [[*tiny_overrides(tiny_runs), f"validation.n_bootstrap={n}"] for n in (52, 53)]
+    found = [run_here(tmp_path / str(i), *job, mode="MULTIRUN") for i, job in enumerate(jobs)]
+    again = [run_here(tmp_path / str(i), *job, mode="MULTIRUN") for i, job in enumerate(reversed(jobs))]
+    assert [results(each) for each in again] == [results(each) for each in reversed(found)]
+    for i, metrics in enumerate(again):
+        assert left(tmp_path / str(i)) == ["manifest.json", "metrics.json", "report.html"]
+        assert results(json.loads((tmp_path / str(i) / "metrics.json").read_text())) == results(metrics)
+
+
+def test_the_same_sweep_again_in_its_folder_keeps_its_results(
+    tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*tiny_overrides(tiny_runs), "validation.n_bootstrap=54"]
+    run_here(tmp_path / "0", *settings, mode="MULTIRUN")
+    before = (tmp_path / "0" / "metrics.json").stat().st_mtime_ns
+    capsys.readouterr()
+    run_here(tmp_path / "0", *settings, mode="MULTIRUN")
+    assert capsys.readouterr().out == f"finished before: {tmp_path.resolve() / '0'}\n"
+    assert (tmp_path / "0" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_process_that_helps_with_trainings_removes_nothing(
+    tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tracking.json").write_text('{"id": "i"}')
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        run_here(tmp_path, *tiny_overrides(tiny_runs))
+    assert stop.value.code == 0 and left(tmp_path) == ["tracking.json"]
 
 
 @pytest.mark.slow

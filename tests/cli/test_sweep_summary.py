@@ -91,15 +91,21 @@ def test_summary_with_jobs_in_other_processes(tmp_path: Path) -> None:
     check(tmp_path, sweep(tmp_path, ", override hydra/launcher: joblib"))
 
 
+def started(folder: Path, *overrides: str) -> None:
+    """A job of which Hydra has made the folder."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(f"[{', '.join(overrides)}]")
+
+
 def test_jobs_that_ran_before_and_jobs_that_never_started(tmp_path: Path) -> None:
     for number in range(2):
-        (tmp_path / str(number) / ".hydra").mkdir(parents=True)
-        (tmp_path / str(number) / ".hydra" / "overrides.yaml").write_text(f"[a.k={number}]")
+        started(tmp_path / str(number), f"a.k={number}")
     earlier = tmp_path / "elsewhere" / "7"
     earlier.mkdir(parents=True)
+    (earlier / "manifest.json").write_text('{"job_key": "x"}')
     (earlier / "metrics.json").write_text('{"circuit.nodes": 80}')
     (earlier / "tracking.json").write_text('{"id": "abc", "folder": "../../wandb/offline-run-abc"}')
-    (tmp_path / "0" / "reused.json").write_text('{"folder": "../elsewhere/7"}')
+    (tmp_path / "0" / "reused.json").write_text('{"job_key": "x", "folder": "../elsewhere/7"}')
     (tmp_path / "1" / "tracking.json").write_text('{"id": "def", "url": "https://wandb.ai/team/hagd/runs/def"}')
     jobs = read_jobs(tmp_path, [("a.k=0",), ("a.k=1",), ("a.k=2",)])
     assert [job.status for job in jobs] == ["reused", "unfinished", "not started"]
@@ -116,6 +122,29 @@ def test_jobs_that_ran_before_and_jobs_that_never_started(tmp_path: Path) -> Non
     ]
 
 
+def test_jobs_of_an_earlier_sweep_in_the_same_folder_are_left_out(tmp_path: Path) -> None:
+    for number, k in enumerate((7, 1, 7, 2)):  # the new sweep was interrupted in its first job
+        started(tmp_path / str(number), f"a.k={k}")
+        (tmp_path / str(number) / "metrics.json").write_text('{"circuit.nodes": 80}')
+    (tmp_path / "0" / "metrics.json").unlink()
+    jobs = read_jobs(tmp_path, [("a.k=7",), ("a.k=8",), ("a.k=2",)])
+    assert [(*job.overrides, job.status) for job in jobs] == [
+        ("a.k=7", "unfinished"),
+        ("a.k=2", "done"),
+        ("a.k=8", "not started"),
+    ]
+
+
+def test_results_that_another_job_has_overwritten_are_not_reused(tmp_path: Path) -> None:
+    started(tmp_path / "0")
+    (tmp_path / "0" / "reused.json").write_text('{"job_key": "x", "folder": "../1"}')
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "manifest.json").write_text('{"job_key": "y"}')
+    (tmp_path / "1" / "metrics.json").write_text('{"circuit.nodes": 80}')
+    (job,) = read_jobs(tmp_path)
+    assert (job.status, job.figures, job.folder) == ("unfinished", {}, str(tmp_path / "0"))
+
+
 def test_keys_are_shortened_unless_two_would_be_the_same() -> None:
     jobs = [Job("", ("graph.n=1", f"search.n={n}", f"seed={n}"), "done", {}, None) for n in range(2)]
     assert _label(jobs[1], jobs) == "n=1 seed=1"
@@ -124,8 +153,7 @@ def test_keys_are_shortened_unless_two_would_be_the_same() -> None:
 
 
 def test_truncated_metrics_are_no_success(tmp_path: Path) -> None:
-    (tmp_path / "0" / ".hydra").mkdir(parents=True)
-    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("[]")
+    started(tmp_path / "0")
     (tmp_path / "0" / "metrics.json").write_text('{"circuit.nodes": 1')
     assert read_jobs(tmp_path)[0].status == "unfinished"
 

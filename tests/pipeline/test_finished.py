@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hagd.config.run import ExtractConfig
-from hagd.pipeline.finished import FinishedJob, finished_job, refer_to, remember_finished
+from hagd.pipeline.finished import FinishedJob, finished_job, may_be_overwritten, refer_to, remember_finished
 from hagd.pipeline.job_key import job_key
 from tests.builders import tiny_extract, tiny_train
 
@@ -19,7 +19,7 @@ def finish(runs: Path, name: str = "run", **changes: Any) -> ExtractConfig:
     """A job that has left what every job leaves."""
     config = tiny_extract(runs, **changes)
     folder = runs / name
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps({"job_key": job_key(config)}))
     (folder / "metrics.json").write_text('{"validation.preservation": 0.5}')
     remember_finished(config, folder)
@@ -28,7 +28,7 @@ def finish(runs: Path, name: str = "run", **changes: Any) -> ExtractConfig:
 
 def test_a_finished_job_is_found(tmp_path: Path) -> None:
     config = finish(tmp_path)
-    found = FinishedJob(tmp_path.resolve() / "run", {"validation.preservation": 0.5})
+    found = FinishedJob(job_key(config), tmp_path.resolve() / "run", {"validation.preservation": 0.5})
     assert finished_job(config) == found
     assert finished_job(tiny_extract(tmp_path, trainer__threads=2)) == found, "threads decide no result"
 
@@ -57,6 +57,12 @@ def test_results_that_are_gone_are_made_again(tmp_path: Path) -> None:
     assert finished_job(config) is None
 
 
+def test_a_folder_that_another_job_has_got_holds_the_results_of_that_one(tmp_path: Path) -> None:
+    first, second = finish(tmp_path), finish(tmp_path, seed=1)
+    assert finished_job(first) is None
+    assert finished_job(second) is not None
+
+
 def test_runs_may_be_moved(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     finish(tmp_path / "old")
@@ -78,11 +84,22 @@ def test_a_copy_of_dictionaries_that_is_gone_is_made_again(tmp_path: Path) -> No
     (tmp_path / "metrics.json").write_text("{}")
     copy.mkdir()
     remember_finished(config, tmp_path)
-    assert finished_job(config) == FinishedJob(tmp_path.resolve(), {})
+    assert finished_job(config) == FinishedJob(job_key(config), tmp_path.resolve(), {})
     copy.rmdir()
     assert finished_job(config) is None
 
 
 def test_the_folder_of_a_job_that_was_not_repeated_says_where_its_results_are(tmp_path: Path) -> None:
-    refer_to(FinishedJob(tmp_path / "a" / "0", {}), tmp_path / "b" / "3")
-    assert json.loads((tmp_path / "b" / "3" / "reused.json").read_text()) == {"folder": "../../a/0"}
+    refer_to(FinishedJob("k", tmp_path / "a" / "0", {}), tmp_path / "b" / "3")
+    reused = json.loads((tmp_path / "b" / "3" / "reused.json").read_text())
+    assert reused == {"job_key": "k", "folder": "../../a/0"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "lost"),
+    [("a/0", False), ("a/9", False), ("a/10", False), ("a/11", True), ("a/x", True), ("b/11", False)],
+)
+def test_later_jobs_of_a_sweep_get_the_folders_that_an_earlier_sweep_left(
+    tmp_path: Path, folder: str, lost: bool
+) -> None:
+    assert may_be_overwritten(FinishedJob("k", tmp_path.resolve() / folder, {}), tmp_path / "a" / "10") == lost

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from hagd.errors import MemoryLimitError
 from hagd.pipeline.extraction import run_extraction
+from hagd.pipeline.finished import remember_finished
 from hagd.pipeline.job_key import job_key
 from hagd.tables import definition
 from hagd.tables.command import main, narrowed, swept
@@ -129,21 +130,45 @@ def test_folders_that_are_no_finished_runs(tmp_path: Path) -> None:
     assert finished_runs(tmp_path) == {}
 
 
+def write_run(folder: Path, key: str) -> None:
+    """What tables read of a finished run."""
+    folder.mkdir(parents=True)
+    stages = {"lm": {"key": "x", "reused": False, "seconds": 2.5, "peak_mb": 3}}
+    manifest = {"job_key": key, "git_revision": None, "versions": {}, "stages": stages}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "metrics.json").write_text('{"m": 1}')
+
+
 def test_the_newest_of_two_runs_counts(tmp_path: Path) -> None:
     for second, name in enumerate(("b", "a")):
         folder = tmp_path / "sweeps" / name / "0"
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(
-            '{"job_key": "k", "git_revision": null, "versions": {}, '
-            '"stages": {"lm": {"key": "x", "reused": false, "seconds": 2.5, "peak_mb": 3}}}'
-        )
-        (folder / "metrics.json").write_text('{"m": 1}')
+        write_run(folder, "k")
         os.utime(folder / "manifest.json", ns=(second, second))
     (tmp_path / "sweeps" / "a" / "0" / "tracking.json").write_text('{"id": "i", "folder": "../../../wandb/offline-i"}')
     (run,) = finished_runs(tmp_path).values()
     assert run.tracked == str(tmp_path / "wandb" / "offline-i")
     assert run.folder == tmp_path / "sweeps" / "a" / "0"
     assert run.metrics == {"m": 1, "stage.lm.seconds": 2.5, "stage.lm.peak_mb": 3}
+
+
+def test_runs_elsewhere_are_found_through_the_jobs_that_have_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, config = tmp_path / "runs", tiny_extract(tmp_path / "runs")
+    (tmp_path / "disk" / "results").mkdir(parents=True)
+    runs.symlink_to(tmp_path / "disk" / "results")
+    folders = {"elsewhere": tmp_path / "sweep" / "0", "below": runs / "sweeps" / "s" / "0"}
+    for key, folder in folders.items():
+        write_run(folder, key)
+        remember_finished(config, folder)
+    write_run(tmp_path / "forgotten", "forgotten")
+    (runs / "jobs" / "gone-0.json").write_text('{"folder": "../gone"}')
+    assert {key: run.folder for key, run in finished_runs(runs).items()} == folders
+    monkeypatch.chdir(tmp_path)
+    assert finished_runs(Path("runs")).keys() == folders.keys()
+    write_run(tmp_path / "later", "other")
+    (tmp_path / "later" / "manifest.json").rename(folders["elsewhere"] / "manifest.json")
+    assert finished_runs(runs).keys() == {"other", "below"}, "another job has got the folder"
 
 
 def test_shared_results_are_paid_once() -> None:
