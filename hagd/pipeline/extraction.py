@@ -49,6 +49,8 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
             raise
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         measured: dict[str, float] = {}
+        if config.comparison is not None and not pipeline.store.contains("comparison", pipeline.key("comparison")):
+            pipeline.compared.get("search")  # its seconds are not the comparison's
         for each in measurements(config):
             measured |= pipeline.get(each).metrics
         data = replace(stored_report, settings=flat_settings(config), metrics={**stored_report.metrics, **measured})

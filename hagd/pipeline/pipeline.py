@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,8 @@ class Pipeline:
                 if (run := self._runs.pop(name, None)) is not None:
                     # A damaged result is made again without bringing up all that it reads.
                     read = [(parent, self.used[parent]) for parent in self.parents(name) if parent in self.used]
+                    if name == "comparison":
+                        read.append(("search", self.compared.used["search"]))
                     log_stage(run, name, self.used[name], read)
             self._report(name)
         return self.used[name].record
@@ -134,7 +137,12 @@ class Pipeline:
     @cached_property
     def compared(self) -> Pipeline:
         """The extraction that `comparison` asks to compare with."""
-        return Pipeline(compared_config(self.config), self.console)
+        return self.beside(compared_config(self.config))
+
+    def beside(self, config: StagesConfig) -> Pipeline:
+        """A pipeline of another configuration, for the same job: what it computes is tracked in the same group."""
+        runs = None if self.stage_runs is None else replace(self.stage_runs, config=config)
+        return Pipeline(config, self.console, runs)
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
     from hagd.search.scorer.training import train_scorer
 
     sources = [
-        Pipeline(_source(config, sections("model", model), sections("task", task), seed), pipeline.console)
+        pipeline.beside(_source(config, sections("model", model), sections("task", task), seed))
         for seed in config.gnn.seeds
         for model in config.gnn.models
         for task in config.gnn.tasks

@@ -13,7 +13,7 @@ from rich.console import Console
 from hagd.errors import ConfigError
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.stage_runs import StageRuns
-from tests.builders import tiny_extract
+from tests.builders import tiny_extract, tiny_settings
 from tests.tracking.read_back import LoggedRun, offline_runs, read_run
 
 
@@ -79,6 +79,19 @@ def test_every_stage_is_a_run_with_its_result(folder: Path, runs: dict[str, Logg
         assert run.summary[f"{stage}.seconds"] == pytest.approx(stages[stage]["seconds"])
         files = ("meta.json", "record.json", "tensors.safetensors")
         assert set(run.artifacts) == {f"{types.get(stage, stage)}-{key}"} and set(*run.artifacts.values()) <= set(files)
+
+
+def test_stages_of_a_compared_model_are_runs_too(tiny_runs: Path, tmp_path: Path) -> None:
+    other = {"model": tiny_settings(tiny_runs)["model"], "seed_offset": 7, "n_null": 5, "n_bootstrap": 10}
+    config = tiny_extract(tiny_runs, tracking__mode="offline", comparison=other)
+    run_extraction(config, tmp_path / "run", "compared", Console(quiet=True))
+    runs = {run.name: run for run in map(read_run, offline_runs(tiny_runs))}
+    made = {stage: runs[f"{stage}-tiny-sorting-7"] for stage in ("lm", "transcoders", "graph", "search")}
+    assert all(run.config["seed"] == 7 for run in made.values())
+    comparison = runs["comparison-tiny-sorting-0"]
+    assert set(made["search"].artifacts) < set(comparison.used)
+    lines = (tmp_path / "run" / "training" / "lm" / "metrics.csv").read_text().splitlines()
+    assert len(lines) > 1, "curves of the compared model"
 
 
 def test_installed_packages_are_listed_once(folder: Path, runs: dict[str, LoggedRun]) -> None:
