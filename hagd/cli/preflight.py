@@ -1,4 +1,4 @@
-"""Checked before Hydra makes the first run folder or its launcher, where it could only answer with its own traceback."""
+"""Checked before Hydra makes its launcher and the first run folder, where it could only answer with a traceback."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _run(name: str, runs: str | None, overrides: Sequence[str], console: Console
     if not any(each.missing for each in cells):
         console.print(f"{name}: all jobs are done; hagd-tables show {name}", highlight=False)
         return 0
-    command = [sys.executable, "-m", "hagd.cli.extract", f"experiment={name}", *narrowed(cells)]
+    command = [sys.executable, "-m", "hagd.cli.extract", "--multirun", f"experiment={name}", *narrowed(cells)]
     command += [*([f"paths.runs={runs}"] if runs else []), *overrides]
     console.print(" ".join(["hagd-extract", *command[3:]]), highlight=False, soft_wrap=True, style="dim")
     return swept(command)

@@ -160,6 +160,31 @@ def test_a_run_covers_what_is_missing_and_no_more() -> None:
     assert narrowed(nothing) == ["search.pruning=true,false", "task=sorting", "seed=0,1,2"]
 
 
+def test_a_typo_in_what_a_run_changes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
+    monkeypatch.setattr(definition, "conf_dir", lambda: conf)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "tiny", "search.n_node=3", f"--config-dir={conf}"])
+    assert stop.value.code == 1
+    shown = capfd.readouterr().err.strip()
+    assert shown.endswith("error: search.n_node: expected a known key; did you mean search.n_nodes?")
+    assert "Ambiguous" not in shown
+
+
+def test_a_table_without_a_mode_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
+    file = conf / "experiment" / "tiny.yaml"
+    file.write_text(file.read_text().replace("  mode: MULTIRUN\n", ""))
+    monkeypatch.setattr(definition, "conf_dir", lambda: conf)
+    with pytest.raises(SystemExit):
+        main(["run", "tiny", "task.n_symbols=1", f"--config-dir={conf}"])  # which every job refuses at once
+    assert "0 of 2 jobs done" in capfd.readouterr().out
+
+
 def test_an_unknown_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["show", "manes"])
