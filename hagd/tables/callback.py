@@ -23,4 +23,4 @@ class WriteTable(AtSweepEnd):
 
         from hagd.tables.command import show
 
-        show(str(config.hydra.runtime.choices.experiment), str(config.paths.runs), None, Console())
+        show(str(config.hydra.runtime.choices.experiment), config.hydra.overrides.task, None, Console())
