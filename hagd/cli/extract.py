@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from hagd.cli.job import objective, run_job
 from hagd.cli.paths import conf_dir
 from hagd.cli.shared_store import share_config_store
+from hagd.cli.sweep_end import sweep_ends
+from hagd.cli.sweep_mode import report_wrong_sweeps
 from hagd.cli.unknown_key import nearest_key_named
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ def _run(composed: DictConfig) -> float:
 def main() -> None:
     """The command."""
     share_config_store()
-    with nearest_key_named(_schema):
+    report_wrong_sweeps()
+    with sweep_ends(), nearest_key_named(_schema):
         _run()
 
 

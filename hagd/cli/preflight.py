@@ -1,4 +1,4 @@
-"""Checked before Hydra makes the first run folder, where it could only answer with its own traceback."""
+"""Checked before Hydra makes its launcher and the first run folder, where it could only answer with a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class RunsFolder(Callback):
@@ -19,6 +19,20 @@ class RunsFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check(Path(str(config.paths.runs)))
+
+
+class LauncherDevices(Callback):
+    """Ends the process with one line when the launcher asks for `trainer.devices` processes and these are no number."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        launcher: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+        if config.trainer.devices == "auto" and "${trainer.devices}" in launcher.values():
+            print(
+                f"error: trainer.devices: expected a number under hydra/launcher="
+                f"{config.hydra.runtime.choices['hydra/launcher']}, found auto; set trainer.devices=N",
+                file=sys.stderr,
+            )
+            sys.exit(1)
 
 
 def _check(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import statistics
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from hagd.cli.sweep_end import AtSweepEnd
 from hagd.cli.sweep_jobs import ENDED_WELL, FIGURES, Job, expected_jobs, read_jobs
 
 if TYPE_CHECKING:
@@ -99,24 +98,11 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-class SweepSummary(Callback):
-    """Prints the table, and writes it to the sweep's folder, when all jobs of a multirun have ended.
+class SweepSummary(AtSweepEnd):
+    """Prints the table, and writes it to the sweep's folder, when all jobs of a multirun have ended."""
 
-    Hydra skips `on_multirun_end` when a job failed or the sweep is interrupted, so the summary is also due when the
-    process exits.
-    """
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        atexit.register(_summarise, config)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        atexit.unregister(_summarise)
-        _summarise(config)
-
-
-def _summarise(config: DictConfig) -> None:
-    sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
-    if read_jobs(sweep_dir):  # none when the sweep failed before its first job started; Hydra prints why
+    def sweep_ended(self, config: DictConfig) -> None:
+        sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
         jobs = read_jobs(sweep_dir, expected_jobs(config))
         write_summary(sweep_dir, jobs)
         _print_table(sweep_dir, jobs)

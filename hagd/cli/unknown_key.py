@@ -24,16 +24,19 @@ def nearest_key_named(schema: Callable[[], type[Section]]) -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:  # Hydra exits while it handles its own exception
-        if refused := _REFUSED.match(str(stop.__context__ or "")):
-            _print_nearest(refused["key"], schema())
+        if line := nearest_key(str(stop.__context__ or ""), schema):
+            print(f"error: {line}", file=sys.stderr)
         raise
 
 
-def _print_nearest(key: str, schema: type[Section]) -> None:
+def nearest_key(said: str, schema: Callable[[], type[Section]]) -> str | None:
+    """What to say to Hydra's message `said` about an unknown key; None when it is another one, or no key is near."""
     from hagd.config.load import field_names
     from hagd.config.problems import nearest
 
-    known = field_names(schema)
+    refused = _REFUSED.match(said)
+    if refused is None:
+        return None
+    key, known = refused["key"], field_names(schema())
     near = None if key in known else nearest(key, known)
-    if near:
-        print(f"error: {key}: expected a known key; did you mean {near}?", file=sys.stderr)
+    return f"{key}: expected a known key; did you mean {near}?" if near else None

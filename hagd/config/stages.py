@@ -264,13 +264,13 @@ class SearchConfig(Section):
     scorer: str | None = Field(
         None,
         description="meta-learned scorer whose ranking replaces the attribution's: edgeless or edges, which come with "
-        "HAGD, or a folder (train.py stage=gnn)",
+        "HAGD, or a folder (train.py stage=gnn); method=hagd alone",
     )
     loss: SearchLoss = Field(
         "both",
         description="minimised: squared shortfall of logit differences below the full model's, divergence, or both",
     )
-    traversal: bool = Field(False, description="coarse-to-fine group tests over the hierarchy")
+    traversal: bool = Field(False, description="coarse-to-fine group tests over the hierarchy; method=hagd alone")
     traversal_budget: int = Field(200, ge=0, description="model evaluations that group tests may spend")
     elimination: bool = Field(True, description="drop the least contributing nodes in rounds, attributed anew in each")
     elimination_keep: float = Field(0.8, gt=0, lt=1, description="share of the nodes that a round keeps")
@@ -299,6 +299,15 @@ class SearchConfig(Section):
         if self.method == "gates" and not self.gates:
             raise ValueError(
                 "method=gates is flat gates alone, found gates=false; set it to true or choose another method"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guides_are_read(self) -> SearchConfig:
+        if self.method != "hagd" and (self.scorer is not None or self.traversal):
+            raise ValueError(
+                f"scorer and traversal need method=hagd, found scorer={self.scorer}, traversal={self.traversal} at "
+                f"method={self.method}; set search.scorer=null search.traversal=false, or choose search.method=hagd"
             )
         return self
 

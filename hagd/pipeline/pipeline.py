@@ -116,8 +116,8 @@ class Pipeline:
         Raises:
             ConfigError: `search.scorer` names no scorer.
         """
-        name, method = self.config.search.scorer, self.config.search.method
-        if name is None or method != "hagd":
+        name = self.config.search.scorer
+        if name is None:
             return None
         folder = SHIPPED.get(name, Path(name))
         if not (folder / RECORD_FILE).is_file():

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options, overrides = _parser().parse_known_args(arguments)
-    if overrides and options.action != "run":
-        _parser().error(f"expected overrides after run alone, found {' '.join(overrides)}")
+    if overrides and options.action not in ("run", "show"):
+        _parser().error(f"expected overrides after run and show alone, found {' '.join(overrides)}")
 
     from rich.console import Console
 
@@ -32,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     try:
         if options.action == "run":
-            code = _run(options.name, options.runs, overrides, console)
+            code = _run(options.name, [*_root(options.runs), *overrides], console)
             if code:
                 sys.exit(code)
         elif options.action == "show":
-            show(options.name, options.runs, Path(options.out) if options.out else None, console)
+            out = Path(options.out) if options.out else None
+            show(options.name, [*_root(options.runs), *overrides], out, console)
         elif options.action == "list":
-            _list(options.names, options.runs, console)
+            _list(options.names, _root(options.runs), console)
         else:
             _overview(console)
     except HagdError as error:
@@ -58,20 +59,29 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="name", help="tables whose cells are shown (default: a line a table)"
     )
     run = actions.add_parser("run", parents=[common], help="run what is missing; further arguments go to extract.py")
-    shown = actions.add_parser("show", parents=[common], help="print a table; write it as Markdown, LaTeX, CSV, W&B")
+    shown = actions.add_parser(
+        "show",
+        parents=[common],
+        help="print a table; write it as Markdown, LaTeX, CSV, W&B; further arguments are settings as for extract.py",
+    )
     shown.add_argument("--out", metavar="FOLDER", help="where it is written (default: RUNS/tables)")
     for action in (run, shown):
         action.add_argument("name", help="an experiment that is a table, for example quick/main")
     return parser
 
 
-def _read(name: str, runs: str | None) -> tuple[Table, list[CellRuns], dict[str, FinishedRun], Path]:
+def _root(runs: str | None) -> list[str]:
+    """The option `--runs` as an override."""
+    return [f"paths.runs={runs}"] if runs else []
+
+
+def _read(name: str, overrides: Sequence[str]) -> tuple[Table, list[CellRuns], dict[str, FinishedRun], Path]:
     """A table, its cells with their runs, all finished runs by address, and the root of the results."""
     from hagd.tables.definition import load_table
     from hagd.tables.runs import finished_runs, stopped_runs
     from hagd.tables.view import match_runs
 
-    table = load_table(name, runs)
+    table = load_table(name, overrides)
     root = Path(next(iter(table.cells[0].configs.values())).paths.runs)
     finished = finished_runs(root)
     return table, match_runs(table, finished, stopped_runs(root)), finished, root
@@ -93,14 +103,14 @@ def _overview(console: Console) -> None:
     )
 
 
-def _list(names: Sequence[str], runs: str | None, console: Console) -> None:
+def _list(names: Sequence[str], overrides: Sequence[str], console: Console) -> None:
     """Every cell of the named tables; without names, a line a table."""
     from hagd.tables.cost import estimate, total
     from hagd.tables.definition import table_names
     from hagd.tables.terminal import duration, print_cells
 
     for name in names or table_names():
-        table, cells, finished, root = _read(name, runs)
+        table, cells, finished, root = _read(name, overrides)
         missing = {
             (i, seed): estimate(each, seed, cells, finished.values(), root)
             for i, each in enumerate(cells)
@@ -114,14 +124,16 @@ def _list(names: Sequence[str], runs: str | None, console: Console) -> None:
         console.print(f"  {len(cells)} cells, {jobs - len(missing)} of {jobs} jobs done{cost}", highlight=False)
 
 
-def _run(name: str, runs: str | None, overrides: Sequence[str], console: Console) -> int:
+def _run(name: str, arguments: Sequence[str], console: Console) -> int:
     """Launch the smallest sweep that covers every missing job; returns its exit code."""
-    _, cells, _, _ = _read(name, runs)
+    from hydra._internal.utils import get_args
+
+    _, cells, _, _ = _read(name, get_args(list(arguments)).overrides)
     if not any(each.missing for each in cells):
-        console.print(f"{name}: all jobs are done; hagd-tables show {name}", highlight=False)
+        console.print(" ".join([f"{name}: all jobs are done; hagd-tables show", name, *arguments]), highlight=False)
         return 0
-    command = [sys.executable, "-m", "hagd.cli.extract", f"experiment={name}", *narrowed(cells)]
-    command += [*([f"paths.runs={runs}"] if runs else []), *overrides]
+    command = [sys.executable, "-m", "hagd.cli.extract", "--multirun", f"experiment={name}", *narrowed(cells)]
+    command += arguments
     console.print(" ".join(["hagd-extract", *command[3:]]), highlight=False, soft_wrap=True, style="dim")
     return swept(command)
 
@@ -148,8 +160,15 @@ def narrowed(cells: Sequence[CellRuns]) -> list[str]:
     return [*(f"{axis}={','.join(values)}" for axis, values in axes.items()), f"seed={','.join(map(str, seeds))}"]
 
 
-def show(name: str, runs: str | None, out: Path | None, console: Console) -> None:
-    """Print the table `name`, and write it to `out` (None: `tables` below the root of the results) and to W&B."""
+def show(name: str, overrides: Sequence[str], out: Path | None, console: Console) -> None:
+    """Print a table, and write it to a folder and to W&B.
+
+    Args:
+        name: of its experiment.
+        overrides: settings beside the experiment's.
+        out: the folder; None: `tables` below the root of the results.
+        console: where it is printed.
+    """
     from hagd.artifacts.store import disk_errors
     from hagd.tables.formats import write_files
     from hagd.tables.manifest import write_table_manifest
@@ -157,13 +176,13 @@ def show(name: str, runs: str | None, out: Path | None, console: Console) -> Non
     from hagd.tables.tracking import track_table
     from hagd.tables.view import view
 
-    table, cells, _, root = _read(name, runs)
+    table, cells, _, root = _read(name, overrides)
     seen = view(table, cells)
     print_view(seen, console)
-    folder, stem = out or root / "tables", name.replace("/", "_")
+    folder = out or root / "tables"
     with disk_errors(folder):
-        files = write_files(seen, folder, stem)
-        write_table_manifest(table, cells, folder / f"{stem}.json")
+        files = write_files(seen, folder, table.stem)
+        write_table_manifest(table, cells, folder / f"{table.stem}.json")
     track_table(seen, files, next(iter(table.cells[0].configs.values())).tracking, root)
     console.print("\nwritten: " + " ".join(map(str, files)), highlight=False, soft_wrap=True)
 

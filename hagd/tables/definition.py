@@ -7,6 +7,8 @@ same file, and nothing is said twice.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,10 +22,12 @@ from omegaconf import OmegaConf
 from pydantic import Field, model_validator
 
 from hagd.cli.paths import conf_dir
+from hagd.cli.unknown_key import nearest_key
 from hagd.config.base import Section
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
+from hagd.tables.settings import may_decide, settings_beside
 
 SEED = "seed"
 """The swept key that makes no rows: its values are the repetitions of a cell."""
@@ -137,11 +141,21 @@ class Table:
         name: of its experiment.
         spec: how it is shown.
         cells: in the order of the sweep.
+        changed: settings other than the experiment's, when results differ by them.
     """
 
     name: str
     spec: TableSpec
     cells: tuple[Cell, ...]
+    changed: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """Name of its files; of other settings than the experiment's, it ends in their address."""
+        name = self.name.replace("/", "_")
+        if not self.changed:
+            return name
+        return f"{name}-{hashlib.sha256(' '.join(sorted(self.changed)).encode()).hexdigest()[:8]}"
 
 
 def table_names(conf: Path | None = None) -> list[str]:
@@ -151,26 +165,28 @@ def table_names(conf: Path | None = None) -> list[str]:
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
-def load_table(name: str, runs: str | None = None, conf: Path | None = None) -> Table:
+def load_table(name: str, overrides: Sequence[str] = (), conf: Path | None = None) -> Table:
     """Compose the jobs of the table `name`, as a multirun of `extract.py` would.
 
     Args:
         name: of its experiment.
-        runs: root of the results; None = the configured one.
+        overrides: as for `extract.py`; those of swept keys change nothing, a table has all its rows.
         conf: folder of the configuration.
 
     Raises:
-        ConfigError: there is no such table, or its description is wrong.
+        ConfigError: there is no such table, its description is wrong, or overrides do not fit it.
     """
     conf = conf or conf_dir()
     if name not in table_names(conf):
         raise ConfigError(f"table: expected one of {', '.join(table_names(conf)) or 'none'}, found {name}")
-    common = [f"experiment={name}", *([f"paths.runs={runs}"] if runs else [])]
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
         spec, swept = _describe(name)
-        seeds = [int(seed) for seed in swept.pop(SEED)]
-        cells = [_cell(dict(zip(swept, values, strict=True)), seeds, common) for values in product(*swept.values())]
-    return Table(name, spec, tuple(cells))
+        settings = settings_beside(name, overrides, swept)
+        cells = _cells(name, swept, settings)
+        changed = tuple(filter(may_decide, settings))
+        if changed and _asked(cells) == _asked(_cells(name, swept, [each for each in settings if each not in changed])):
+            changed = ()
+    return Table(name, spec, cells, changed)
 
 
 def descriptions(conf: Path | None = None) -> dict[str, tuple[TableSpec, dict[str, list[str]]]]:
@@ -224,11 +240,28 @@ def _as_yaml(value: str) -> str:
     return value.lower() if value in ("True", "False") else value
 
 
+def _cells(name: str, swept: dict[str, list[str]], settings: list[str]) -> tuple[Cell, ...]:
+    axes = {axis: values for axis, values in swept.items() if axis != SEED}
+    seeds = [int(seed) for seed in swept[SEED]]
+    common = [f"experiment={name}", *settings]
+    return tuple(_cell(dict(zip(axes, values, strict=True)), seeds, common) for values in product(*axes.values()))
+
+
 def _cell(values: dict[str, str], seeds: list[int], common: list[str]) -> Cell:
     """Composed once; nothing but the seed differs between its jobs."""
+    own = [f"{key}={value}" for key, value in values.items()]
     try:
-        composed = compose("extract", overrides=[*common, *(f"{key}={value}" for key, value in values.items())])
+        composed = compose("extract", overrides=[*common, *own])
     except HydraException as error:
-        raise ConfigError(f"{common[0]}: {' '.join(f'{k}={v}' for k, v in values.items())}: {error}") from None
+        unknown = nearest_key(str(error), lambda: ExtractConfig)
+        raise ConfigError(unknown or f"{' '.join([*common, *own])}: {error}") from None
     container: Any = OmegaConf.to_container(composed, resolve=True)
     return Cell(values, {seed: load_config(ExtractConfig, {**container, SEED: seed}) for seed in seeds})
+
+
+def _asked(cells: Sequence[Cell]) -> list[tuple[str, int | None]]:
+    """What decides the figures of each cell: the address of its first job, and the memory that its search may hold."""
+    from hagd.pipeline.job_key import job_key
+
+    firsts = [next(iter(cell.configs.values())) for cell in cells]
+    return [(job_key(config), config.search.memory_limit_mb) for config in firsts]

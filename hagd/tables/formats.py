@@ -96,6 +96,8 @@ def count(row: Row) -> str:
 def footnotes(view: View, raised: Marker) -> list[str]:
     """What the table means, one paragraph each."""
     parts = [view.note.strip()] if view.note.strip() else []
+    if view.changed:
+        parts.append(f"Settings other than the experiment’s: {' '.join(view.changed)}.")
     if view.fixed:
         parts.append("; ".join(f"{label}: {value}" for label, value in view.fixed.items()) + ".")
     parts.append("n: seeds. Cells: mean ± standard deviation over seeds.")

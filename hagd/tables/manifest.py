@@ -15,6 +15,7 @@ def write_table_manifest(table: Table, cells: list[CellRuns], file: Path) -> Non
     done = [run for each in cells for run in each.done.values()]
     content = {
         "table": table.name,
+        "settings": list(table.changed),
         "computing_seconds": round(spent(done), 1),
         "versions": {
             name: sorted({run.versions[name] for run in done if name in run.versions})

@@ -24,7 +24,7 @@ def track_table(view: View, files: list[Path], tracking: TrackingConfig, runs: P
         name=f"table-{view.name.replace('/', '-')}",
         group="tables",
         job_type="table",
-        config={"table": view.name},
+        config={"table": view.name, "settings": list(view.changed)},
         directory=runs,
     ) as run:
         run.table(view.name, *long_rows(view))

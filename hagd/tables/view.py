@@ -80,6 +80,7 @@ class View:
         name: of its experiment.
         title: one line.
         note: what a reader must know.
+        changed: settings other than the experiment's.
         axes: heads of the labels.
         columns: our figures.
         rows: as shown.
@@ -92,6 +93,7 @@ class View:
     name: str
     title: str
     note: str
+    changed: tuple[str, ...]
     axes: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -130,6 +132,7 @@ def view(table: Table, cells: Sequence[CellRuns]) -> View:
         name=table.name,
         title=spec.title,
         note=spec.note,
+        changed=table.changed,
         axes=(*(spec.axes[axis].label for axis in rows.shown), *([spec.parts.label] if spec.parts else [])),
         columns=tuple(spec.columns.values()),
         rows=(*rows.measured(), *rows.not_run(), *rows.published()),

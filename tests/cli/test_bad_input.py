@@ -215,6 +215,24 @@ def test_an_unknown_key_without_plus_gets_the_nearest_name(
     assert done.stderr.splitlines()[-1] == f"error: {key}: expected a known key; did you mean {near}?"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=gpt2_minni", "In 'base': Could not find 'model/gpt2_minni'"),
+        ("serch.n_nodes=3", "Could not override 'serch.n_nodes'."),
+    ],
+)
+def test_a_wrong_sweep_is_not_taken_for_a_run(tmp_path: Path, override: str, message: str) -> None:
+    done = run_command(tmp_path, "experiment=quick/main", "seed=0,1", override)
+    assert done.returncode == 1 and done.stderr.startswith(message)
+    assert "Ambiguous" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_list_of_values_without_a_sweep_is_refused(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "seed=0,1")
+    assert done.returncode == 1 and "To sweep over it, add --multirun" in done.stderr
+
+
 def test_a_key_of_another_section_is_not_called_unknown(tmp_path: Path) -> None:
     done = run_command(tmp_path, "task.relation=capital")  # a key of factual_recall, here with modular_addition
     assert done.returncode == 1 and "did you mean" not in done.stderr

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from hagd.cli.paths import conf_dir
 from tests.cli.jobs import command, environment, run_command, run_here, tiny_overrides
@@ -67,6 +68,22 @@ def test_the_slurm_launcher_asks_for_a_process_a_device() -> None:
     assert (node.nodes, node.tasks_per_node, node.gpus_per_node) == (2, 4, 4)
     assert node.max_num_timeout > 0 and node.signal_delay_s >= 120 and node.additional_parameters.requeue
     assert node._target_.endswith(".SlurmLauncher")
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_slurm_must_know_the_number_of_devices(
+    tmp_path: Path, trainer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    chosen = ["hydra/launcher=slurm", f"trainer={trainer}", "seed=0,1", f"paths.runs={tmp_path}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(SystemExit) as stop:
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.multirun("train", lambda _: pytest.fail("ran"), chosen, with_log_configuration=False)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: trainer.devices: expected a number under hydra/launcher=slurm, found auto; set trainer.devices=N\n"
+    )
 
 
 @pytest.mark.slow

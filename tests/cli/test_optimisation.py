@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
 
 from hagd.cli.extract import OBJECTIVES
 from hagd.cli.job import objective
@@ -48,6 +51,27 @@ def test_the_search_composes() -> None:
         for value in space.removeprefix("choice(").removesuffix(")").split(", "):
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 compose("extract", [f"{key}={value}"])
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated API features")  # SQLAlchemy, of Optuna
+def test_a_failed_job_does_not_end_the_search(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    asked: list[int] = []
+
+    def job(composed: DictConfig) -> float:
+        asked.append(composed.transcoder.k)
+        if len(asked) == 1:
+            raise CompactHydraException("too large")
+        return 0.5
+
+    chosen = ["hparams_search=optuna", "hydra.sweeper.n_trials=3", f"paths.runs={tmp_path}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.multirun("extract", job, chosen, with_log_configuration=False)
+    assert len(asked) == 3
+    (found,) = tmp_path.rglob("optimization_results.yaml")
+    assert yaml.safe_load(found.read_text())["best_value"] == 0.5
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import json, os, sys
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hagd.cli.sweep_end import sweep_ends
 
 @hydra.main(version_base=None, config_path="conf", config_name="app")
 def main(config):
@@ -31,7 +32,8 @@ def main(config):
     metrics = {"circuit": {"nodes": 10 * config.x}, "validation.preservation": 0.5 + config.x / 100, "other": 1}
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
-main()
+with sweep_ends():
+    main()
 """
 
 CONFIG = """

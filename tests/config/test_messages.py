@@ -129,6 +129,15 @@ def test_the_example_in_a_message_is_accepted() -> None:
             "transcoder.selection=bfloat16 needs activation=topk, found jumprelu; set selection=exact",
         ),
         (["transcoder.selection=bfloat16", "transcoder.activation=relu"], "transcoder.selection=bfloat16 needs "),
+        (
+            ["search=attribution", "search.scorer=edgeless"],
+            "search.scorer and traversal need method=hagd, found scorer=edgeless, traversal=False at "
+            "method=attribution; set search.scorer=null search.traversal=false, or choose search.method=hagd",
+        ),
+        (
+            ["search=gates", "search.traversal=true"],
+            "search.scorer and traversal need method=hagd, found scorer=None, traversal=True at method=gates; ",
+        ),
         (["search.sizes=[0,4]"], "search.sizes must be at least 1 each, found [0, 4]"),
         (["search=gates", "search.gates=false"], "search.method=gates is flat gates alone, found gates=false"),
         (

@@ -75,6 +75,9 @@ def test_two_cells_from_missing_to_shown(
     assert manifest["runs"][0]["job_key"] == json.loads((one / "manifest.json").read_text())["job_key"]
     main(["run", "tiny"])
     assert "all jobs are done" in capsys.readouterr().out
+    main(["show", "tiny", "search.n_nodes=4", "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out.count("0 of 1") == 2, "runs of other settings"
+    assert list(csv.DictReader(io.StringIO((tmp_path / "out" / "tiny.csv").read_text()))) == lines
     main([])
     assert "tiny: Tiny & small; 2 cells, 2 jobs" in capsys.readouterr().out
 
@@ -183,6 +186,31 @@ def test_a_run_covers_what_is_missing_and_no_more() -> None:
     assert narrowed(done) == ["search.pruning=false", "task=sorting", "seed=1,2"]
     nothing: list[CellRuns] = with_runs(tiny, {}, {})
     assert narrowed(nothing) == ["search.pruning=true,false", "task=sorting", "seed=0,1,2"]
+
+
+def test_a_typo_in_what_a_run_changes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
+    monkeypatch.setattr(definition, "conf_dir", lambda: conf)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "tiny", "search.n_node=3", f"--config-dir={conf}"])
+    assert stop.value.code == 1
+    shown = capfd.readouterr().err.strip()
+    assert shown == "error: search.n_node: expected a known key; did you mean search.n_nodes?"
+
+
+def test_a_table_without_a_mode_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
+    file = conf / "experiment" / "tiny.yaml"
+    file.write_text(file.read_text().replace("  mode: MULTIRUN\n", ""))
+    monkeypatch.setattr(definition, "conf_dir", lambda: conf)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        main(["run", "tiny", "--runs", str(tmp_path / "file" / "runs"), f"--config-dir={conf}"])
+    assert capfd.readouterr().err.startswith("error: paths.runs: expected a folder that can be written")
 
 
 def test_an_unknown_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ def test_published_figures_are_in_one_table_each() -> None:
 def test_cells_are_the_jobs_of_the_sweep(tmp_path: Path) -> None:
     conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
     assert table_names(conf) == ["tiny"], "other experiments are no tables"
-    found = load_table("tiny", runs=str(tmp_path / "elsewhere"), conf=conf)
+    found = load_table("tiny", [f"paths.runs={tmp_path / 'elsewhere'}"], conf=conf)
     assert [cell.values for cell in found.cells] == [{"search.pruning": "true"}, {"search.pruning": "false"}]
     for cell, pruning in zip(found.cells, (True, False), strict=True):
         (config,) = cell.configs.values()
@@ -97,6 +97,37 @@ def test_cells_are_the_jobs_of_the_sweep(tmp_path: Path) -> None:
 def test_a_wrong_description_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(TableSpec, {**SPEC, **change})
+
+
+def test_settings_beside_those_of_the_experiment(tmp_path: Path) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
+    found = load_table("tiny", ["search.n_nodes=4", "tracking.project=other", "search.pruning=true", "seed=3"], conf)
+    assert [cell.values for cell in found.cells] == [{"search.pruning": "true"}, {"search.pruning": "false"}]
+    configs = [config for cell in found.cells for config in cell.configs.values()]
+    assert {(config.search.n_nodes, config.tracking.project, config.seed) for config in configs} == {(4, "other", 0)}
+    assert found.changed == ("search.n_nodes=4",) and found.stem.startswith("tiny-")
+    same = load_table("tiny", ["trainer.threads=2", "graph.batch_size=32", "search.n_nodes=8"], conf)
+    assert same.changed == () and same.stem == "tiny", "results are those of the experiment"
+    limited = load_table("tiny", ["search.memory_limit_mb=5"], conf)
+    assert limited.changed == ("search.memory_limit_mb=5",), "rows say that they are out of memory"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.n_node=3", "^search.n_node: expected a known key; did you mean search.n_nodes"),
+        (
+            "search.gates=true,false",
+            "expected one value of search.gates, which makes no rows, found search.gates=true,",
+        ),
+        ("search.n_nodes=x", "^search.n_nodes: expected a valid integer"),
+        ("--overwrite", "expected settings such as search.n_nodes=40, found --overwrite"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
+    with pytest.raises(ConfigError, match=message):
+        load_table("tiny", [override], conf)
 
 
 def test_an_axis_without_description_is_refused(tmp_path: Path) -> None:
