@@ -29,7 +29,8 @@ class DividedTraining(JointTraining):
     """`TranscoderTraining` of this process's layers alone."""
 
     def configure_model(self) -> None:
-        """Build the own layers.
+        """Build the own layers on the CPU, where their random numbers are drawn; Lightning moves them afterwards, but
+        makes its device the default one meanwhile.
 
         Raises:
             ConfigError: there are more processes than layers.
@@ -42,12 +43,13 @@ class DividedTraining(JointTraining):
             )
         own = own_layers(len(self.x_mean), rank, world)
         heads = self._config.lambda_prediction > 0
-        self.stacked = self.stack(
-            own=own,
-            previous=FromProcess(rank - 1) if heads and rank > 0 else None,
-            following=ToProcess(rank + 1) if heads and rank + 1 < world else None,
-        )
-        initialise(self.stacked, *self.start_tokens(own))
+        with torch.device("cpu"):
+            self.stacked = self.stack(
+                own=own,
+                previous=FromProcess(rank - 1) if heads and rank > 0 else None,
+                following=ToProcess(rank + 1) if heads and rank + 1 < world else None,
+            )
+            initialise(self.stacked, *self.start_tokens(own))
 
     @torch.no_grad()
     def whole(self) -> StackedTranscoders:

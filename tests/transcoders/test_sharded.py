@@ -123,6 +123,21 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, kind: type[JointTra
     assert (first["layers.0.W_dec"] - before["layers.0.W_dec"]).abs().max() > 1e-3
 
 
+def test_own_layers_start_alike_whatever_the_default_device(tmp_path: Path) -> None:
+    """Lightning builds them with the accelerator as default device."""
+    config, (x, y) = settings("tied"), tokens()
+
+    def work(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        module = DividedTraining(config, 0, Scaling.of(x), Scaling.of(y), (x, y))
+        with torch.device("meta"):
+            module.configure_model()
+        return module.stacked.state_dict(), started(config, DividedTraining).stacked.state_dict()
+
+    for found, expected in in_processes(work, tmp_path):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 class Observed(ShardedTraining):
     """Notes which layers' weights are whole in this process whenever a layer's turn comes, forwards and backwards."""
 
