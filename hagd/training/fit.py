@@ -68,7 +68,7 @@ def fit(
     Raises:
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
         NumericalError: the loss, or that of a part, is not finite or diverges; names step, part and last checkpoint.
-        SystemExit: 143 after SIGTERM; the checkpoint is saved first.
+        SystemExit: 143 after SIGTERM; a checkpoint is saved first, unless the loss is above its limit.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
     from hagd.training.checkpoints import usable_checkpoint
