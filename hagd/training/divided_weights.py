@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytorch_lightning.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
 from hagd.errors import ConfigError

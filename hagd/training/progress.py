@@ -101,7 +101,7 @@ class TrainingProgress(Callback):
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, rate=pace, metrics=values)
         else:
-            left = time.strftime("%H:%M:%S", time.gmtime((n_steps - step) / max(rate, 1e-9)))
+            left = _clock((n_steps - step) / max(rate, 1e-9))
             log.info("%s: step %d of %d, %s, %s left, %s", self.stage, step, n_steps, pace, left, values)
 
     def _rate(self, step: int, now: float) -> float:
@@ -112,6 +112,12 @@ class TrainingProgress(Callback):
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    """Hours, of any number, minutes and seconds, as on the bar."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _scalars(stage: str, outputs: dict[str, Any], parts: Sequence[str]) -> dict[str, float]:
