@@ -1,14 +1,17 @@
-"""Trainings of which each of two processes holds a part: their checkpoints."""
+"""Trainings of which each of two processes holds a part: their checkpoints and what they log."""
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from hagd.config.run import TrainerConfig
@@ -18,15 +21,17 @@ from hagd.training.fit import fit
 from hagd.training.loader import StepLoader
 from hagd.training.processes import dividing_layers, rank_and_world
 from hagd.transcoders.divided import DividedTraining
+from hagd.transcoders.initialise import initialise
 from hagd.transcoders.joint import JointTraining
-from hagd.transcoders.objective import Scaling
+from hagd.transcoders.module import TranscoderTraining
+from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sharded import ShardedTraining
 from tests.processes import in_processes
 
 Strategy = Literal["layers", "fsdp"]
 
 LAYERS, TOKENS, D, STEPS = 3, 32, 8, 6
-CONFIG = TranscoderConfig(k=4, expansion=5, steps=STEPS, batch_size=TOKENS)
+CONFIG = TranscoderConfig(k=4, expansion=5, steps=STEPS, batch_size=TOKENS, dead_fraction=0.1)
 KINDS: dict[Strategy, type[JointTraining]] = {"layers": DividedTraining, "fsdp": ShardedTraining}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*returned a view tensor", "ignore:.*weights_only")
@@ -36,12 +41,15 @@ class PowerCut(Exception):
     pass
 
 
-def train(strategy: Strategy, folder: Path, cut: int | None = None) -> dict[str, Tensor]:
-    """Weights of all layers; a checkpoint after every second step, a power cut before the step `cut`."""
+def tokens() -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(LAYERS, STEPS * TOKENS, D, generator=g)
-    y = (x @ torch.randn(LAYERS, D, D, generator=g)).relu()
-    module = KINDS[strategy](CONFIG, 0, Scaling.of(x), Scaling.of(y), (x, y))
+    return x, (x @ torch.randn(LAYERS, D, D, generator=g)).relu()
+
+
+def loader(cut: int | None = None) -> StepLoader[tuple[Tensor, Tensor]]:
+    """A power cut before the step `cut`."""
+    x, y = tokens()
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         if step == cut:
@@ -50,9 +58,18 @@ def train(strategy: Strategy, folder: Path, cut: int | None = None) -> dict[str,
         rows = slice(step * TOKENS + rank, (step + 1) * TOKENS, world)
         return x[:, rows], y[:, rows]
 
+    return StepLoader(batch, STEPS)
+
+
+def train(
+    strategy: Strategy, folder: Path, cut: int | None = None, loggers: Sequence[Logger] = ()
+) -> dict[str, Tensor]:
+    """Weights of all layers; a checkpoint after every second step."""
+    x, y = tokens()
+    module = KINDS[strategy](CONFIG, 0, Scaling.of(x), Scaling.of(y), (x, y))
     trainer = TrainerConfig(devices=2, strategy=strategy, checkpoint_every=2)
     with dividing_layers() if strategy == "layers" else nullcontext():
-        fit(module, StepLoader(batch, STEPS), trainer, STEPS, folder, joint=True)
+        fit(module, loader(cut), trainer, STEPS, folder, loggers, joint=True)
     return dict(module.whole().state_dict())
 
 
@@ -114,3 +131,28 @@ def test_a_checkpoint_and_its_parts_are_on_the_disk(
     by_first, _ = in_processes(work, tmp_path)
     last = tmp_path / "c" / "last.ckpt"
     assert {path.stat().st_ino for path in (last, *last.iterdir())} <= by_first
+
+
+def test_what_is_logged_is_of_all_layers(tmp_path: Path) -> None:
+    """What one process logs that trains them all."""
+
+    def logger(name: str) -> CSVLogger:
+        return CSVLogger(tmp_path, name, version="", flush_logs_every_n_steps=1)
+
+    def logged(name: str) -> dict[str, float]:
+        (row,) = csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())
+        return {name: float(value) for name, value in row.items() if name != "training/memory_mb"}
+
+    def work(rank: int) -> None:
+        train("layers", tmp_path / "c", loggers=[] if rank else [logger("divided")])
+
+    in_processes(work, tmp_path)
+    x, y = tokens()
+    scalings = Scaling.of(x), Scaling.of(y)
+    stacked = StackedTranscoders(CONFIG, LAYERS, D, seed=0)
+    initialise(stacked, scalings[0](x), scalings[1](y))
+    fit(TranscoderTraining(stacked, *scalings), loader(), TrainerConfig(), STEPS, tmp_path / "d", [logger("alone")])
+    expected = logged("alone")
+    assert logged("divided") == pytest.approx(expected, rel=1e-3)
+    assert expected["training/dead"] > 0
+    assert {f"training/loss_by_part/layer {i}" for i in range(LAYERS)} < expected.keys()
