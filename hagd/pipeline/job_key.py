@@ -16,9 +16,9 @@ def job_key(config: StagesConfig) -> str:
     """Address of what `extract.py` or `train.py` makes of `config`; `manifest.json` of the run folder has it.
 
     The content address of the job's last stage and of its further measurements, and so of everything that decides a
-    result: the configuration less what decides time and space alone (paths, tracking, devices, batch sizes of
-    evaluations), the seed, versions of the code of stages, the files of a pretrained model, of a corpus, of a task and
-    of a scorer. Nothing is computed or loaded.
+    result: the configuration less what decides time and space alone (paths, tracking, devices where their number
+    decides no more than rounding, batch sizes of evaluations), the seed, versions of the code of stages, the files of a
+    pretrained model, of a corpus, of a task and of a scorer. Nothing is computed or loaded.
 
     Args:
         config: the validated configuration.

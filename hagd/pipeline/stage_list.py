@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from hagd.artifacts.keys import stage_key
 from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
+from hagd.config.run import TrainerConfig
 from hagd.hierarchy.partition import build_prompt_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
@@ -97,10 +99,22 @@ def _transcoders_config(p: Pipeline) -> dict[str, Any]:
             from hagd.activations.corpus import listing
 
             config["corpus"]["files"] = listing(corpus)
+        if config["activation"] == "batch_topk":  # each process picks among its own tokens
+            n_processes = _sharing_tokens(p.config.trainer)
+            config |= {"processes": n_processes} if n_processes > 1 else {}
         return {**config, "precision": p.config.trainer.precision}
     from hagd.pipeline.dictionaries import identity
 
     return {"site": config["site"], "layers": config["layers"], **identity(path)}
+
+
+def _sharing_tokens(trainer: TrainerConfig) -> int:
+    """Processes that share the tokens of a batch when dictionaries are trained."""
+    if trainer.strategy == "layers":
+        return 1
+    found = 1 if trainer.accelerator == "cpu" else max(torch.cuda.device_count(), 1)
+    devices = found if trainer.devices == "auto" else trainer.devices
+    return devices * trainer.num_nodes
 
 
 def _activations_folder(p: Pipeline, work: Path) -> Path:

@@ -76,6 +76,8 @@ class StepCheckpoint(Callback):
         if not trainer.is_global_zero:
             return
         if partial.is_dir():  # a folder cannot be replaced in one step; `usable_checkpoint` knows what is between two
+            for part in (*partial.iterdir(), partial):
+                _to_disk(part)
             old = self.folder / _OLD
             if final.exists():
                 shutil.rmtree(old, ignore_errors=True)  # left by a kill
@@ -83,18 +85,30 @@ class StepCheckpoint(Callback):
             os.replace(partial, final)
             shutil.rmtree(old, ignore_errors=True)
             return
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        _to_disk(partial)
         os.replace(partial, final)
 
 
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, outlives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def usable_checkpoint(folder: Path, module: LightningModule) -> Path | None:
-    """`last.ckpt` of `folder` if it can be read and fits `module`; else None, after a warning if there was one."""
+    """`last.ckpt` of `folder` if it can be read and fits `module`; else None, after a warning if there was one.
+
+    A folder of parts is read by the strategy that wrote it, which refuses damaged ones: no process reads those of
+    others, so none could tell that all have to start over.
+    """
     path, old = folder / LAST, folder / _OLD
     if not path.exists() and old.is_dir() and not is_helper():  # killed between two renames
         os.replace(old, path)
     if path.is_dir():
-        return path  # sharded; read by the strategy that wrote it
+        return path
     if not path.is_file():
         return None
     try:

@@ -66,9 +66,10 @@ def fit(
             shares the tokens of a batch instead.
 
     Raises:
-        ConfigError: Lightning refuses the settings of `trainer_config` on this machine.
+        ConfigError: Lightning refuses the settings of `trainer_config` on this machine, or a part of a divided module's
+            checkpoint is damaged or missing.
         NumericalError: the loss, or that of a part, is not finite or diverges; names step, part and last checkpoint.
-        SystemExit: 143 after SIGTERM; the checkpoint is saved first.
+        SystemExit: 143 after SIGTERM; a checkpoint is saved first, unless the loss is above its limit.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
     from hagd.training.checkpoints import usable_checkpoint
@@ -179,9 +180,9 @@ def _strategy(config: TrainerConfig, joint: bool) -> str | Strategy:
     if not joint:
         return "ddp"
     if config.strategy == "fsdp":
-        from pytorch_lightning.strategies import ModelParallelStrategy
+        from hagd.training.divided_weights import DividedWeightsStrategy
 
-        return ModelParallelStrategy()
+        return DividedWeightsStrategy()
     from hagd.training.own_layers import OwnLayersStrategy
 
     return OwnLayersStrategy()

@@ -30,17 +30,35 @@ class OwnLayersStrategy(DDPStrategy):
         """This process's part.
 
         Raises:
-            ConfigError: another number of processes wrote the checkpoint.
+            ConfigError: another number of processes wrote the checkpoint, or a part cannot be read; in every process,
+                so that none waits for the one whose part it is.
         """
         torch.cuda.empty_cache()
-        file = Path(checkpoint_path) / self._name()
+        folder = Path(checkpoint_path)
+        part, problem = self._part(folder, weights_only)
+        problems: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(problems, problem)
+        found = next(filter(None, problems), None)
+        if found is not None:
+            raise ConfigError(found)
+        return part
+
+    def _part(self, folder: Path, weights_only: bool | None) -> tuple[dict[str, Any], str | None]:
+        """This process's part, empty after a problem, and the problem."""
+        file = folder / self._name()
         if not file.is_file():
-            written = sorted(path.name for path in Path(checkpoint_path).glob("*.ckpt"))
-            raise ConfigError(
-                f"trainer.devices: expected as many processes as wrote the checkpoint {checkpoint_path} ({written}), "
+            written = sorted(path.name for path in folder.glob("*.ckpt"))
+            return {}, (
+                f"trainer.devices: expected as many processes as wrote the checkpoint {folder} ({written}), "
                 f"found {self.world_size}; go on with as many, or remove that folder to start over"
             )
-        return self.checkpoint_io.load_checkpoint(file, weights_only=weights_only)
+        try:
+            return self.checkpoint_io.load_checkpoint(file, weights_only=weights_only), None
+        except Exception as error:  # a damaged file raises whatever its first bad byte leads to
+            return {}, (
+                f"trainer.strategy=layers: expected a checkpoint that can be read, found {file} damaged "
+                f"({type(error).__name__}); remove {folder} to start over"
+            )
 
     def _name(self) -> str:
         return f"process-{self.global_rank}-of-{self.world_size}.ckpt"

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 BAR_SECONDS = 0.25
 """Between two updates of the bar."""
 
+JOIN = "of_all_processes"
+"""Method of a module whose processes train parts of their own: metrics of one process's step by name, to those of the
+whole. It is called in every process whenever metrics are logged; what is shown is the first process's."""
+
 
 class TrainingProgress(Callback):
     """Shows steps, rate, time left and chosen metrics; sends every metric to the loggers.
@@ -76,13 +80,8 @@ class TrainingProgress(Callback):
     ) -> None:
         step = trainer.global_step
         last = step == trainer.max_steps
-        if trainer.loggers and (step % self.log_every == 0 or last):
-            values = _scalars(self.stage, outputs, getattr(pl_module, "parts", ()))
-            values[f"{self.stage}/memory_mb"] = _peak_mb(trainer)
-            if self.tokens is not None:
-                values[f"{self.stage}/tokens_per_second"] = self.tokens * self._rate(step, time.monotonic())
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=step)
+        if step % self.log_every == 0 or last:
+            self._log(trainer, pl_module, outputs)
         now = time.monotonic()
         if trainer.is_global_zero and (last or now - self._shown_at >= (BAR_SECONDS if self._bar else self.seconds)):
             self._shown_at = now
@@ -94,6 +93,19 @@ class TrainingProgress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
+    def _log(self, trainer: Trainer, module: LightningModule, outputs: dict[str, Any]) -> None:
+        join = getattr(module, JOIN, None)
+        if not trainer.loggers and join is None:
+            return
+        values = _scalars(outputs, getattr(module, "parts", ()))
+        if join is not None:  # also where there are no loggers: the process that has some waits for the others
+            values = join(values)
+        values["memory_mb"] = _peak_mb(trainer)
+        if self.tokens is not None:
+            values["tokens_per_second"] = self.tokens * self._rate(trainer.global_step, time.monotonic())
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{self.stage}/{name}": value for name, value in values.items()}, trainer.global_step)
+
     def _show(self, step: int, n_steps: int, outputs: dict[str, Any], now: float) -> None:
         rate = self._rate(step, now)
         pace = f"{rate:.1f}/s" if self.tokens is None else f"{rate * self.tokens:,.0f} tokens/s"
@@ -101,7 +113,7 @@ class TrainingProgress(Callback):
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, rate=pace, metrics=values)
         else:
-            left = time.strftime("%H:%M:%S", time.gmtime((n_steps - step) / max(rate, 1e-9)))
+            left = _clock((n_steps - step) / max(rate, 1e-9))
             log.info("%s: step %d of %d, %s, %s left, %s", self.stage, step, n_steps, pace, left, values)
 
     def _rate(self, step: int, now: float) -> float:
@@ -114,14 +126,20 @@ class TrainingProgress(Callback):
             self._bar = None
 
 
-def _scalars(stage: str, outputs: dict[str, Any], parts: Sequence[str]) -> dict[str, float]:
+def _clock(seconds: float) -> str:
+    """Hours, of any number, minutes and seconds, as on the bar."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _scalars(outputs: dict[str, Any], parts: Sequence[str]) -> dict[str, float]:
     """What a step returned by name of the metric; one metric a part for what it returned of each part."""
     found: dict[str, float] = {}
     for name, value in outputs.items():
         if getattr(value, "ndim", 0):
-            found |= {f"{stage}/{name}/{part}": float(one) for part, one in zip(parts, value, strict=True)}
+            found |= {f"{name}/{part}": float(one) for part, one in zip(parts, value, strict=True)}
         else:
-            found[f"{stage}/{name}"] = float(value)
+            found[name] = float(value)
     return found
 
 

@@ -13,11 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hagd.errors import ConfigError
+from hagd.training.loss_watch import BY_PART
 from hagd.transcoders.dictionary import Codes
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.joint import JointTraining
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse.products import Support
+
+_SUMS = ("loss", "prediction", "sparsity")
+"""Terms of a step that are sums over layers; `BY_PART` is one layer's, and the others are means."""
 
 
 def own_layers(n_layers: int, rank: int, world: int) -> range:
@@ -29,7 +33,8 @@ class DividedTraining(JointTraining):
     """`TranscoderTraining` of this process's layers alone."""
 
     def configure_model(self) -> None:
-        """Build the own layers.
+        """Build the own layers on the CPU, where their random numbers are drawn; Lightning moves them afterwards, but
+        makes its device the default one meanwhile.
 
         Raises:
             ConfigError: there are more processes than layers.
@@ -42,12 +47,24 @@ class DividedTraining(JointTraining):
             )
         own = own_layers(len(self.x_mean), rank, world)
         heads = self._config.lambda_prediction > 0
-        self.stacked = self.stack(
-            own=own,
-            previous=FromProcess(rank - 1) if heads and rank > 0 else None,
-            following=ToProcess(rank + 1) if heads and rank + 1 < world else None,
-        )
-        initialise(self.stacked, *self.start_tokens(own))
+        with torch.device("cpu"):
+            self.stacked = self.stack(
+                own=own,
+                previous=FromProcess(rank - 1) if heads and rank > 0 else None,
+                following=ToProcess(rank + 1) if heads and rank + 1 < world else None,
+            )
+            initialise(self.stacked, *self.start_tokens(own))
+
+    def of_all_processes(self, values: dict[str, float]) -> dict[str, float]:
+        """Metrics of all layers from those of the own ones (`hagd.training.progress.JOIN`)."""
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (len(self.stacked.own), values))
+        whole: dict[str, float] = {}
+        for n_layers, part in found:
+            for name, value in part.items():
+                share = 1 if name in _SUMS or name.startswith(BY_PART) else n_layers / len(self.x_mean)
+                whole[name] = whole.get(name, 0.0) + share * value
+        return whole
 
     @torch.no_grad()
     def whole(self) -> StackedTranscoders:

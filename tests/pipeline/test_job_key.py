@@ -9,6 +9,8 @@ from rich.console import Console
 
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.job_key import job_key
+from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.stage_list import STAGES
 from tests.builders import tiny_extract, tiny_train
 
 
@@ -46,6 +48,32 @@ def test_what_decides_a_result_is_another_job(changes: dict[str, Any]) -> None:
 )
 def test_what_decides_no_result_is_the_same_job(changes: dict[str, Any]) -> None:
     assert job_key(tiny_extract(Path("b"), **changes)) == job_key(tiny_extract(Path("a")))
+
+
+def test_batch_topk_follows_the_processes_that_share_its_tokens() -> None:
+    """Each picks among its own tokens; of everything else the number of processes decides no more than rounding."""
+
+    def made(**changes: Any) -> tuple[str, dict[str, Any]]:
+        pipeline = Pipeline(tiny_extract(Path("a"), **changes), Console(quiet=True))
+        return pipeline.key("transcoders"), STAGES["transcoders"].config(pipeline)
+
+    batch = {"transcoder__activation": "batch_topk"}
+    shared = [
+        {"trainer__strategy": "ddp", "trainer__devices": 2},
+        {"trainer__strategy": "auto", "trainer__devices": 2},
+        {"trainer__strategy": "fsdp", "trainer__num_nodes": 2},
+        {"trainer__strategy": "ddp", "trainer__devices": 3, "trainer__num_nodes": 2},
+    ]
+    alone = [
+        {"trainer__strategy": "layers", "trainer__devices": 2},
+        {"trainer__strategy": "ddp", "trainer__devices": 1},
+        {"trainer__strategy": "ddp", "trainer__devices": "auto"},  # one on a CPU
+    ]
+    assert [made(**batch, **trainer)[1].pop("processes") for trainer in shared] == [2, 2, 2, 6]
+    assert len({made(**batch, **trainer)[0] for trainer in shared} | {made(**batch)[0]}) == 3
+    for same in (*({**batch, **trainer} for trainer in alone), *shared, *alone):
+        plain = made(**{name: value for name, value in same.items() if not name.startswith("trainer")})
+        assert made(**same) == plain and "processes" not in plain[1]
 
 
 def test_a_plan_and_stages_of_training_are_jobs_of_their_own() -> None:

@@ -102,10 +102,11 @@ def test_stage_gnn_trains_a_scorer_on_other_circuits(trained: tuple[Path, dict[s
     scorer = load_record(TrainedScorer, runs / "artifacts" / "scorer" / manifest(runs / "run")["scorer"]["key"])
     assert scorer.trained_on == ("tiny-sorting-100", "tiny-sorting-100", "tiny-sorting-101")
     assert len(list((runs / "artifacts" / "search").iterdir())) == 4
-    (logged,) = offline_runs(runs)
-    read = read_run(logged)
-    assert read.summary["scorer.correlation"] == pytest.approx(metrics["scorer.correlation"])
-    assert any("gnn/loss" in item for item in read.history)
+    logged = {run.name: run for run in map(read_run, offline_runs(runs))}
+    assert {f"{stage}-tiny-sorting-{seed}" for stage in ("lm", "search") for seed in (100, 101)} < set(logged)
+    scorer_run = logged["gnn-tiny-sorting-0"]
+    assert scorer_run.summary["scorer.correlation"] == pytest.approx(metrics["scorer.correlation"])
+    assert any("gnn/loss" in item for item in scorer_run.history)
 
 
 def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,6 +231,21 @@ def test_without_terminal_the_last_step_is_a_line(tmp_path: Path, caplog: pytest
         train(tmp_path / "c", 9, metrics=("loss", "size"), stage="toy")
     (line,) = [record.getMessage() for record in caplog.records if "step 9 of 9" in record.getMessage()]
     assert line.startswith("toy: ") and "loss " in line and "size " in line
+
+
+def test_time_left_goes_on_beyond_a_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class QuarterHours(Crash):
+        def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            clock.now += 900
+            return super().training_step(batch, batch_idx)
+
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(progress, "time", clock)
+    with caplog.at_level(logging.INFO, logger="hagd"), pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "c", 202, QuarterHours(1))
+    assert "step 1 of 202, 0.0/s, 50:15:00 left" in caplog.text
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,9 @@ from hagd.transcoders.joint import JointTraining
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sharded import ShardedTraining
+from tests.processes import WORLD, in_processes
 
-LAYERS, TOKENS, D, STEPS, WORLD = 3, 32, 8, 6, 2
+LAYERS, TOKENS, D, STEPS = 3, 32, 8, 6
 CASES: dict[str, dict[str, Any]] = {
     "tied": {},
     "dense": {"prediction_head": "dense"},
@@ -78,23 +76,16 @@ def steps(module: TranscoderTraining, share: slice, after_backward: Callable[[],
     return optimiser
 
 
-def in_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What `work(rank)` returns in each of two forked processes that know each other."""
+def in_group(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What `work(rank)` returns in each of two processes that know each other."""
 
-    def run(rank: int) -> None:
-        torch.set_num_threads(1)
+    def run(rank: int) -> Any:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-        (folder / f"{rank}.pickle").write_bytes(pickle.dumps(work(rank)))
+        result = work(rank)
         dist.destroy_process_group()
-        os._exit(0)
+        return result
 
-    processes = [get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0] * WORLD
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(WORLD)]
+    return in_processes(run, folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*returned a view tensor")
@@ -115,12 +106,27 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, kind: type[JointTra
     one = started(config, TranscoderTraining)
     before = {name: value.clone() for name, value in one.stacked.state_dict().items()}
     steps(one, slice(None))
-    first, second = in_processes(work, tmp_path)
+    first, second = in_group(work, tmp_path)
     assert one.stacked.dead().any()  # else AuxK is not tested
     for name, expected in one.stacked.state_dict().items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], expected, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
     assert (first["layers.0.W_dec"] - before["layers.0.W_dec"]).abs().max() > 1e-3
+
+
+def test_own_layers_start_alike_whatever_the_default_device(tmp_path: Path) -> None:
+    """Lightning builds them with the accelerator as default device."""
+    config, (x, y) = settings("tied"), tokens()
+
+    def work(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        module = DividedTraining(config, 0, Scaling.of(x), Scaling.of(y), (x, y))
+        with torch.device("meta"):
+            module.configure_model()
+        return module.stacked.state_dict(), started(config, DividedTraining).stacked.state_dict()
+
+    for found, expected in in_group(work, tmp_path):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 class Observed(ShardedTraining):
@@ -166,7 +172,7 @@ def test_no_process_holds_the_whole_at_any_time(tmp_path: Path) -> None:
         }
 
     total = sum(p.numel() for p in started(config, TranscoderTraining).parameters())
-    found = in_processes(work, tmp_path)
+    found = in_group(work, tmp_path)
     assert sum(each["weights"] for each in found) == total
     for each in found:
         assert each["weights"] == total / WORLD and each["moments"] == 2 * total / WORLD

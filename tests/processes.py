@@ -1,0 +1,34 @@
+"""Forked processes of one training, which need no imports of their own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
+WORLD = 2
+
+
+def in_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What `work(rank)` returns in each of two processes, which Lightning takes for those that it would start."""
+    port = find_free_network_port()
+
+    def run(rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        (folder / f"{rank}.pickle").write_bytes(pickle.dumps(work(rank)))
+        os._exit(0)
+
+    processes = [get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * WORLD
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(WORLD)]

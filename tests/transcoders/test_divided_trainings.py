@@ -1,0 +1,158 @@
+"""Trainings of which each of two processes holds a part: their checkpoints and what they log."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from pytorch_lightning.loggers import CSVLogger, Logger
+from torch import Tensor
+
+from hagd.config.run import TrainerConfig
+from hagd.config.stages import TranscoderConfig
+from hagd.errors import ConfigError
+from hagd.training.fit import fit
+from hagd.training.loader import StepLoader
+from hagd.training.processes import dividing_layers, rank_and_world
+from hagd.transcoders.divided import DividedTraining
+from hagd.transcoders.initialise import initialise
+from hagd.transcoders.joint import JointTraining
+from hagd.transcoders.module import TranscoderTraining
+from hagd.transcoders.objective import Scaling, StackedTranscoders
+from hagd.transcoders.sharded import ShardedTraining
+from tests.processes import in_processes
+
+Strategy = Literal["layers", "fsdp"]
+
+LAYERS, TOKENS, D, STEPS = 3, 32, 8, 6
+CONFIG = TranscoderConfig(k=4, expansion=5, steps=STEPS, batch_size=TOKENS, dead_fraction=0.1)
+KINDS: dict[Strategy, type[JointTraining]] = {"layers": DividedTraining, "fsdp": ShardedTraining}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*returned a view tensor", "ignore:.*weights_only")
+
+
+class PowerCut(Exception):
+    pass
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(LAYERS, STEPS * TOKENS, D, generator=g)
+    return x, (x @ torch.randn(LAYERS, D, D, generator=g)).relu()
+
+
+def loader(cut: int | None = None) -> StepLoader[tuple[Tensor, Tensor]]:
+    """A power cut before the step `cut`."""
+    x, y = tokens()
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        if step == cut:
+            raise PowerCut
+        rank, world = rank_and_world()
+        rows = slice(step * TOKENS + rank, (step + 1) * TOKENS, world)
+        return x[:, rows], y[:, rows]
+
+    return StepLoader(batch, STEPS)
+
+
+def train(
+    strategy: Strategy, folder: Path, cut: int | None = None, loggers: Sequence[Logger] = ()
+) -> dict[str, Tensor]:
+    """Weights of all layers; a checkpoint after every second step."""
+    x, y = tokens()
+    module = KINDS[strategy](CONFIG, 0, Scaling.of(x), Scaling.of(y), (x, y))
+    trainer = TrainerConfig(devices=2, strategy=strategy, checkpoint_every=2)
+    with dividing_layers() if strategy == "layers" else nullcontext():
+        fit(module, loader(cut), trainer, STEPS, folder, loggers, joint=True)
+    return dict(module.whole().state_dict())
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+def test_a_power_cut_changes_no_bit(tmp_path: Path, strategy: Strategy) -> None:
+    def work(rank: int) -> bool:
+        expected = train(strategy, tmp_path / "alone")
+        with suppress(PowerCut):
+            train(strategy, tmp_path / "cut", cut=5)
+        assert (tmp_path / "cut" / "last.ckpt").is_dir()
+        found = train(strategy, tmp_path / "cut")
+        return all(torch.equal(found[name], expected[name]) for name in expected)
+
+    assert in_processes(work, tmp_path) == [True, True]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+@pytest.mark.parametrize("strategy", KINDS)
+def test_a_damaged_part_is_named_with_what_to_do(tmp_path: Path, strategy: Strategy, damage: str) -> None:
+    """Every process says so, also those whose part is good."""
+    last = tmp_path / "c" / "last.ckpt"
+
+    def work(rank: int) -> str | None:
+        with suppress(PowerCut):
+            train(strategy, tmp_path / "c", cut=5)
+        if rank == 1:
+            (part,) = last.glob("process-1-*.ckpt" if strategy == "layers" else "__1_*.distcp")
+            if damage == "truncated":
+                part.write_bytes(part.read_bytes()[:1000])
+            else:
+                part.unlink()
+        torch.distributed.barrier()
+        try:
+            train(strategy, tmp_path / "c")
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    for said in in_processes(work, tmp_path):
+        assert said is not None and str(last) in said and said.endswith("to start over")
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+def test_a_checkpoint_and_its_parts_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+) -> None:
+    sync, synced = os.fsync, set()
+
+    def watched(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def work(rank: int) -> set[int]:
+        monkeypatch.setattr(os, "fsync", watched)
+        with suppress(PowerCut):
+            train(strategy, tmp_path / "c", cut=5)
+        return synced
+
+    by_first, _ = in_processes(work, tmp_path)
+    last = tmp_path / "c" / "last.ckpt"
+    assert {path.stat().st_ino for path in (last, *last.iterdir())} <= by_first
+
+
+def test_what_is_logged_is_of_all_layers(tmp_path: Path) -> None:
+    """What one process logs that trains them all."""
+
+    def logger(name: str) -> CSVLogger:
+        return CSVLogger(tmp_path, name, version="", flush_logs_every_n_steps=1)
+
+    def logged(name: str) -> dict[str, float]:
+        (row,) = csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())
+        return {name: float(value) for name, value in row.items() if name != "training/memory_mb"}
+
+    def work(rank: int) -> None:
+        train("layers", tmp_path / "c", loggers=[] if rank else [logger("divided")])
+
+    in_processes(work, tmp_path)
+    x, y = tokens()
+    scalings = Scaling.of(x), Scaling.of(y)
+    stacked = StackedTranscoders(CONFIG, LAYERS, D, seed=0)
+    initialise(stacked, scalings[0](x), scalings[1](y))
+    fit(TranscoderTraining(stacked, *scalings), loader(), TrainerConfig(), STEPS, tmp_path / "d", [logger("alone")])
+    expected = logged("alone")
+    assert logged("divided") == pytest.approx(expected, rel=1e-3)
+    assert expected["training/dead"] > 0
+    assert {f"training/loss_by_part/layer {i}" for i in range(LAYERS)} < expected.keys()
