@@ -16,6 +16,7 @@ from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import TrainerConfig
+from hagd.config.stages import TranscoderConfig
 from hagd.hierarchy.partition import build_prompt_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
@@ -102,10 +103,23 @@ def _transcoders_config(p: Pipeline) -> dict[str, Any]:
         if config["activation"] == "batch_topk":  # each process picks among its own tokens
             n_processes = _sharing_tokens(p.config.trainer)
             config |= {"processes": n_processes} if n_processes > 1 else {}
+        # The default stands for whatever value decides nothing.
+        config |= {name: _default(name) for name in _unread(p.config.transcoder)}
         return {**config, "precision": p.config.trainer.precision}
     from hagd.pipeline.dictionaries import identity
 
     return {"site": config["site"], "layers": config["layers"], **identity(path)}
+
+
+def _unread(config: TranscoderConfig) -> set[str]:
+    """Settings that no dictionary depends on: when a warning is due, and what another kind of dictionary would read."""
+    jumps = config.activation == "jumprelu"
+    factored = config.lambda_prediction > 0 and config.prediction_head in ("low_rank", "tied_low_rank")
+    return {"fvu_warning"} | (set() if jumps else {"bandwidth"}) | (set() if factored else {"head_rank"})
+
+
+def _default(name: str) -> Any:
+    return TranscoderConfig.model_fields[name].default
 
 
 def _sharing_tokens(trainer: TrainerConfig) -> int:
@@ -143,6 +157,11 @@ def _graph_config(p: Pipeline) -> dict[str, Any]:
 def _prompt_graph_config(p: Pipeline) -> dict[str, Any]:
     of_heads = {"heads", "head_layers"} if p.config.graph.heads else set()
     return p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT | of_heads)
+
+
+def _report_config(p: Pipeline) -> dict[str, Any]:
+    config, limit = p.config.report.model_dump(mode="json"), p.config.transcoder.fvu_warning
+    return config if limit == _default("fvu_warning") else {**config, "fvu_warning": limit}
 
 
 def _extraction(p: Pipeline) -> Extraction:
@@ -269,7 +288,7 @@ STAGES: dict[str, Stage] = {
         ReportData,
         6,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
-        lambda p: p.config.report.model_dump(mode="json"),
+        _report_config,
         lambda p, _, progress: assemble(_extraction(p), progress),
     ),
     "dark_matter": Stage(

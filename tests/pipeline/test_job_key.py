@@ -76,6 +76,22 @@ def test_batch_topk_follows_the_processes_that_share_its_tokens() -> None:
         assert made(**same) == plain and "processes" not in plain[1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ({"transcoder__activation": "jumprelu"}, "transcoder__bandwidth"),
+        ({"transcoder__prediction_head": "low_rank"}, "transcoder__head_rank"),
+        ({"transcoder__prediction_head": "tied_low_rank"}, "transcoder__head_rank"),
+    ],
+)
+def test_settings_count_where_dictionaries_read_them(kind: dict[str, Any], setting: str) -> None:
+    keys = {
+        Pipeline(tiny_extract(Path("a"), **kind, **{setting: n}), Console(quiet=True)).key("transcoders")
+        for n in (1, 2)
+    }
+    assert len(keys) == 2
+
+
 def test_a_plan_and_stages_of_training_are_jobs_of_their_own() -> None:
     prompt = {"graph__scope": "prompt", "graph__prompt": "0 1"}
     jobs = [
