@@ -54,7 +54,8 @@ def run_job(
         try:
             config = load_config(schema, {str(key): value for key, value in container.items()})
         except HagdError:
-            _remove_results(folder)
+            if sweep:
+                _remove_results(folder)
             raise
         if sweep and _in_main_thread():
             with launched_job(hydra, folder, job.__module__):
@@ -122,13 +123,13 @@ def _finished_before(config: StagesConfig, folder: Path, sweep: bool) -> Finishe
     from hagd.pipeline.finished import finished_job, may_be_overwritten
     from hagd.training.processes import is_helper
 
-    finished = None
+    found = finished = None
     try:
-        found = finished_job(config) if sweep else None
-        if found is not None and not may_be_overwritten(found, folder):
+        found = finished_job(config)
+        if sweep and found is not None and not may_be_overwritten(found, folder):
             finished = found
     finally:
-        holds_it = finished is not None and finished.folder == folder.resolve()
+        holds_it = found is not None and found.folder == folder.resolve()
         if not holds_it and not is_helper():  # the process that it helps may have begun to write
             _remove_results(folder)
     return finished

@@ -45,10 +45,8 @@ def sweep_ends() -> Iterator[None]:
 
 
 def _do(due: AtSweepEnd, config: DictConfig) -> None:
-    from hagd.errors import HagdError
-
     try:
         if read_jobs(Path(str(config.hydra.sweep.dir))):  # else Hydra prints why the sweep failed
             due.sweep_ended(config)
-    except (HagdError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:  # how the sweep ended counts, whatever goes wrong with what is told about it
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)

@@ -103,6 +103,8 @@ def _transcoders_config(p: Pipeline) -> dict[str, Any]:
         if config["activation"] == "batch_topk":  # each process picks among its own tokens
             n_processes = _sharing_tokens(p.config.trainer)
             config |= {"processes": n_processes} if n_processes > 1 else {}
+        if config["optimiser"] == "adafactor":  # its first version hardly moved the biases
+            config["optimiser_version"] = 2
         # The default stands for whatever value decides nothing.
         config |= {name: _default(name) for name in _unread(p.config.transcoder)}
         return {**config, "precision": p.config.trainer.precision}

@@ -8,7 +8,7 @@ same file, and nothing is said twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -182,9 +182,10 @@ def load_table(name: str, overrides: Sequence[str] = (), conf: Path | None = Non
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
         spec, swept = _describe(name)
         settings = settings_beside(name, overrides, swept)
-        cells = _cells(name, swept, settings)
+        cells = tuple(_cells(name, swept, settings))
         changed = tuple(filter(may_decide, settings))
-        if changed and _asked(cells) == _asked(_cells(name, swept, [each for each in settings if each not in changed])):
+        plain = _cells(name, swept, [each for each in settings if each not in changed]) if changed else iter(cells)
+        if all(_asked(one) == _asked(other) for one, other in zip(cells, plain, strict=True)):  # up to a difference
             changed = ()
     return Table(name, spec, cells, changed)
 
@@ -240,11 +241,11 @@ def _as_yaml(value: str) -> str:
     return value.lower() if value in ("True", "False") else value
 
 
-def _cells(name: str, swept: dict[str, list[str]], settings: list[str]) -> tuple[Cell, ...]:
+def _cells(name: str, swept: dict[str, list[str]], settings: list[str]) -> Iterator[Cell]:
     axes = {axis: values for axis, values in swept.items() if axis != SEED}
     seeds = [int(seed) for seed in swept[SEED]]
     common = [f"experiment={name}", *settings]
-    return tuple(_cell(dict(zip(axes, values, strict=True)), seeds, common) for values in product(*axes.values()))
+    return (_cell(dict(zip(axes, values, strict=True)), seeds, common) for values in product(*axes.values()))
 
 
 def _cell(values: dict[str, str], seeds: list[int], common: list[str]) -> Cell:
@@ -259,9 +260,9 @@ def _cell(values: dict[str, str], seeds: list[int], common: list[str]) -> Cell:
     return Cell(values, {seed: load_config(ExtractConfig, {**container, SEED: seed}) for seed in seeds})
 
 
-def _asked(cells: Sequence[Cell]) -> list[tuple[str, int | None]]:
-    """What decides the figures of each cell: the address of its first job, and the memory that its search may hold."""
+def _asked(cell: Cell) -> tuple[str, int | None]:
+    """What decides the figures of a cell: the address of its first job, and the memory that its search may hold."""
     from hagd.pipeline.job_key import job_key
 
-    firsts = [next(iter(cell.configs.values())) for cell in cells]
-    return [(job_key(config), config.search.memory_limit_mb) for config in firsts]
+    first = next(iter(cell.configs.values()))
+    return job_key(first), first.search.memory_limit_mb

@@ -139,10 +139,11 @@ def _joined(rows: list[Record]) -> list[list[list[Record]]]:
     group: dict[str, dict[str, None]] = {}  # ordered sets, one shared by all prefixes in it
     for row in rows:
         by_prefix[row["clean_prefix"]].append(row)
-        union: dict[str, None] = {}
-        for prefix in (row["clean_prefix"], row["patch_prefix"]):
-            union |= group.get(prefix, {prefix: None})
-        group |= dict.fromkeys(union, union)
+        one, other = (group.setdefault(prefix, {prefix: None}) for prefix in (row["clean_prefix"], row["patch_prefix"]))
+        if one is not other:
+            large, small = (one, other) if len(one) >= len(other) else (other, one)
+            large |= small
+            group |= dict.fromkeys(small, large)
     distinct = {id(prefixes): prefixes for prefixes in group.values()}.values()
     return [[by_prefix[prefix] for prefix in prefixes if prefix in by_prefix] for prefixes in distinct]
 

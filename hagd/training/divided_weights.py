@@ -25,13 +25,13 @@ class DividedWeightsStrategy(ModelParallelStrategy):
             return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
         except (Exception, CheckpointException) as error:  # a damaged file raises whatever its first bad byte leads to
             raise ConfigError(
-                f"trainer.strategy=fsdp: expected a checkpoint that can be read, found {checkpoint_path} damaged "
-                f"({_reason(error)}); remove {checkpoint_path} to start over"
+                f"trainer.strategy=fsdp: expected a checkpoint that can be read, found {checkpoint_path}, which cannot "
+                f"({_reason(error)}); if it is damaged, remove it to start over"
             ) from error
 
 
 def _reason(error: BaseException) -> str:
-    """Name of an error; of the first one where processes told each other theirs."""
+    """An error in one line; the first one where processes told each other theirs."""
     if isinstance(error, CheckpointException):
         error, _ = next(iter(error.failures.values()))
-    return type(error).__name__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

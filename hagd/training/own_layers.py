@@ -56,8 +56,8 @@ class OwnLayersStrategy(DDPStrategy):
             return self.checkpoint_io.load_checkpoint(file, weights_only=weights_only), None
         except Exception as error:  # a damaged file raises whatever its first bad byte leads to
             return {}, (
-                f"trainer.strategy=layers: expected a checkpoint that can be read, found {file} damaged "
-                f"({type(error).__name__}); remove {folder} to start over"
+                f"trainer.strategy=layers: expected a checkpoint that can be read, found {file}, which cannot "
+                f"({type(error).__name__}: {error}); if it is damaged, remove {folder} to start over"
             )
 
     def _name(self) -> str:

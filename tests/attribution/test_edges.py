@@ -16,13 +16,10 @@ from torch import Tensor
 from hagd.activations.capture import Site
 from hagd.attribution.direct_edges import DirectEdges, strongest_incoming
 from hagd.attribution.graph import candidate_nodes
-from hagd.attribution.heads import head_directions
-from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Attribution, Nodes
 from hagd.attribution.total_edges import TotalEdges
 from hagd.config.model import Architecture
-from hagd.config.stages import Ablation, GraphConfig, Metric
-from hagd.patching.objective import Objective
+from hagd.config.stages import Ablation
 from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts, TaskData
 from tests.builders import (
@@ -463,58 +460,6 @@ def test_total_edges_are_finite_differences_of_the_real_model(
     assert_same(found[:, sources], expected[:, sources], tolerance)
     assert (found[:, case.nodes.kind != FEATURE] == 0).all()
     assert (found - direct)[:, sources].abs().max() > 1e-2, "paths through other nodes are counted"
-
-
-def log_probabilities(logits: Tensor, prompts: Prompts) -> Tensor:
-    """Sum over prompts of the mean over scored positions of the answer's log-probability."""
-    total = torch.zeros((), dtype=logits.dtype)
-    for row in range(len(prompts)):
-        at = [i for i in range(prompts.scored.shape[2]) if prompts.scored[row, 0, i] != PADDING]
-        for i in at:
-            answer = prompts.answers[row, 0, i, 0]
-            total = total + logits[row, prompts.scored[row, 0, i]].log_softmax(-1)[answer] / len(at)
-    return total
-
-
-def test_direct_edges_into_the_logit_are_those_of_the_metric() -> None:
-    """To first order: what a source moves the logits by, along the gradient of the log-probability."""
-    case = random_case("gpt2", "mean", varied=True)
-    frozen = Frozen(case.patched.lm, case.tokens, case.patched.transcoders.transcoders)
-    clean = frozen().logits.detach().requires_grad_()
-    (along,) = torch.autograd.grad(log_probabilities(clean, case.prompts), clean)
-    expected = torch.zeros(len(case.nodes), dtype=torch.float64)
-    for node in range(len(case.nodes)):
-        if case.nodes.kind[node] != LOGIT:
-            expected[node] = ((clean - frozen(*removal(case, node)).logits) * along).sum() / len(case.prompts)
-    edges = DirectEdges(case.patched, case.task, case.prompts, case.nodes, "mean", "log_probability")
-    assert_same(matrix(edges, case)[-1].detach(), expected.detach())
-
-
-@pytest.mark.parametrize("metric", ["log_probability", "logit_difference"])
-def test_total_edges_into_the_logit_are_attributions_by_the_metric(metric: Metric) -> None:
-    case = random_case("gpt2", "mean", head_layers=(1,))
-    options = {"ablation": "mean", "error": "keep", "batch_size": 8}
-    objective = Objective(case.patched, case.task, case.prompts, **options)  # type: ignore[arg-type]
-    config = GraphConfig(attribution="gradient_activation", metric=metric)
-    nodes = case.nodes
-    heads, features = (np.flatnonzero(nodes.kind == kind) for kind in (HEAD, FEATURE))
-    signed = attribute_nodes(objective, config).signed
-    by_feature = case.patched.layout.features(signed)
-    expected = torch.zeros(len(nodes), dtype=torch.float64)
-    expected[features] = by_feature[nodes.layer[features], nodes.slot[features], nodes.feature[features]].double()
-    by_head = case.patched.layout.heads(signed)
-    expected[heads] = by_head[0, nodes.slot[heads], nodes.feature[heads]].double()
-    edges = TotalEdges(case.patched, case.task, case.prompts, nodes, "mean", metric)
-    assert_same(matrix(edges, case)[-1].detach(), expected, 1e-4)
-
-
-def test_heads_are_read_along_the_metric() -> None:
-    case = random_case("gpt2", "mean", varied=True, head_layers=(0, 1))
-    expected = directions(case, (0, 1), lambda logits: log_probabilities(logits, case.prompts))
-    found = head_directions(case.patched, case.task, case.prompts, "log_probability")
-    for layer in (0, 1):
-        torch.testing.assert_close(found[layer], expected[layer])
-        assert not torch.allclose(found[layer], case.directions[layer], rtol=0.1)
 
 
 @pytest.mark.parametrize("method", [DirectEdges, TotalEdges])

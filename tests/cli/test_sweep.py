@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.errors import CompactHydraException
 
 from tests.cli.jobs import command, environment, run_command, run_here, tiny_overrides
 from tests.cli.test_interruption import results
@@ -55,7 +56,26 @@ def test_a_job_that_gets_the_folder_of_another_one_leaves_nothing_of_it(tiny_run
     assert left(folder) == ["manifest.json", "metrics.json", "report.html"]
     with pytest.raises(SystemExit):
         run_here(folder, *settings, "hierarchy.branching=1")
+    assert left(folder) == ["manifest.json", "metrics.json", "report.html"], "a mistyped command costs nothing"
+    with pytest.raises(CompactHydraException):
+        run_here(folder, *settings, "hierarchy.branching=1", mode="MULTIRUN")
     assert left(folder) == []
+
+
+def test_a_repeated_job_that_is_interrupted_keeps_what_it_had(
+    tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, folder = [*tiny_overrides(tiny_runs), "validation.n_bootstrap=55"], tmp_path / "run"
+    run_here(folder, *settings)
+    before = left(folder)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hagd.pipeline.extraction.run_extraction", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_here(folder, *settings)
+    assert left(folder) == before == ["manifest.json", "metrics.json", "report.html"]
 
 
 def test_a_sweep_in_the_folder_of_another_one_takes_its_place(tiny_runs: Path, tmp_path: Path) -> None:

@@ -101,6 +101,22 @@ def test_nan_is_left_to_be_found(dtype: torch.dtype) -> None:
     assert values[1].isnan().all() and values[3].isnan().sum() == 1
     assert torch.equal(values[::2].sort(descending=True).values, pre[::2].topk(4).values)
     assert selection._partitioned(pre[1:2], 4)[0].isnan().all()
+    assert selection._partitioned(pre[3:], 4)[0].isnan().sum() == 1
+    negative = pre[2:3].clone()
+    negative[0, 9] = torch.tensor(-64, dtype=torch.int16).view(torch.bfloat16)  # NaN with a sign
+    assert selection._partitioned(negative, 4)[0].isnan().sum() == 1
+
+
+def test_more_columns_than_places_in_half_a_word() -> None:
+    """No group size divides 98,305; of 131,072 columns nearly all reach the bound."""
+    g = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 98_305, generator=g).bfloat16()
+    same = torch.ones(1, 2**17, dtype=torch.bfloat16)
+    same[0, torch.randperm(2**17, generator=g)[:40]] = 2
+    for pre in (wide, same):
+        values, index = selection._partitioned(pre, 64)
+        assert torch.equal(values.sort(descending=True).values, pre.topk(64).values)
+        assert torch.equal(pre.gather(1, index), values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -36,6 +36,9 @@ _GROUPS = (16, 8, 4, 2)
 _DIRECT = 512
 """Columns that NumPy partitions about as fast as it would their group maxima."""
 
+_LEAST_NAN = 0xFF80
+"""Of the bits of a bfloat16, minus infinity: what is more is NaN with a sign, which as an integer would be negative."""
+
 _LARGE = 1024
 """Features, from which on a CPU other libraries than torch's first choice multiply and select. With fewer they save
 milliseconds a thousand steps, and torch's own keep earlier results to the bit."""
@@ -172,8 +175,11 @@ def _candidates(pre: Tensor, size: int, k: int) -> NDArray[np.int64]:
     maxima = _maxima(ranks, size).numpy()
     place = maxima.shape[1] - k
     bound = np.partition(maxima, place, axis=1)[:, place, None]
-    if pre.dtype == torch.bfloat16 and bound.min() < 0:
-        return _candidates(pre.float(), size, k)
+    if pre.dtype == torch.bfloat16:
+        if bound.min() < 0 or ranks.numpy().view(np.uint16).max() > _LEAST_NAN:
+            return _candidates(pre.float(), size, k)
+    elif (nan := np.isnan(maxima).any(axis=1)).any():
+        bound[nan] = np.inf  # too few candidates, so that torch selects, which keeps NaN
     return np.flatnonzero(ranks.numpy() >= bound)
 
 
@@ -222,7 +228,7 @@ def _distinct(values: Tensor, place: Tensor) -> NDArray[Any]:
     """Values for NumPy. Those of bfloat16, where ties are the rule, get their places into the bits that it leaves."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     if values.dtype == torch.bfloat16:
-        wide.view(torch.int32).bitwise_or_(place.to(torch.int32))
+        wide.view(torch.int32).bitwise_or_(place.clamp(max=0xFFFF).to(torch.int32))
     return wide.numpy()
 
 
