@@ -137,7 +137,7 @@ def _shape(config: ExtractConfig, lm: LanguageModel, tokens: int) -> PromptShape
         most=graph.max_features,
         logits=graph.logits.most if graph.logits.tokens is None else len(graph.logits.tokens),
         head_layers=head_layers(graph, lm, layers),
-        parallel=lm.adapter.name == "gpt_neox",
+        parallel=lm.parallel,
     )
 
 
