@@ -311,7 +311,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_graph": Stage(
         PromptGraph,
-        2,
+        3,
         ("prompts", "lm", "transcoders"),
         _prompt_graph_config,
         lambda p, work, progress: prompt_stages.explain_prompt(
