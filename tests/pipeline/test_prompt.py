@@ -175,14 +175,25 @@ def test_heads_change_the_key_of_this_graph_alone(tiny_runs: Path) -> None:
     [
         ("3 seven", {}, r"graph\.prompt: expected words of the task's vocabulary .*found 'seven'"),
         ("3 7 5 1 2", {}, r"graph\.prompt: expected at most 3 tokens.*found 5"),
+        ("  ", {}, r"graph\.prompt: expected at least one token, found '  '; set a text"),
+        ("3", {"graph__skip_first": True}, r"graph\.skip_first: expected .* found one token \('3'\); lengthen"),
         ("3 7 5", {"graph__logits": {"tokens": ["x"]}}, r"graph\.logits\.tokens: expected words .*found 'x'"),
     ],
 )
-def test_what_the_model_does_not_know_is_refused(
-    tiny_runs: Path, tmp_path: Path, prompt: str, changes: dict[str, Any], message: str
+def test_what_the_model_does_not_know_is_refused_before_any_work(
+    tmp_path: Path, prompt: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_prompt(prompt_config(tiny_runs, prompt, **changes), tmp_path, None, QUIET)
+        run_prompt(prompt_config(tmp_path, prompt, **changes), tmp_path / "out", None, QUIET)
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"graph__max_features": 3, "graph__strongest": 2, "graph__heads": True}])
+def test_one_token_is_a_prompt(tiny_runs: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    asked = {"graph__score": {"layer": 1}, "graph__memory_limit_mb": 100_000, **changes}
+    metrics = run_prompt(prompt_config(tiny_runs, "3", **asked), tmp_path, None, QUIET)
+    assert metrics["graph.tokens"] == 1 and metrics["graph.active_features"] == 2 * 4
+    assert metrics["graph.sum_error"] < 1e-4 and metrics["graph.edges"] > 0
 
 
 @pytest.mark.parametrize("heads", [False, True])
