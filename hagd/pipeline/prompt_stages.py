@@ -110,12 +110,21 @@ def logit_tokens(config: LogitsConfig, lm: LanguageModel, vocabulary: Sequence[s
     """Ids of the tokens that are named, the one that is taken off last.
 
     Raises:
-        ConfigError: a text is no single token.
+        ConfigError: a text is no single token, or two are the same one.
     """
     named = [("graph.logits.tokens", text) for text in config.tokens or ()]
     if config.minus is not None:
         named.append(("graph.logits.minus", config.minus))
-    return tuple(_single_token(text, lm, vocabulary, key) for key, text in named)
+    first: dict[int, str] = {}
+    for key, text in named:
+        token = _single_token(text, lm, vocabulary, key)
+        if token in first:
+            raise ConfigError(
+                f"{key}: expected distinct tokens of model {lm.name}, found {first[token]!r} and {text!r}, which are "
+                "the same one; name it once"
+            )
+        first[token] = text
+    return tuple(first)
 
 
 def _single_token(text: str, lm: LanguageModel, vocabulary: Sequence[str], key: str) -> int:

@@ -327,7 +327,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_report": Stage(
         PromptReport,
-        3,
+        4,
         ("prompts", "lm", "transcoders", "prompt_graph", "prompt_hierarchy"),
         lambda _: {},
         lambda p, _, __: prompt_stages.report_prompt(
