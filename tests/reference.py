@@ -56,7 +56,7 @@ def run(
     """A forward pass; `attention` and `norm` replace the real modules, `nudge` is added to the token embedding."""
     attention = attention or Attention(lm)
     norm = norm or (lambda module, x: module(x))
-    parallel = lm.adapter.name == "gpt_neox"
+    parallel = getattr(lm.model.config, "use_parallel_residual", False)
     x = embed(lm, tokens, nudge)
     found = Pass([], [], [], x, x)
     for i, layer in enumerate(lm.layers):

@@ -115,6 +115,9 @@ class LogitsConfig(Section):
             raise ValueError("tokens must be null or at least one token, found none")
         if self.minus is not None and (self.tokens is None or len(self.tokens) != 1):
             raise ValueError(f"minus needs exactly one token in graph.logits.tokens, found {self.tokens}")
+        named = [*(self.tokens or ()), *(() if self.minus is None else (self.minus,))]
+        if len(set(named)) < len(named):
+            raise ValueError(f"tokens and minus must be distinct, found {named}; name each token once")
         return self
 
 

@@ -33,10 +33,12 @@ def frozen_linear(lm: LanguageModel) -> Iterator[None]:
 
 @contextmanager
 def _frozen_attention(lm: LanguageModel) -> Iterator[None]:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     before = lm.model.config._attn_implementation
     ALL_ATTENTION_FUNCTIONS.register(_FROZEN, _attention_with_constant_pattern)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_FROZEN, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])  # else no mask is handed on
     lm.model.config._attn_implementation = _FROZEN
     try:
         yield
@@ -53,14 +55,22 @@ def _attention_with_constant_pattern(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Causal softmax attention whose pattern is a constant. Heads `[B, H, T, d_head]`; grouped keys are repeated."""
+    """Softmax attention whose pattern is a constant. Heads `[B, H, T, d_head]`; grouped keys are repeated.
+
+    The mask is boolean or added to the scores; None: causal and nothing else.
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    scores = query.detach() @ key.detach().transpose(-1, -2) * scale
-    n = scores.shape[-1]
-    causal = torch.ones(n, n, dtype=torch.bool, device=scores.device).tril()
-    pattern = scores.float().masked_fill(~causal, float("-inf")).softmax(-1).to(value.dtype)
+    scores = (query.detach() @ key.detach().transpose(-1, -2) * scale).float()
+    if attention_mask is None:
+        n = scores.shape[-1]
+        attention_mask = torch.ones(n, n, dtype=torch.bool, device=scores.device).tril()
+    if attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    else:
+        scores = scores + attention_mask
+    pattern = scores.softmax(-1).to(value.dtype)
     return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
 

@@ -63,6 +63,11 @@ class LanguageModel:
         return False
 
     @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a layer read the same."""
+        return self.adapter.name == "gpt_neox" and bool(getattr(self.model.config, "use_parallel_residual", True))
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The transformer blocks."""
         return self._get(self.adapter.layers)

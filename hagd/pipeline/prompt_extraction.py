@@ -19,7 +19,7 @@ from hagd.attribution.prompt.records import BIAS, PromptGraph, ScoreAttribution
 from hagd.attribution.records import KIND_NAMES
 from hagd.config.run import ExtractConfig
 from hagd.pipeline.outputs import write_manifest, write_metrics
-from hagd.pipeline.prompt_plan import prompt_plan, refuse_beyond_limit
+from hagd.pipeline.prompt_plan import described_prompt, prompt_plan, refuse_beyond_limit
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
@@ -42,6 +42,8 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
     start(config, folder)
     if config.graph.memory_limit_mb is not None:
         refuse_beyond_limit(config, prompt_plan(config))
+    else:
+        described_prompt(config)  # what is none of this model is refused before anything is trained
     name = f"{config.model.name}-prompt-{config.seed}"
     with tracked_pipeline(config, console, name, group, "prompt", folder) as (run, pipeline):
         stored: PromptReport = pipeline.get("prompt_report")

@@ -21,7 +21,7 @@ from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention_shape
 from hagd.pipeline.outputs import write_config, write_metrics
-from hagd.pipeline.prompt_stages import prompt_tokens
+from hagd.pipeline.prompt_stages import logit_tokens, prompt_tokens
 from hagd.pipeline.stages import head_layers
 from hagd.report.terminal import plain_table
 from hagd.tasks.build import build_task
@@ -49,13 +49,22 @@ def run_plan(config: ExtractConfig, folder: Path, console: Console) -> dict[str,
 
 def prompt_plan(config: ExtractConfig) -> PromptPlan:
     """The plan of `graph.prompt`, measured on the device of the model."""
-    lm, vocabulary = _described(config)
-    assert config.graph.prompt is not None
-    tokens = len(prompt_tokens(config.graph.prompt, lm.tokenizer, vocabulary))
+    lm, tokens = described_prompt(config)
     cuda = not isinstance(config.model, MiniModel) and getattr(config.model, "device_map", None) is not None
     device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
     process_mb = psutil.Process().memory_info().rss / 2**20
     return plan_prompt(_shape(config, lm, tokens), device, process_mb)
+
+
+def described_prompt(config: ExtractConfig) -> tuple[LanguageModel, int]:
+    """The model without its weights, and how many tokens `graph.prompt` has.
+
+    Raises:
+        ConfigError: the prompt, or a logit that is explained, is none of this model.
+    """
+    lm, vocabulary = _described(config)
+    logit_tokens(config.graph.logits, lm, vocabulary)
+    return lm, len(prompt_tokens(config.graph, lm, vocabulary))
 
 
 def refuse_beyond_limit(config: ExtractConfig, plan: PromptPlan) -> None:
@@ -137,7 +146,7 @@ def _shape(config: ExtractConfig, lm: LanguageModel, tokens: int) -> PromptShape
         most=graph.max_features,
         logits=graph.logits.most if graph.logits.tokens is None else len(graph.logits.tokens),
         head_layers=head_layers(graph, lm, layers),
-        parallel=lm.adapter.name == "gpt_neox",
+        parallel=lm.parallel,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +12,7 @@ from hagd.attribution.prompt.logits import LogitTargets, difference, given, like
 from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.prompt.trace import Trace, trace
 from hagd.config.run import StagesConfig
-from hagd.config.stages import LogitsConfig
+from hagd.config.stages import GraphConfig, LogitsConfig
 from hagd.errors import ConfigError
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
@@ -24,9 +23,6 @@ from hagd.report.prompt.records import PromptReport
 from hagd.tasks.records import TaskData
 from hagd.tasks.tokenise import Piece, encode
 from hagd.transcoders.records import TranscoderSet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def explain_prompt(
@@ -42,16 +38,9 @@ def explain_prompt(
     Raises:
         ConfigError: the prompt, a token or a layer does not exist for this model, or the prompt is too long for it.
     """
-    assert config.graph.prompt is not None
     if transcoders.model != lm.name:
         raise ConfigError(f"transcoders: expected ones trained for model {lm.name}, found {transcoders.model}")
-    ids = prompt_tokens(config.graph.prompt, lm.tokenizer, task.vocabulary)
-    longest = getattr(lm.model.config, "max_position_embeddings", len(ids))
-    if len(ids) > longest:
-        raise ConfigError(
-            f"graph.prompt: expected at most {longest} tokens, which model {lm.name} was built for, found {len(ids)}; "
-            "shorten it"
-        )
+    ids = prompt_tokens(config.graph, lm, task.vocabulary)
     run = trace(lm, torch.tensor(ids, device=lm.device), head_layers(config.graph, lm, transcoders.layers))
     logits = chosen_logits(config.graph.logits, lm, run, task.vocabulary)
     return build_prompt_graph(
@@ -78,29 +67,64 @@ def report_prompt(
     return assemble_prompt(config, lm, transcoders.to(lm.device), graph, hierarchy, text)
 
 
-def prompt_tokens(prompt: str, tokenizer: PreTrainedTokenizerBase | None, vocabulary: Sequence[str]) -> tuple[int, ...]:
+def prompt_tokens(graph: GraphConfig, lm: LanguageModel, vocabulary: Sequence[str]) -> tuple[int, ...]:
     """Ids of the prompt's tokens: by the tokenizer, or words of the vocabulary that a mini model was trained on.
 
     Raises:
-        ConfigError: a word is none of the vocabulary.
+        ConfigError: a word is none of the vocabulary, there are too few tokens or more than the model was built for.
     """
-    if tokenizer is not None:
-        return encode(tokenizer, (Piece(prompt, None),)).tokens
-    return tuple(_of_vocabulary(word, vocabulary, "graph.prompt") for word in prompt.split())
+    assert graph.prompt is not None
+    if lm.tokenizer is not None:
+        ids = encode(lm.tokenizer, (Piece(graph.prompt, None),)).tokens
+    else:
+        ids = tuple(_of_vocabulary(word, vocabulary, "graph.prompt") for word in graph.prompt.split())
+    if not ids:
+        raise ConfigError(f"graph.prompt: expected at least one token, found {graph.prompt!r}; set a text")
+    if graph.skip_first and len(ids) == 1:
+        raise ConfigError(
+            "graph.skip_first: expected a prompt with a position beside the first, which has no features, found one "
+            f"token ({graph.prompt!r}); lengthen graph.prompt or set graph.skip_first=false"
+        )
+    longest = getattr(lm.model.config, "max_position_embeddings", len(ids))
+    if len(ids) > longest:
+        raise ConfigError(
+            f"graph.prompt: expected at most {longest} tokens, which model {lm.name} was built for, found {len(ids)}; "
+            "shorten it"
+        )
+    return ids
 
 
 def chosen_logits(config: LogitsConfig, lm: LanguageModel, run: Trace, vocabulary: Sequence[str]) -> LogitTargets:
     """The logit nodes.
 
     Raises:
-        ConfigError: a text is no single token.
+        ConfigError: as `logit_tokens`.
     """
+    tokens = logit_tokens(config, lm, vocabulary)
     if config.tokens is None:
         return likely(lm, run, config.most, config.probability)
-    tokens = [_single_token(text, lm, vocabulary, "graph.logits.tokens") for text in config.tokens]
-    if config.minus is None:
-        return given(lm, run, tokens)
-    return difference(lm, run, tokens[0], _single_token(config.minus, lm, vocabulary, "graph.logits.minus"))
+    return given(lm, run, tokens) if config.minus is None else difference(lm, run, *tokens)
+
+
+def logit_tokens(config: LogitsConfig, lm: LanguageModel, vocabulary: Sequence[str]) -> tuple[int, ...]:
+    """Ids of the tokens that are named, the one that is taken off last.
+
+    Raises:
+        ConfigError: a text is no single token, or two are the same one.
+    """
+    named = [("graph.logits.tokens", text) for text in config.tokens or ()]
+    if config.minus is not None:
+        named.append(("graph.logits.minus", config.minus))
+    first: dict[int, str] = {}
+    for key, text in named:
+        token = _single_token(text, lm, vocabulary, key)
+        if token in first:
+            raise ConfigError(
+                f"{key}: expected distinct tokens of model {lm.name}, found {first[token]!r} and {text!r}, which are "
+                "the same one; name it once"
+            )
+        first[token] = text
+    return tuple(first)
 
 
 def _single_token(text: str, lm: LanguageModel, vocabulary: Sequence[str], key: str) -> int:

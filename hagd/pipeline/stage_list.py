@@ -313,7 +313,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_graph": Stage(
         PromptGraph,
-        2,
+        3,
         ("prompts", "lm", "transcoders"),
         _prompt_graph_config,
         lambda p, work, progress: prompt_stages.explain_prompt(
@@ -329,7 +329,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_report": Stage(
         PromptReport,
-        3,
+        4,
         ("prompts", "lm", "transcoders", "prompt_graph", "prompt_hierarchy"),
         lambda _: {},
         lambda p, _, __: prompt_stages.report_prompt(

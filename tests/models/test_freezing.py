@@ -18,10 +18,10 @@ from tests.reference import Frozen, run
 TOKENS = torch.randint(VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(0))
 
 
-def llama_family(name: str) -> LanguageModel:
+def llama_family(name: str, **options: Any) -> LanguageModel:
     import transformers
 
-    options: dict[str, Any] = {"head_dim": 4} if name in ("Gemma", "Qwen3") else {}
+    options |= {"head_dim": 4} if name in ("Gemma", "Qwen3") else {}
     config = getattr(transformers, f"{name}Config")(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -33,8 +33,7 @@ def llama_family(name: str) -> LanguageModel:
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
-        attn_implementation="eager",
-        **options,
+        **{"attn_implementation": "eager", **options},
     )
     lm = LanguageModel(getattr(transformers, f"{name}ForCausalLM")(config))
     randomise(lm)
@@ -63,6 +62,23 @@ def test_forward_values_do_not_change(lm: LanguageModel) -> None:
         torch.testing.assert_close(frozen, clean, rtol=1e-5, atol=1e-5)
         assert torch.equal(lm.model(TOKENS).logits, clean), "the model behaves as before afterwards"
         torch.testing.assert_close(Frozen(lm, TOKENS)().logits, clean, rtol=1e-5, atol=1e-5)
+
+
+MIXED = {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("Mistral", {}), ("Qwen2", MIXED), ("Qwen3", MIXED)], ids=["Mistral", "Qwen2", "Qwen3"]
+)
+def test_a_window_shorter_than_the_prompt_is_kept(name: str, options: dict[str, Any], attention: str) -> None:
+    lm = llama_family(name, sliding_window=2, attn_implementation=attention, **options)
+    everything = llama_family(name, sliding_window=99, attn_implementation=attention, **options)
+    with torch.no_grad():
+        clean = lm.model(TOKENS).logits
+        assert (everything.model(TOKENS).logits - clean).abs().max() > 0.1, "the window matters here"
+        with frozen_linear(lm):
+            torch.testing.assert_close(lm.model(TOKENS).logits, clean, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from tokenizers import Tokenizer, normalizers
 
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
+from hagd.config.stages import LogitsConfig
 from hagd.errors import ConfigError
+from hagd.models.pretrained import load_pretrained
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.prompt_extraction import run_prompt
 from hagd.pipeline.prompt_plan import run_plan
+from hagd.pipeline.prompt_stages import logit_tokens
 from tests.builders import tiny_extract
+from tests.models.test_pretrained import SUPPORTED, saved, settings
 
 QUIET = Console(quiet=True)
 
@@ -123,7 +128,23 @@ def test_a_difference_of_logits_is_one_node(tiny_runs: Path, tmp_path: Path) -> 
     assert metrics["graph.logits"] == 1
     nodes = json.loads((tmp_path / "graph.json").read_text())["nodes"]
     assert [node["feature"] for node in nodes if node["kind"] == "logit"] == [-1]
-    assert "difference to 5" in (tmp_path / "report.html").read_text()
+    assert '"7 − 5"' in (tmp_path / "report.html").read_text()
+    shared = json.loads((tmp_path / "neuronpedia.json").read_text())["nodes"]
+    (logit,) = (node["clerp"] for node in shared if node["feature_type"] == "logit")
+    assert logit.startswith('Output "7 − 5" (p=')
+
+
+def test_two_texts_of_one_token_are_refused(tmp_path: Path) -> None:
+    """The model writes both in lower case."""
+    saved(tmp_path, *SUPPORTED[0])
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    lm = load_pretrained(settings(tmp_path))
+    for logits, key in (({"tokens": ("a", "b", "A")}, "tokens"), ({"tokens": ("a",), "minus": "A"}, "minus")):
+        with pytest.raises(ConfigError, match=rf"graph\.logits\.{key}: expected distinct tokens .* found 'a' and 'A'"):
+            logit_tokens(LogitsConfig(**logits), lm, ())
+    assert len(logit_tokens(LogitsConfig(tokens=("a",), minus="b"), lm, ())) == 2
 
 
 def test_an_attention_score_is_explained_beside_the_graph(tiny_runs: Path, tmp_path: Path) -> None:
@@ -175,14 +196,25 @@ def test_heads_change_the_key_of_this_graph_alone(tiny_runs: Path) -> None:
     [
         ("3 seven", {}, r"graph\.prompt: expected words of the task's vocabulary .*found 'seven'"),
         ("3 7 5 1 2", {}, r"graph\.prompt: expected at most 3 tokens.*found 5"),
+        ("  ", {}, r"graph\.prompt: expected at least one token, found '  '; set a text"),
+        ("3", {"graph__skip_first": True}, r"graph\.skip_first: expected .* found one token \('3'\); lengthen"),
         ("3 7 5", {"graph__logits": {"tokens": ["x"]}}, r"graph\.logits\.tokens: expected words .*found 'x'"),
     ],
 )
-def test_what_the_model_does_not_know_is_refused(
-    tiny_runs: Path, tmp_path: Path, prompt: str, changes: dict[str, Any], message: str
+def test_what_the_model_does_not_know_is_refused_before_any_work(
+    tmp_path: Path, prompt: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_prompt(prompt_config(tiny_runs, prompt, **changes), tmp_path, None, QUIET)
+        run_prompt(prompt_config(tmp_path, prompt, **changes), tmp_path / "out", None, QUIET)
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"graph__max_features": 3, "graph__strongest": 2, "graph__heads": True}])
+def test_one_token_is_a_prompt(tiny_runs: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    asked = {"graph__score": {"layer": 1}, "graph__memory_limit_mb": 100_000, **changes}
+    metrics = run_prompt(prompt_config(tiny_runs, "3", **asked), tmp_path, None, QUIET)
+    assert metrics["graph.tokens"] == 1 and metrics["graph.active_features"] == 2 * 4
+    assert metrics["graph.sum_error"] < 1e-4 and metrics["graph.edges"] > 0
 
 
 @pytest.mark.parametrize("heads", [False, True])
@@ -222,6 +254,14 @@ def test_a_graph_beyond_the_limit_is_refused_with_its_plan_before_any_work(tmp_p
         (
             {"graph__scope": "prompt", "graph__prompt": "3", "graph__logits": {"tokens": []}},
             "tokens must be null or at least one token",
+        ),
+        (
+            {"graph__scope": "prompt", "graph__prompt": "3", "graph__logits": {"tokens": ["3", "4", "3"]}},
+            r"graph.logits.*tokens and minus must be distinct, found \['3', '4', '3'\]; name each token once",
+        ),
+        (
+            {"graph__scope": "prompt", "graph__prompt": "3", "graph__logits": {"tokens": ["3"], "minus": "3"}},
+            r"tokens and minus must be distinct, found \['3', '3'\]",
         ),
     ],
 )

@@ -120,7 +120,7 @@ class Calculation:
         self.incoming[nodes] = rows.dense.sum(1, dtype=torch.float64).cpu().numpy()
         totals = size.sum(1).clamp(min=1e-30)
         passed = torch.from_numpy(self._arrived[nodes]).to(totals) / totals
-        self._arrived[rows.columns] += (passed @ size).double().cpu().numpy()
+        self._arrived[rows.columns.numpy()] += (passed @ size).double().cpu().numpy()
         self._store(batch, rows, size, writer)
         self._done += len(batch)
         if self.progress is not None:

@@ -230,7 +230,7 @@ def freeze(lm: LanguageModel, run: Trace, transcoders: TranscoderSet) -> FrozenM
         for i, block in enumerate(lm.layers)
     ]
     final = norm(lm.model, lm.adapter.final_norm)
-    return FrozenModel(layers, final, final.scale(run.final_read), lm.adapter.name == "gpt_neox", run.heads)
+    return FrozenModel(layers, final, final.scale(run.final_read), lm.parallel, run.heads)
 
 
 def frozen_layer(

@@ -32,6 +32,10 @@ from hagd.transcoders.records import TranscoderSet
 _TOLERANCE = 0.02
 """Of `PromptGraph.sum_error`. Single precision stays below 1e-4, bfloat16 models round away a percent."""
 
+_LOGIT_TOLERANCE = 1e-3
+"""Of the logits of the clean run, over their spread. Single precision stays below 1e-5, bfloat16 rounds away 5 units in
+the last place."""
+
 
 @torch.no_grad()
 def build_prompt_graph(
@@ -55,9 +59,10 @@ def build_prompt_graph(
         progress: called with targets done and targets in all.
 
     Raises:
-        NumericalError: edges and biases do not add up to the model's activations, so it is not what
-            `FrozenModel` makes of it.
+        NumericalError: the clean run did not give the model's logits, or edges and biases do not add up to the model's
+            activations, so it is not what `FrozenModel` makes of it.
     """
+    _refuse_other_logits(lm, run)
     active, errors = decompose(run, transcoders, skip_first=config.skip_first)
     model = freeze(lm, run, transcoders)
     sources = Sources(run.embedding, active, errors, transcoders, written_by_heads(model, run))
@@ -100,12 +105,26 @@ def _pruned(calculation: Calculation, computed: Computed, shares: GraphPruningCo
     )
 
 
+def _refuse_other_logits(lm: LanguageModel, run: Trace) -> None:
+    """The clean run's attention is HAGD's own; what the model's does otherwise, its sums cannot tell."""
+    last = torch.tensor([[len(run.tokens) - 1]], device=run.tokens.device)
+    logits = lm.logits_at(run.tokens[None], last)[0, 0]
+    deviation = float((run.logits - logits).norm() / (logits - logits.mean()).norm())
+    tolerance = max(_LOGIT_TOLERANCE, 16 * torch.finfo(lm.model.dtype).eps)
+    if not deviation <= tolerance:
+        raise NumericalError(
+            f"graph of {lm.name}: expected the run with HAGD's own attention to give the model's logits within "
+            f"{tolerance:.1%}, found a deviation of {deviation:.1%}; this model's attention does more than softmax "
+            "under a mask (a soft cap, a sink), which HAGD does not model"
+        )
+
+
 def _refuse_deviation(lm: LanguageModel, sum_error: float) -> None:
     if sum_error > _TOLERANCE:
         raise NumericalError(
             f"graph of {lm.name}: expected edges and biases to add up to the model's activations within "
-            f"{_TOLERANCE:.0%}, found a deviation of {sum_error:.1%}; this architecture does more than attention with "
-            "a constant pattern (a window, a soft cap), which HAGD does not model"
+            f"{_TOLERANCE:.0%}, found a deviation of {sum_error:.1%}; this architecture adds more to the residual "
+            "stream than attention with a constant pattern and MLPs, which HAGD does not model"
         )
 
 

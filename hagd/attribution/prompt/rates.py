@@ -75,8 +75,8 @@ class Rates:
         return len(batch.positions) * seconds
 
     def clean_run(self, shape: PromptShape) -> float:
-        """Of the forward pass, the encoders and the decoders; where heads are nodes, of their gradient, too."""
-        passes = 3 if shape.head_layers else 1
+        """Of two forward passes, the encoders and the decoders; where heads are nodes, of their gradient, too."""
+        passes = 4 if shape.head_layers else 2
         products = shape.positions * (passes * shape.parameters + 2 * len(shape.decomposed) * shape.m * shape.d)
         return products * self.product
 

@@ -1,4 +1,4 @@
-"""GPT-NeoX (Black et al. 2022), the architecture of Pythia: attention and MLP in parallel."""
+"""GPT-NeoX (Black et al. 2022), the architecture of Pythia: attention and MLP in parallel by default."""
 
 from hagd.models.adapter import Adapter
 

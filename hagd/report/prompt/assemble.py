@@ -14,6 +14,7 @@ from hagd.attribution.prompt.logits import DIFFERENCE
 from hagd.attribution.prompt.records import BIAS, PromptGraph, ScoreAttribution
 from hagd.attribution.records import ERROR, FEATURE, HEAD, KIND_NAMES, LOGIT, TOKEN
 from hagd.config.run import StagesConfig
+from hagd.config.stages import LogitsConfig
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention
@@ -51,7 +52,7 @@ def assemble_prompt(
         slot_names=slot_names,
         predictions=_predictions(lm, graph, text),
         reconstruction=tuple(LayerReconstruction(q.layer, q.fvu, q.l0, q.dead) for q in quality),
-        nodes=_node_views(lm, transcoders, graph, hierarchy, by_heads, tokens, text, config.graph.logits.minus),
+        nodes=_node_views(lm, transcoders, graph, hierarchy, by_heads, tokens, text, config.graph.logits),
         edges=Edges(graph.edge_index[0], graph.edge_index[1], graph.edge_attr, graph.edge_influence),
         score=None if graph.score is None else _score_view(graph.score, tokens),
         levels=levels(lm, transcoders, graph, hierarchy, by_heads, slot_names, text),
@@ -95,7 +96,7 @@ def _node_views(
     by_heads: Mapping[int, Tensor],
     tokens: Sequence[str],
     text: Callable[[int], str],
-    minus: str | None,
+    logits: LogitsConfig,
 ) -> tuple[NodeView, ...]:
     nodes, views = graph.nodes, []
     for row in range(len(nodes)):
@@ -107,7 +108,7 @@ def _node_views(
             more["label"] = f"L{layer}.{feature}"
             more["promoted"] = promoted(by_heads[layer][position, feature], lm, text)
         else:
-            logit = f"difference to {minus}" if feature == DIFFERENCE else f"logit {text(feature)}"
+            logit = _difference(logits) if feature == DIFFERENCE else f"logit {text(feature)}"
             more["label"] = {ERROR: f"error L{layer} {tokens[position]}", TOKEN: tokens[position]}.get(kind, logit)
         views.append(
             NodeView(
@@ -122,6 +123,11 @@ def _node_views(
             )
         )
     return tuple(views)
+
+
+def _difference(logits: LogitsConfig) -> str:
+    assert logits.tokens is not None
+    return f"{logits.tokens[0]} − {logits.minus}"
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GPTNeoXForCausalLM
 
 from hagd.attribution.prompt.frozen_model import FrozenModel, freeze
 from hagd.attribution.prompt.graph import written_by_heads
@@ -17,7 +18,7 @@ from hagd.attribution.prompt.trace import ActiveFeatures, Trace, decompose, trac
 from hagd.config.model import Architecture
 from hagd.models.language_model import LanguageModel
 from hagd.transcoders.records import TranscoderSet
-from tests.builders import VARIANTS, VOCABULARY, random_model, random_transcoders
+from tests.builders import VARIANTS, VOCABULARY, random_model, random_transcoders, randomise
 from tests.reference import Frozen, Pass, decoder, heads_of, output_projection
 
 LENGTH, HEADS = 5, 4
@@ -46,15 +47,18 @@ class Case:
         return self.sources.n_inner + 5
 
 
-def random_case(
-    architecture: Architecture,
+def random_case(architecture: Architecture, variant: str = "topk", n_layers: int = 3, **options: Any) -> Case:
+    lm = random_model(architecture, n_layers=n_layers, length=LENGTH, dtype=torch.float64)
+    return case_of(lm, variant, **options)
+
+
+def case_of(
+    lm: LanguageModel,
     variant: str = "topk",
-    n_layers: int = 3,
     layers: tuple[int, ...] | None = None,
     head_layers: tuple[int, ...] = (),
     **options: Any,
 ) -> Case:
-    lm = random_model(architecture, n_layers=n_layers, length=LENGTH, dtype=torch.float64)
     found = random_transcoders(lm, layers=layers, dtype=torch.float64, **VARIANTS[variant], **options)
     tokens = torch.randint(VOCABULARY, (LENGTH,), generator=torch.Generator().manual_seed(7))
     run = trace(lm, tokens, head_layers)
@@ -62,6 +66,16 @@ def random_case(
     model = freeze(lm, run, found)
     sources = Sources(run.embedding, active, errors, found, written_by_heads(model, run))
     return Case(lm, found, tokens, run, active, sources, model, directions(lm, tokens, head_layers))
+
+
+def sequential_neox() -> LanguageModel:
+    """A GPT-NeoX whose MLPs read after the attention of their layer."""
+    config = random_model("gpt_neox", n_layers=3, length=LENGTH).model.config
+    config.use_parallel_residual = False
+    lm = LanguageModel(GPTNeoXForCausalLM(config))
+    randomise(lm)
+    lm.model.to(torch.float64)
+    return lm
 
 
 def explained(logits: Tensor) -> Tensor:

@@ -13,7 +13,18 @@ from hagd.attribution.prompt.rows import Targets, edges_into
 from hagd.attribution.prompt.trace import decompose
 from hagd.config.model import Architecture
 from hagd.models.linear_parts import linear_attention
-from tests.attribution.prompt.cases import HEADS, LENGTH, Case, logit_targets, matrix, random_case, removals, values
+from tests.attribution.prompt.cases import (
+    HEADS,
+    LENGTH,
+    Case,
+    case_of,
+    logit_targets,
+    matrix,
+    random_case,
+    removals,
+    sequential_neox,
+    values,
+)
 from tests.builders import ARCHITECTURES, VARIANTS
 from tests.reference import features_of, heads_of
 
@@ -29,14 +40,22 @@ CASES: list[tuple[Architecture, str, tuple[int, ...] | None, tuple[int, ...]]] =
 def test_every_edge_is_an_intervention_in_the_frozen_model(
     architecture: Architecture, variant: str, layers: tuple[int, ...] | None, head_layers: tuple[int, ...]
 ) -> None:
-    case = random_case(architecture, variant, layers=layers, head_layers=head_layers)
+    _compare_with_interventions(random_case(architecture, variant, layers=layers, head_layers=head_layers))
+
+
+@pytest.mark.parametrize("head_layers", [(), (0, 1, 2)])
+def test_a_neox_without_parallel_residuals_is_read_like_a_sequential_model(head_layers: tuple[int, ...]) -> None:
+    _compare_with_interventions(case_of(sequential_neox(), "everything", head_layers=head_layers))
+
+
+def _compare_with_interventions(case: Case) -> None:
     frozen = case.frozen
     expected = values(case, frozen.clean) - values(case, frozen(*removals(case)))
     scale = expected.abs().max().item()
     assert scale > 1e-2
     found = matrix(case)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * scale)
-    if head_layers:
+    if case.directions:
         heads = slice(case.sources.n_features, case.sources.n_inner)
         of_heads = expected[heads].abs().max().item()
         torch.testing.assert_close(found[heads], expected[heads], rtol=1e-5, atol=1e-6 * of_heads)

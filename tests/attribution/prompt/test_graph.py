@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import MistralConfig, MistralForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hagd.attribution.prompt.compute import Calculation, Computed
 from hagd.attribution.prompt.graph import at_last_position, build_prompt_graph
 from hagd.attribution.prompt.influence import pass_down
 from hagd.attribution.prompt.logits import DIFFERENCE, LogitTargets, difference, given, head_directions, likely
 from hagd.attribution.prompt.records import PromptGraph
+from hagd.attribution.prompt.trace import trace
 from hagd.attribution.records import ERROR, FEATURE, HEAD, LOGIT, TOKEN
 from hagd.config.model import Architecture
 from hagd.config.stages import GraphConfig
 from hagd.errors import NumericalError
-from tests.attribution.prompt.cases import HEADS, LENGTH, Case, explained, matrix, random_case
-from tests.builders import ARCHITECTURES
+from hagd.models.language_model import LanguageModel
+from tests.attribution.prompt.cases import HEADS, LENGTH, Case, case_of, explained, matrix, random_case
+from tests.builders import ARCHITECTURES, VOCABULARY, randomise
 from tests.reference import HeadAttention, run
 
 
@@ -198,3 +202,41 @@ def test_a_model_that_does_more_than_the_frozen_one_is_noticed(tmp_path: Path) -
     config = GraphConfig(scope="prompt", prompt="any")
     with pytest.raises(NumericalError, match="add up to the model's activations"):
         build_prompt_graph(case.lm, case.transcoders, run, likely(case.lm, run, 4, 0.9), config, tmp_path)
+
+
+def test_a_model_whose_attention_is_not_the_traced_one_is_refused(tmp_path: Path) -> None:
+    case = random_case("llama")
+    ALL_ATTENTION_FUNCTIONS.register("capped", capped_attention)
+    case.lm.model.config._attn_implementation = "capped"
+    run = trace(case.lm, case.tokens)
+    config = GraphConfig(scope="prompt", prompt="any")
+    with pytest.raises(NumericalError, match=r"expected the run with HAGD's own attention to give the model's logits"):
+        build_prompt_graph(case.lm, case.transcoders, run, likely(case.lm, run, 4, 0.9), config, tmp_path)
+
+
+def capped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Causal, with a soft cap."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = (query @ key.transpose(-1, -2) * scaling).tanh()
+    causal = torch.ones_like(scores, dtype=torch.bool).tril()
+    return (scores.masked_fill(~causal, float("-inf")).softmax(-1) @ value).transpose(1, 2), None
+
+
+def test_a_window_shorter_than_the_prompt_is_in_the_graph(tmp_path: Path) -> None:
+    window = 2
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    lm = LanguageModel(MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=window)))
+    randomise(lm)
+    lm.model.to(torch.float64)
+    case = case_of(lm)
+    within = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() & torch.ones(LENGTH, LENGTH).triu(1 - window).bool()
+    assert all(((pattern != 0) == within).all() for pattern in case.run.patterns)
+    last = torch.tensor([[LENGTH - 1]])
+    torch.testing.assert_close(case.run.logits.float(), lm.logits_at(case.tokens[None], last)[0, 0])
+    found = graph(case, tmp_path, pruning={"nodes": 1.0, "edges": 1.0})
+    nodes, (source, target) = found.nodes, found.edge_index
+    first = nodes.layer[target] == 0
+    assert (nodes.position[target] - nodes.position[source])[first].max() == window - 1
