@@ -206,7 +206,7 @@ class ArtifactStore:
         }
         with disk_errors(path):
             loaded = _publish(record, cls, meta, path)
-            shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # a process that finds the result deletes it, too
         return Stored(loaded, path.name, path, False, meta["seconds"], meta["peak_rss_mb"])
 
 

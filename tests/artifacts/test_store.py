@@ -113,6 +113,15 @@ def test_failing_stage_keeps_its_work_for_resuming(tmp_path: Path) -> None:
     assert entries(tmp_path) == [*WHOLE, "work"]
 
 
+def test_work_that_another_process_deletes_first_is_no_error(tmp_path: Path) -> None:
+    def compute(work: Path) -> Result:
+        work.rmdir()
+        return result()
+
+    assert not ArtifactStore(tmp_path).get_or_compute("stage", "k0", Result, compute, {}).reused
+    assert entries(tmp_path) == [*WHOLE, "work"]
+
+
 def test_errors_of_the_stage_are_passed_on(tmp_path: Path) -> None:
     def compute(work: Path) -> Result:
         raise FileNotFoundError("data.json")
