@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def test_the_run_folder_is_complete(tiny_runs: Path, explained: tuple[Path, dict
     assert stages["transcoders"]["reused"], "the dictionaries of the task's own run"
     page = (folder / "report.html").read_text()
     assert "3 7 5" in page and page.count("<canvas") == 1 and "$" not in page.split("<script")[0]
+
+
+def test_the_terminal_names_the_folder(tiny_runs: Path, tmp_path: Path) -> None:
+    folder, console = tmp_path / "run[a]", Console(file=io.StringIO())
+    run_prompt(prompt_config(tiny_runs), folder, None, console)
+    assert f"results: {folder}\n" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_graph_json_holds_the_record(tiny_runs: Path, explained: tuple[Path, dict[str, float]]) -> None:
