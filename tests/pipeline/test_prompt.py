@@ -16,8 +16,10 @@ from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.prompt_extraction import run_prompt
 from hagd.pipeline.prompt_plan import run_plan
+from hagd.pipeline.prompt_stages import explain_prompt
 from tests.builders import tiny_extract
 
 QUIET = Console(quiet=True)
@@ -58,6 +60,20 @@ def test_the_terminal_names_the_folder(tiny_runs: Path, tmp_path: Path) -> None:
     folder, console = tmp_path / "run[a]", Console(file=io.StringIO())
     run_prompt(prompt_config(tiny_runs), folder, None, console)
     assert f"results: {folder}\n" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_interrupted_graph_leaves_no_edges(tiny_runs: Path, tmp_path: Path) -> None:
+    class Interrupted(StageProgress):
+        def part(self, name: str, done: int, total: int) -> None:
+            assert list((tmp_path / "edges").iterdir())
+            raise KeyboardInterrupt
+
+    config = prompt_config(tiny_runs)
+    pipeline = Pipeline(config, QUIET)
+    task, transcoders = pipeline.get("prompts"), pipeline.get("transcoders")
+    with pytest.raises(KeyboardInterrupt):
+        explain_prompt(config, pipeline.lm, task, transcoders, tmp_path, Interrupted("prompt_graph", QUIET))
+    assert not list(tmp_path.iterdir()), "the next attempt begins anew"
 
 
 def test_graph_json_holds_the_record(tiny_runs: Path, explained: tuple[Path, dict[str, float]]) -> None:
