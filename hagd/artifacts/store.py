@@ -33,6 +33,7 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 META_FILE = "meta.json"
+SECONDS_FILE = "seconds"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -46,8 +47,9 @@ class Stored(Generic[R]):
         key: content address.
         path: folder of the result.
         reused: it was there already.
-        seconds: time that computing it took, whenever that was.
-        peak_mb: largest resident memory in MB of the process while it computed it.
+        seconds: time that computing it took, whenever that was; with what an interrupted attempt took whose work was
+            resumed (less the last of it where the process was killed).
+        peak_mb: largest resident memory in MB of the process that completed it, while it did.
     """
 
     record: R
@@ -187,9 +189,9 @@ class ArtifactStore:
         with disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
         reset_peak_rss()
-        start = time.perf_counter()
         try:
-            record = compute(work)
+            with _timed(work) as seconds:
+                record = compute(work)
         except Exception as error:
             if _disk_is_full(error, work):
                 raise _unusable(work, error) from error
@@ -199,15 +201,30 @@ class ArtifactStore:
             "stage": path.parent.name,
             "key": path.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - start, 3),
+            "seconds": round(seconds(), 3),
             "peak_rss_mb": round(peak_rss_mb(), 1),
             "versions": versions(),
             "git_revision": git_revision(),
         }
         with disk_errors(path):
             loaded = _publish(record, cls, meta, path)
-            shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # a process that finds the result deletes it, too
         return Stored(loaded, path.name, path, False, meta["seconds"], meta["peak_rss_mb"])
+
+
+@contextmanager
+def _timed(work: Path) -> Iterator[Callable[[], float]]:
+    """Yields a clock of the seconds spent on `work`, which goes on from those of the attempts that left work there."""
+    file, earlier = work / SECONDS_FILE, 0.0
+    with suppress(OSError, ValueError):
+        earlier = float(file.read_text())
+    start = time.perf_counter()
+    try:
+        yield lambda: earlier + time.perf_counter() - start
+    finally:
+        with suppress(OSError):
+            if any(work.iterdir()):
+                file.write_text(str(earlier + time.perf_counter() - start))
 
 
 def _publish(record: R, cls: type[R], meta: dict[str, Any], path: Path) -> R:

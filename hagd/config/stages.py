@@ -150,7 +150,8 @@ class GraphConfig(Section):
     ig_steps: int = Field(8, ge=1, description="steps of integrated gradients")
     metric: Metric = Field(
         "logit_difference",
-        description="what is attributed: log-probability of the answer, or answer − distractor logit",
+        description="what is attributed, and what edges into the logit and directions of heads are of: log-probability "
+        "of the answer, or answer − distractor logit",
     )
     ablation: Ablation = Field("mean", description="value of a node outside the circuit")
     error: ErrorMode = Field("mean", description="error terms during discovery: at their mean, or kept")

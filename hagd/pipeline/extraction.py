@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
@@ -74,7 +75,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
         for name, used in pipeline.used.items():
             use(run, name, used)
     print_summary(data, console)
-    console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
+    console.print(Text(f"\nresults: {folder}"), soft_wrap=True)
     return metrics
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from hagd.artifacts.store import disk_errors
 from hagd.attribution.prompt.records import BIAS, PromptGraph, ScoreAttribution
@@ -71,7 +72,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
         _track(run, data, metrics, folder)
         use(run, "prompt_graph", pipeline.used["prompt_graph"])
     print_prompt(data, console)
-    console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
+    console.print(Text(f"\nresults: {folder}"), soft_wrap=True)
     return metrics
 
 

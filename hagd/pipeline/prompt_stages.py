@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def explain_prompt(
     work: Path,
     progress: StageProgress,
 ) -> PromptGraph:
-    """Stage `prompt_graph`; `work` holds all edges until they are pruned.
+    """Stage `prompt_graph`; `work` holds all edges until they are pruned, and none of an interrupted attempt.
 
     Raises:
         ConfigError: the prompt, a token or a layer does not exist for this model, or the prompt is too long for it.
@@ -43,15 +44,19 @@ def explain_prompt(
     ids = prompt_tokens(config.graph, lm, task.vocabulary)
     run = trace(lm, torch.tensor(ids, device=lm.device), head_layers(config.graph, lm, transcoders.layers))
     logits = chosen_logits(config.graph.logits, lm, run, task.vocabulary)
-    return build_prompt_graph(
-        lm,
-        transcoders.to(lm.device),
-        run,
-        logits,
-        config.graph,
-        work / "edges",
-        lambda d, t: progress.part("edges", d, t),
-    )
+    edges = work / "edges"
+    try:
+        return build_prompt_graph(
+            lm,
+            transcoders.to(lm.device),
+            run,
+            logits,
+            config.graph,
+            edges,
+            lambda d, t: progress.part("edges", d, t),
+        )
+    finally:
+        shutil.rmtree(edges, ignore_errors=True)
 
 
 def report_prompt(

@@ -163,7 +163,9 @@ def _prompt_graph_config(p: Pipeline) -> dict[str, Any]:
 
 def _report_config(p: Pipeline) -> dict[str, Any]:
     config, limit = p.config.report.model_dump(mode="json"), p.config.transcoder.fvu_warning
-    return config if limit == _default("fvu_warning") else {**config, "fvu_warning": limit}
+    config |= {} if limit == _default("fvu_warning") else {"fvu_warning": limit}
+    # Reports of other methods called their circuits HAGD's in their first version; the others keep their address.
+    return config if p.config.search.method == "hagd" else {**config, "version": 2}
 
 
 def _extraction(p: Pipeline) -> Extraction:

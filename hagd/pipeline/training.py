@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import Stored, disk_errors
@@ -76,8 +77,8 @@ def run_training(
             write_metrics(metrics, folder)
     for key, value in metrics.items():
         if not key.startswith("transcoder.layer"):  # a large model has hundreds of them
-            console.print(f"{key}: {value:.4g}", highlight=False)
-    console.print(f"\nresults: {folder}", highlight=False, soft_wrap=True)
+            console.print(Text(f"{key}: {value:.4g}"))
+    console.print(Text(f"\nresults: {folder}"), soft_wrap=True)
     return metrics
 
 
@@ -99,7 +100,7 @@ def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader
     if config.export.path is not None and not is_helper():
         with disk_errors(Path(config.export.path)):
             export(found, config.export, config.model, pipeline.lm)
-        pipeline.console.print(f"dictionaries copied: {config.export.path}", highlight=False, soft_wrap=True)
+        pipeline.console.print(Text(f"dictionaries copied: {config.export.path}"), soft_wrap=True)
     metrics = flat_metrics(found, slot_names)
     return {"objective": -metrics.get("transcoder.fvu", math.nan), **metrics}
 

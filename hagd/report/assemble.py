@@ -35,8 +35,7 @@ from hagd.tasks.records import TaskData
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
 
-_METHODS = {
-    "circuit": "HAGD circuit",
+_CONTROLS = {
     "attribution": "integrated gradients",
     "gradient_activation": "gradient × activation",
     "random": "random nodes",
@@ -78,7 +77,15 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
             for s in result.steps
         ),
         curves=tuple(
-            Curve(_METHODS[c.method], c.sizes, c.faithfulness, c.preservation, c.low, c.high, c.method != "circuit")
+            Curve(
+                _curve_name(c.method, config.search.method),
+                c.sizes,
+                c.faithfulness,
+                c.preservation,
+                c.low,
+                c.high,
+                c.method != "circuit",
+            )
             for c in run.validation.curves
         ),
         reconstruction=tuple(
@@ -90,6 +97,13 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
         levels=tuple(map(Supernodes(run.patched, graph, observed).level, run.hierarchy.levels)),
         warnings=_warnings(run, metrics),
     )
+
+
+def _curve_name(curve: str, method: str) -> str:
+    """What a curve of validation is called, given the method of the search."""
+    if curve != "circuit":
+        return _CONTROLS[curve]
+    return "HAGD circuit" if method == "hagd" else "this circuit"
 
 
 def _metrics(run: Extraction, n_edges: int) -> dict[str, float]:

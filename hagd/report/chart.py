@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -15,6 +16,8 @@ from hagd.report.wording import number
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 40, 470, 14, 284
 N_COLOURS = 6
+MAX_PARTS = 10
+"""Most parts between the lowest and the highest value that grid lines divide."""
 OVERSHOOT = 0.03
 """Values this little outside [0, 1] get no tick of their own."""
 
@@ -25,8 +28,10 @@ class Axes:
     def __init__(self, sizes: Sequence[float], values: Sequence[float]) -> None:
         self.sizes = sorted(set(sizes))
         self._low, self._high = math.log(self.sizes[0]), math.log(self.sizes[-1])
-        self.floor = min(0.0, math.floor((min(values) + OVERSHOOT) * 5) / 5)
-        self.ceiling = max(1.0, math.ceil((max(values) - OVERSHOOT) * 5) / 5)
+        lowest, highest = min(0.0, min(values) + OVERSHOOT), max(1.0, max(values) - OVERSHOOT)
+        self.step = _step(highest - lowest)
+        self.floor = math.floor(lowest / self.step) * self.step
+        self.ceiling = math.ceil(highest / self.step) * self.step
 
     def x(self, size: float) -> float:
         """Horizontal place of a size."""
@@ -43,6 +48,12 @@ class Axes:
         """SVG points of a line; values that are not finite are left out."""
         pairs = zip(sizes, values, strict=True)
         return [f"{self.x(size):.1f},{self.y(value):.1f}" for size, value in pairs if math.isfinite(value)]
+
+
+def _step(span: float) -> float:
+    """The smallest of 0.2, 0.5, 1, 2, 5, 10, … of which at most `MAX_PARTS` make up `span`."""
+    steps = (digit * 10.0**power for power in itertools.count(-1) for digit in (2, 5, 10))
+    return next(step for step in steps if span <= MAX_PARTS * step)
 
 
 def curve_charts(data: ReportData) -> str:
@@ -80,11 +91,11 @@ def _colours(curves: Sequence[Curve]) -> list[str]:
 
 
 def _scales(axes: Axes) -> str:
-    parts = []
-    for tick in np.arange(axes.floor, axes.ceiling + 0.1, 0.2):
+    parts, decimals = [], 1 if axes.step < 1 else 0
+    for tick in np.arange(axes.floor, axes.ceiling + axes.step / 2, axes.step):
         y = axes.y(float(tick))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick + 0.0:.1f}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick + 0.0:.{decimals}f}</text>')
     last = -math.inf
     for size in axes.sizes:
         x = axes.x(size)

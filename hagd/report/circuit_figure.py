@@ -11,7 +11,7 @@ import numpy as np
 
 from hagd.report.plotting import GREY, INK, NEGATIVE, POSITIVE, drawable
 from hagd.report.records import NodeView, ReportData
-from hagd.report.wording import node_label
+from hagd.report.wording import node_label, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def circuit_figure(data: ReportData) -> Figure:
     _draw_cells(axes, data, grid)
     drawn = _draw_edges(axes, data, grid)
     _draw_nodes(axes, data, grid)
-    title = f"Circuit of {len(data.nodes):,} nodes · {data.model} · {data.task}"
+    title = f"Circuit of {number(data.metrics['circuit.nodes'])} nodes · {data.model} · {data.task}"
     figure.text(LEFT / width, 1 - 0.25 / height, title, weight="bold", size=11, va="center")
     _draw_key(figure, data, drawn)
     return figure

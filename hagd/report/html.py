@@ -40,7 +40,7 @@ def render(data: ReportData) -> str:
     """The page as text."""
     run = f"{data.model} · {data.task} · seed {data.seed}"
     return Template(asset("report.html")).substitute(
-        head=page_head(f"HAGD circuit: {run}"),
+        head=page_head(f"Circuit: {run}"),
         run=escape(run),
         headline=escape(headline(data)),
         verdict=fragments.verdict_line(data),

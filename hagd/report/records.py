@@ -56,7 +56,7 @@ class Curve:
     """One method at several circuit sizes, on the validation split.
 
     Attributes:
-        method: shown beside the line (`HAGD circuit`, `integrated gradients`, `random`).
+        method: shown beside the line (`HAGD circuit`, of other searches `this circuit`; `random nodes`).
         sizes: nodes kept, ascending.
         faithfulness, preservation: `F` and `φ` at each size.
         low, high: 95 % interval of `preservation`; empty when there is none.

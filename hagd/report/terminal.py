@@ -38,7 +38,7 @@ def print_summary(data: ReportData, console: Console) -> None:
 
 def plain_table(title: str, *columns: str) -> Table:
     """A table without frame; the first column is set flush left, the others flush right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.show_edge = False
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if index == 0 else "right")

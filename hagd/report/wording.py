@@ -85,7 +85,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     if float(value).is_integer() and abs(value) < 1e12:
         return f"{int(value):,}"
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    rounded = f"{value:.{digits}g}"
+    return rounded if abs(float(rounded)) < 10**digits else f"{value:,.0f}"
 
 
 def percent(value: float | None) -> str:

@@ -89,13 +89,13 @@ def _read(name: str, overrides: Sequence[str]) -> tuple[Table, list[CellRuns], d
 
 def _overview(console: Console) -> None:
     """Names, titles and sizes alone: finding out what is done composes every job, which takes a while."""
+    from rich.text import Text
+
     from hagd.tables.definition import SEED, descriptions
 
     for name, (spec, swept) in descriptions().items():
         *axes, seeds = [len(swept[axis]) for axis in (*spec.axes, SEED)]
-        console.print(
-            f"[bold]{name}[/bold]: {spec.title}; {prod(axes)} cells, {prod(axes) * seeds} jobs", highlight=False
-        )
+        console.print(Text.assemble((name, "bold"), f": {spec.title}; {prod(axes)} cells, {prod(axes) * seeds} jobs"))
     console.print(
         "hagd-tables list [NAME ...]: what is done, what is missing and what it would cost; run NAME: what is missing; "
         "show NAME: the table",
@@ -105,6 +105,8 @@ def _overview(console: Console) -> None:
 
 def _list(names: Sequence[str], overrides: Sequence[str], console: Console) -> None:
     """Every cell of the named tables; without names, a line a table."""
+    from rich.text import Text
+
     from hagd.tables.cost import estimate, total
     from hagd.tables.definition import table_names
     from hagd.tables.terminal import duration, print_cells
@@ -118,7 +120,7 @@ def _list(names: Sequence[str], overrides: Sequence[str], console: Console) -> N
         }
         jobs = sum(len(each.keys) for each in cells)
         cost = f", {len(missing)} missing: {duration(total(list(missing.values())))} on one core" if missing else ""
-        console.print(f"[bold]{name}[/bold]: {table.spec.title}", highlight=False)
+        console.print(Text.assemble((name, "bold"), f": {table.spec.title}"))
         if names:
             print_cells(cells, missing, console)
         console.print(f"  {len(cells)} cells, {jobs - len(missing)} of {jobs} jobs done{cost}", highlight=False)
@@ -127,14 +129,15 @@ def _list(names: Sequence[str], overrides: Sequence[str], console: Console) -> N
 def _run(name: str, arguments: Sequence[str], console: Console) -> int:
     """Launch the smallest sweep that covers every missing job; returns its exit code."""
     from hydra._internal.utils import get_args
+    from rich.text import Text
 
     _, cells, _, _ = _read(name, get_args(list(arguments)).overrides)
     if not any(each.missing for each in cells):
-        console.print(" ".join([f"{name}: all jobs are done; hagd-tables show", name, *arguments]), highlight=False)
+        console.print(Text(" ".join([f"{name}: all jobs are done; hagd-tables show", name, *arguments])))
         return 0
     command = [sys.executable, "-m", "hagd.cli.extract", "--multirun", f"experiment={name}", *narrowed(cells)]
     command += arguments
-    console.print(" ".join(["hagd-extract", *command[3:]]), highlight=False, soft_wrap=True, style="dim")
+    console.print(Text(" ".join(["hagd-extract", *command[3:]]), style="dim"), soft_wrap=True)
     return swept(command)
 
 
@@ -169,6 +172,8 @@ def show(name: str, overrides: Sequence[str], out: Path | None, console: Console
         out: the folder; None: `tables` below the root of the results.
         console: where it is printed.
     """
+    from rich.text import Text
+
     from hagd.artifacts.store import disk_errors
     from hagd.tables.formats import write_files
     from hagd.tables.manifest import write_table_manifest
@@ -184,7 +189,7 @@ def show(name: str, overrides: Sequence[str], out: Path | None, console: Console
         files = write_files(seen, folder, table.stem)
         write_table_manifest(table, cells, folder / f"{table.stem}.json")
     track_table(seen, files, next(iter(table.cells[0].configs.values())).tracking, root)
-    console.print("\nwritten: " + " ".join(map(str, files)), highlight=False, soft_wrap=True)
+    console.print(Text("\nwritten: " + " ".join(map(str, files))), soft_wrap=True)
 
 
 if __name__ == "__main__":

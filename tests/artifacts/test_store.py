@@ -108,8 +108,40 @@ def test_failing_stage_keeps_its_work_for_resuming(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         store.get_or_compute("stage", "k0", Result, compute, {})
-    assert entries(tmp_path) == ["locks", "work", "work/stage-k0", "work/stage-k0/half.txt"]
+    left = ["work/stage-k0", "work/stage-k0/half.txt", "work/stage-k0/seconds"]
+    assert entries(tmp_path) == ["locks", "work", *left]
     assert store.get_or_compute("stage", "k0", Result, compute, {}).record.note == "half"
+    assert entries(tmp_path) == [*WHOLE, "work"]
+
+
+@pytest.mark.parametrize("keeps_work", [True, False])
+def test_seconds_are_those_of_all_attempts_on_the_same_work(tmp_path: Path, keeps_work: bool) -> None:
+    pauses = iter((0.3, 0.3, 0.1))
+
+    def compute(work: Path) -> Result:
+        if keeps_work:
+            (work / "checkpoint").touch()
+        pause = next(pauses)
+        time.sleep(pause)
+        if pause == 0.3:
+            raise KeyboardInterrupt
+        return result()
+
+    store = ArtifactStore(tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            store.get_or_compute("stage", "k0", Result, compute, {})
+    computed = store.get_or_compute("stage", "k0", Result, compute, {})
+    assert (computed.seconds >= 0.7) == keeps_work and computed.seconds >= 0.1
+    assert stored(tmp_path).seconds == computed.seconds
+
+
+def test_work_that_another_process_deletes_first_is_no_error(tmp_path: Path) -> None:
+    def compute(work: Path) -> Result:
+        work.rmdir()
+        return result()
+
+    assert not ArtifactStore(tmp_path).get_or_compute("stage", "k0", Result, compute, {}).reused
     assert entries(tmp_path) == [*WHOLE, "work"]
 
 

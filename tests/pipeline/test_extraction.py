@@ -93,7 +93,8 @@ def test_the_run_folder_is_complete(tiny_runs: Path) -> None:
     }
     for file in (folder / "figures").iterdir():
         assert file.read_bytes().startswith(b"\x89PNG")
-    assert "<html" in (folder / "report.html").read_text()[:200]
+    page = (folder / "report.html").read_text()
+    assert "<html" in page[:200] and "HAGD circuit, 8 nodes" in page
     written = load_config(ExtractConfig, yaml.safe_load((folder / "config.yaml").read_text()))
     assert written == tiny_extract(tiny_runs)
 
@@ -258,6 +259,8 @@ def test_every_method_gives_a_validated_circuit(tiny_runs: Path, tmp_path: Path,
     metrics = extract(tiny_extract(tiny_runs, search__method=method), tmp_path)
     assert metrics["circuit.nodes"] == 8 and math.isfinite(metrics["validation.faithfulness"])
     assert reused(tmp_path) == BEFORE_SEARCH
+    page = (tmp_path / "report.html").read_text()
+    assert "this circuit, 8 nodes" in page and "HAGD circuit" not in page
 
 
 @pytest.mark.parametrize("part", ["traversal", "elimination", "gates", "pruning"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from hagd.config.stages import LogitsConfig
 from hagd.errors import ConfigError
 from hagd.models.pretrained import load_pretrained
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.prompt_extraction import run_prompt
 from hagd.pipeline.prompt_plan import run_plan
-from hagd.pipeline.prompt_stages import logit_tokens
+from hagd.pipeline.prompt_stages import explain_prompt, logit_tokens
 from tests.builders import tiny_extract
 from tests.models.test_pretrained import SUPPORTED, saved, settings
 
@@ -56,6 +58,26 @@ def test_the_run_folder_is_complete(tiny_runs: Path, explained: tuple[Path, dict
     assert stages["transcoders"]["reused"], "the dictionaries of the task's own run"
     page = (folder / "report.html").read_text()
     assert "3 7 5" in page and page.count("<canvas") == 1 and "$" not in page.split("<script")[0]
+
+
+def test_the_terminal_names_the_folder(tiny_runs: Path, tmp_path: Path) -> None:
+    folder, console = tmp_path / "run[a]", Console(file=io.StringIO())
+    run_prompt(prompt_config(tiny_runs), folder, None, console)
+    assert f"results: {folder}\n" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_interrupted_graph_leaves_no_edges(tiny_runs: Path, tmp_path: Path) -> None:
+    class Interrupted(StageProgress):
+        def part(self, name: str, done: int, total: int) -> None:
+            assert list((tmp_path / "edges").iterdir())
+            raise KeyboardInterrupt
+
+    config = prompt_config(tiny_runs)
+    pipeline = Pipeline(config, QUIET)
+    task, transcoders = pipeline.get("prompts"), pipeline.get("transcoders")
+    with pytest.raises(KeyboardInterrupt):
+        explain_prompt(config, pipeline.lm, task, transcoders, tmp_path, Interrupted("prompt_graph", QUIET))
+    assert not list(tmp_path.iterdir()), "the next attempt begins anew"
 
 
 def test_graph_json_holds_the_record(tiny_runs: Path, explained: tuple[Path, dict[str, float]]) -> None:

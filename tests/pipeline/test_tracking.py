@@ -170,9 +170,10 @@ def test_a_failed_extraction_is_a_failed_run(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_terminal_names_stages_headline_and_folder(tiny_runs: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160)
-    run_extraction(tiny_extract(tiny_runs), tmp_path, None, console)
+    folder = tmp_path / "run[a]"
+    run_extraction(tiny_extract(tiny_runs), folder, None, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "A circuit of 8 nodes preserves" in text and f"results: {tmp_path}" in text
+    assert "A circuit of 8 nodes preserves" in text and f"results: {folder}\n" in text
     assert "transcoders" in text and "reused" in text
 
 

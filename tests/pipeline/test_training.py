@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -40,10 +41,12 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def test_stage_lm_trains_the_model_that_extraction_uses(tmp_path: Path) -> None:
     config = tiny_train(tmp_path, stage="lm", task__training__steps=12)
-    metrics = run_training(config, no_sections, tmp_path / "run", None, QUIET)
+    folder, console = tmp_path / "run[a]", Console(file=io.StringIO())
+    metrics = run_training(config, no_sections, folder, None, console)
     assert metrics["objective"] == metrics["model.accuracy"]
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
-    assert set(manifest(tmp_path / "run")) == {"task", "lm"}
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert set(manifest(folder)) == {"task", "lm"}
+    assert f"results: {folder}\n" in console.file.getvalue()  # type: ignore[attr-defined]
     extraction = Pipeline(tiny_extract(tmp_path, task__training__steps=12), QUIET)
     extraction.get("lm")
     assert extraction.used["lm"].reused

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hagd.report.circuit_figure import grid_layout
+from hagd.report.circuit_figure import circuit_figure, grid_layout
 from hagd.report.figures import write_figures
 from hagd.report.plotting import drawable, spread
 from hagd.report.records import ReportData
@@ -30,6 +30,11 @@ def test_all_figures_are_drawn_without_warnings(report: ReportData, tmp_path: Pa
         paths = write_figures(report, tmp_path / "figures")
     assert [path.name for path in paths] == ["faithfulness.png", "circuit.png", "reconstruction.png"]
     assert all(width > 600 and height > 400 for width, height in map(png_size, paths))
+
+
+def test_the_circuit_figure_states_the_size_of_the_circuit(report: ReportData) -> None:
+    assert len(report.nodes) == 200, "with errors, tokens and logits"
+    assert "Circuit of 192 nodes · " in next(text.get_text() for text in circuit_figure(report).texts)
 
 
 def test_figures_without_data_are_left_out(report: ReportData, tmp_path: Path) -> None:

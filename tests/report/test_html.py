@@ -158,6 +158,21 @@ def test_one_size_and_missing_values_are_drawn(report: ReportData) -> None:
     assert not list(faithfulness.iter("circle"))
 
 
+@pytest.mark.parametrize(
+    ("lowest", "grid"),
+    [
+        (0.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (-3.7, ["-4.0", "-3.5", "-3.0", "-2.5", "-2.0", "-1.5", "-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+        (-40.0, ["-40", "-35", "-30", "-25", "-20", "-15", "-10", "-5", "0", "5"]),
+    ],
+)
+def test_an_outlier_leaves_few_grid_lines(report: ReportData, lowest: float, grid: list[str]) -> None:
+    curve = replace(report.curves[0], faithfulness=(lowest, *report.curves[0].faithfulness[1:]))
+    faithfulness = list(ElementTree.fromstring(curve_charts(replace(report, curves=(curve,)))).iter("svg"))[1]
+    assert [text.text for text in faithfulness.iter("text") if text.get("text-anchor") == "end"] == grid
+    assert len([line for line in faithfulness.iter("line") if line.get("class") == "grid"]) == len(grid)
+
+
 def test_unknown_metrics_are_listed_by_key_and_bounds_are_folded(report: ReportData) -> None:
     text = metrics_table(replace(report, metrics={**report.metrics, "custom.share.low": 0.2}))
     assert "custom.share.low" in text

@@ -78,12 +78,19 @@ def test_no_claim_without_an_interval(report: ReportData) -> None:
         (0.00523, "0.00523"),
         (3155, "3,155"),
         (98412.4, "98,412"),
+        (999.4, "999"),
+        (999.7, "1,000"),
+        (-999.9, "-1,000"),
         (0.5, "0.5"),
         (0, "0"),
     ],
 )
 def test_numbers(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_numbers_of_two_digits_have_no_exponent() -> None:
+    assert [number(value, 2) for value in (0.123, 12.3, 99.7, 123.4)] == ["0.12", "12", "100", "123"]
 
 
 def test_percent_of_nothing_is_a_dash() -> None:

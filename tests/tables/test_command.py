@@ -200,6 +200,20 @@ def test_a_typo_in_what_a_run_changes_is_named(
     assert shown == "error: search.n_node: expected a known key; did you mean search.n_nodes?"
 
 
+def test_titles_and_files_are_never_read_as_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf, out = conf_with_tiny(tmp_path / "conf", tmp_path / "runs"), tmp_path / "[out]"
+    file = conf / "experiment" / "tiny.yaml"
+    file.write_text(file.read_text().replace("Tiny & small", "Tiny [s]"))
+    monkeypatch.setattr(definition, "conf_dir", lambda: conf)
+    main([])
+    main(["list"])
+    assert capsys.readouterr().out.count("tiny: Tiny [s]") == 2
+    main(["show", "tiny", "--out", str(out)])
+    assert f"written: {out / 'tiny.md'} " in capsys.readouterr().out
+
+
 def test_a_table_without_a_mode_is_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
