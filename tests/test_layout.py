@@ -19,6 +19,7 @@ ORDER = (
     "errors",
     "config",
     "hub",
+    "disk",
     "tasks",
     "training",
     "models",

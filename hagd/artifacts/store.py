@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from hagd.artifacts.codec import DamagedArtifactError, load_record, save_record
 from hagd.artifacts.manifest import git_revision, peak_rss_mb, reset_peak_rss, versions
+from hagd.disk import to_disk
 from hagd.errors import ArtifactError
 from hagd.training.processes import is_helper
 
@@ -236,21 +237,13 @@ def _publish(record: R, cls: type[R], meta: dict[str, Any], path: Path) -> R:
         (partial / META_FILE).write_text(json.dumps(meta, indent=1))
         loaded = load_record(cls, partial)
         for file in (*partial.iterdir(), partial):
-            _fsync(file)
+            to_disk(file)
         partial.rename(path)
-        _fsync(path.parent)
+        to_disk(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return loaded
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from hagd.disk import to_disk
 from hagd.training.processes import is_helper
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class StepCheckpoint(Callback):
             return
         if partial.is_dir():  # a folder cannot be replaced in one step; `usable_checkpoint` knows what is between two
             for part in (*partial.iterdir(), partial):
-                _to_disk(part)
+                to_disk(part)
             old = self.folder / _OLD
             if final.exists():
                 shutil.rmtree(old, ignore_errors=True)  # left by a kill
@@ -85,17 +86,8 @@ class StepCheckpoint(Callback):
             os.replace(partial, final)
             shutil.rmtree(old, ignore_errors=True)
             return
-        _to_disk(partial)
+        to_disk(partial)
         os.replace(partial, final)
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, outlives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def usable_checkpoint(folder: Path, module: LightningModule) -> Path | None:
