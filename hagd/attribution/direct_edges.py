@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hagd.attribution.heads import head_deviations, head_directions
+from hagd.attribution.columns import EdgeColumns
+from hagd.attribution.heads import head_deviations
 from hagd.attribution.records import FEATURE, HEAD, LOGIT, TOKEN, Nodes
 from hagd.attribution.sources import Leaf, direct_pass
-from hagd.config.stages import Ablation, Metric
+from hagd.config.stages import Ablation
 from hagd.patching.patched_model import PatchedModel
-from hagd.tasks.records import Prompts, TaskData
-from hagd.tasks.scoring import SCORES
+from hagd.tasks.records import Prompts
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,15 @@ class Deviations:
     active: dict[int, Tensor]
 
 
-class DirectEdges:
+class DirectEdges(EdgeColumns):
     """Columns of the direct attribution matrix for one batch of prompts."""
 
-    def __init__(
-        self,
-        patched: PatchedModel,
-        task: TaskData,
-        prompts: Prompts,
-        nodes: Nodes,
-        ablation: Ablation,
-        metric: Metric = "logit_difference",
-    ) -> None:
-        self.patched = patched
-        self.nodes = nodes
-        self.n_prompts = len(prompts)
-        self.slots = prompts.slots.flatten(0, 1)
-        scored = prompts.scored.flatten(0, 1)
-        tokens = prompts.tokens.flatten(0, 1)
-        self.forward = direct_pass(patched, tokens, scored)
+    def _run(self, prompts: Prompts, ablation: Ablation) -> Tensor:
+        self.forward = direct_pass(self.patched, prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
         self.deviations = self._measure(prompts, ablation)
-        self._directions = head_directions(patched, task, prompts, metric)
+        self._projectors = _group_sources(self.patched, self.nodes)
         assert self.forward.logits is not None
-        logits = self.forward.logits.unflatten(0, prompts.tokens.shape[:2])
-        self._metric = SCORES[metric](logits, prompts, task.length_normalised).sum()
-        self._projectors = _group_sources(patched, nodes)
+        return self.forward.logits
 
     def column(self, target: int) -> tuple[Tensor, Tensor]:
         """Sources and edges into node `target`: indices `[s]`, effects `[s]` averaged over the prompts."""

@@ -17,31 +17,19 @@ from torch import Tensor, nn
 
 from hagd.activations.capture import site_module
 from hagd.activations.heads import rewritten_heads
-from hagd.attribution.heads import head_deviations, head_directions
-from hagd.attribution.records import FEATURE, HEAD, LOGIT, Nodes
-from hagd.config.stages import Ablation, Metric
-from hagd.patching.patched_model import PatchedModel
-from hagd.tasks.records import Prompts, TaskData
-from hagd.tasks.scoring import SCORES
+from hagd.attribution.columns import EdgeColumns
+from hagd.attribution.heads import head_deviations
+from hagd.attribution.records import FEATURE, HEAD, LOGIT
+from hagd.config.stages import Ablation
+from hagd.tasks.records import Prompts
 from hagd.transcoders.records import Transcoder
 
 
-class TotalEdges:
+class TotalEdges(EdgeColumns):
     """Columns of the total attribution matrix for one batch of prompts; features, heads and the logit only."""
 
-    def __init__(
-        self,
-        patched: PatchedModel,
-        task: TaskData,
-        prompts: Prompts,
-        nodes: Nodes,
-        ablation: Ablation,
-        metric: Metric = "logit_difference",
-    ) -> None:
-        self.patched = patched
-        self.nodes = nodes
-        self.n_prompts = len(prompts)
-        self.slots = prompts.slots.flatten(0, 1)
+    def _run(self, prompts: Prompts, ablation: Ablation) -> Tensor:
+        patched = self.patched
         tokens = prompts.tokens.flatten(0, 1)
         with torch.no_grad():
             features, self._errors = patched.features(tokens)
@@ -55,12 +43,10 @@ class TotalEdges:
         self._deviations = {(FEATURE, layer): deviation for layer, deviation in moved.items()}
         self._deviations |= {(HEAD, layer): z for layer, z in head_deviations(patched, prompts, ablation).items()}
         self._leaves = {key: torch.zeros_like(x, requires_grad=True) for key, x in self._deviations.items()}
-        self._directions = head_directions(patched, task, prompts, metric)
         self._heads: dict[int, Tensor] = {}
         self._pre: dict[int, Tensor] = {}
         self._features: list[Tensor] = []
-        logits = self._forward(tokens, prompts.scored.flatten(0, 1)).unflatten(0, prompts.tokens.shape[:2])
-        self._metric = SCORES[metric](logits, prompts, task.length_normalised).sum()
+        return self._forward(tokens, prompts.scored.flatten(0, 1))
 
     def column(self, target: int) -> tuple[Tensor, Tensor]:
         """Sources and edges into node `target`: indices `[s]`, effects `[s]` averaged over the prompts."""

@@ -40,15 +40,15 @@ CASES: list[tuple[Architecture, str, tuple[int, ...] | None, tuple[int, ...]]] =
 def test_every_edge_is_an_intervention_in_the_frozen_model(
     architecture: Architecture, variant: str, layers: tuple[int, ...] | None, head_layers: tuple[int, ...]
 ) -> None:
-    _compare_with_interventions(random_case(architecture, variant, layers=layers, head_layers=head_layers))
+    assert_interventions(random_case(architecture, variant, layers=layers, head_layers=head_layers))
 
 
 @pytest.mark.parametrize("head_layers", [(), (0, 1, 2)])
 def test_a_neox_without_parallel_residuals_is_read_like_a_sequential_model(head_layers: tuple[int, ...]) -> None:
-    _compare_with_interventions(case_of(sequential_neox(), "everything", head_layers=head_layers))
+    assert_interventions(case_of(sequential_neox(), "everything", head_layers=head_layers))
 
 
-def _compare_with_interventions(case: Case) -> None:
+def assert_interventions(case: Case) -> None:
     frozen = case.frozen
     expected = values(case, frozen.clean) - values(case, frozen(*removals(case)))
     scale = expected.abs().max().item()
