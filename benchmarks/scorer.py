@@ -94,7 +94,7 @@ def judge(split: str, tested: Cell, scorers: dict[str, TrainedScorer]) -> Result
     rankings = {name: score(scorer, graph, hierarchy, p.lm.n_layers) for name, scorer in scorers.items()}
     n = graph.n_candidates
     rankings["integrated_gradients"] = np.asarray(graph.nodes.importance[:n])
-    config = p.config.validation.model_copy(update={"n_random": 1, "n_bootstrap": 10})
+    config = p.config.validation.model_copy(update={"n_random": 1, "n_removed": 0, "n_subsets": 0, "n_bootstrap": 10})
     grid, ablation = p.config.search.sizes, p.config.graph.ablation
     metrics = validate(p.patched, p.get("prompts"), graph, found, rankings, grid, ablation, config, tested.seed).metrics
     areas = {name: metrics[f"control.{name}.cpr_log"] for name in rankings}

@@ -320,6 +320,12 @@ class ValidationConfig(Section):
     """Causal validation on prompts that nothing before has read."""
 
     n_random: int = Field(10, ge=1, description="random circuits, matched per layer and slot")
+    n_removed: int = Field(
+        64, ge=0, description="minimality: nodes of the circuit that are removed alone, against as many that are added"
+    )
+    n_subsets: int = Field(
+        10, ge=0, description="completeness: random halves of the circuit that are removed from it and from the model"
+    )
     n_bootstrap: int = Field(1000, ge=10, description="bootstrap resamples of the prompts")
     batch_size: int = Field(256, ge=1, description="prompts a forward pass")
     dark_matter: bool = Field(

@@ -281,7 +281,7 @@ STAGES: dict[str, Stage] = {
     ),
     "validation": Stage(
         Validation,
-        3,
+        4,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
         lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size", "dark_matter"}),
         lambda p, _, progress: stages.validate_circuit(

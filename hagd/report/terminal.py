@@ -29,8 +29,8 @@ def print_summary(data: ReportData, console: Console) -> None:
     console.print(Text(sentence, style=STANDING_STYLE[standing]))
     for warning in data.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
-    tables = (_controls(data), _validation(data), _curves(data), _search(data), _reconstruction(data), _hierarchy(data))
-    for table in tables:
+    parts = (_controls, _validation, _parts_removed, _curves, _search, _reconstruction, _hierarchy)
+    for table in (part(data) for part in parts):
         if table.row_count:
             console.print(Padding(table, (1, 0, 0, 0)))
     console.print()
@@ -69,6 +69,27 @@ def _validation(data: ReportData) -> Table:
         *(number(data.metrics.get(key)) for key in keys),
         *(percent(data.metrics.get(key)) for key in shares),
         *(number(data.metrics.get(key)) for key in ("curve.cpr_log", "curve.cmd")),
+    )
+    return table
+
+
+def _parts_removed(data: ReportData) -> Table:
+    table = plain_table(
+        "Parts of the circuit removed",
+        "minimality",
+        "node effect",
+        "outside",
+        "incompleteness",
+        "random nodes",
+    )
+    keys = ("validation.minimality", "validation.node_effect", "control.outsiders.node_effect")
+    table.columns[0].justify = "right"
+    if not {"validation.minimality", "validation.incompleteness"} & set(data.metrics):
+        return table
+    table.add_row(
+        percent(data.metrics.get(keys[0])),
+        *(number(data.metrics.get(key), 2) for key in keys[1:]),
+        *(number(data.metrics.get(f"{of}.incompleteness"), 2) for of in ("validation", "control.random")),
     )
     return table
 

@@ -19,6 +19,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def named(self, key: str) -> dict[str, float]:
+        """As metrics `key`, `key.low` and `key.high`."""
+        return {key: self.value, f"{key}.low": self.low, f"{key}.high": self.high}
+
 
 def preservation(circuit: Outcome, full: Outcome) -> Callable[[np.ndarray], float]:
     """φ = accuracy(M_C) / accuracy(M) as a statistic of prompt indices."""

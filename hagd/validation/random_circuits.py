@@ -18,9 +18,7 @@ def random_matched(
     With `classes` `[n_candidates]`, not negative, also as many of each class there.
     """
     rng = np.random.default_rng(seed)
-    nodes, n_candidates = graph.nodes, graph.n_candidates
-    row = nodes.kind * (nodes.layer.max() + 1) + nodes.layer
-    cell = (row * (nodes.slot.max() + 1) + nodes.slot)[:n_candidates]
+    cell = cells(graph)
     if classes is not None:
         cell = cell * (classes.max() + 1) + classes
     inside = np.isin(graph.flat, circuit.nodes)
@@ -29,6 +27,13 @@ def random_matched(
         Circuit(np.sort(graph.flat[np.concatenate([rng.choice(pool, size, replace=False) for pool, size in pools])]))
         for _ in range(n)
     ]
+
+
+def cells(graph: AttributionGraph) -> np.ndarray:
+    """Kind, layer and slot of every candidate as one number, int64 `[n_candidates]`."""
+    nodes = graph.nodes
+    row = nodes.kind * (nodes.layer.max() + 1) + nodes.layer
+    return (row * (nodes.slot.max() + 1) + nodes.slot)[: graph.n_candidates]
 
 
 def random_circuits(graph: AttributionGraph, size: int, n: int, seed: int | Sequence[int]) -> list[Circuit]:

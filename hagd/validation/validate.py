@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hagd.attribution.records import AttributionGraph
 from hagd.config.stages import Ablation, ErrorMode, ValidationConfig
-from hagd.patching.objective import Objective, Outcome
+from hagd.patching.objective import Outcome
 from hagd.patching.patched_model import PatchedModel
 from hagd.search.records import Circuit, SearchResult
 from hagd.tasks.records import TaskData
-from hagd.validation.measures import (
-    Interval,
-    area_linear,
-    area_log,
-    bootstrap,
-    distance_linear,
-    faithfulness,
-    preservation,
-)
+from hagd.validation.bench import Bench, Count
+from hagd.validation.completeness import completeness_metrics
+from hagd.validation.measures import Interval, area_linear, area_log, distance_linear, faithfulness, preservation
+from hagd.validation.minimality import minimality_metrics
 from hagd.validation.random_circuits import random_matched
 from hagd.validation.records import CurvePoints, Validation
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """The validation split under one ablation and error mode, with its two reference points."""
-
-    objective: Objective
-    full: Outcome
-    empty: Outcome
-    config: ValidationConfig
-    seed: int
-
-    def run(self, gates: Tensor) -> Outcome:
-        return self.objective.outcome(gates.to(self.objective.patched.lm.device))
-
-    def preservation(self, outcome: Outcome) -> Interval:
-        return self._interval(preservation(outcome, self.full))
-
-    def faithfulness(self, outcome: Outcome) -> Interval:
-        return self._interval(faithfulness(outcome, self.full, self.empty))
-
-    def _interval(self, statistic: Callable[[np.ndarray], float]) -> Interval:
-        return bootstrap(statistic, len(self.objective), self.config.n_bootstrap, self.seed)
 
 
 def validate(
@@ -78,35 +48,37 @@ def validate(
             `resample`, or `mean` where the search resampled.
         config: numbers of draws.
         seed: of random circuits and the bootstrap.
-        progress: called with circuits measured and to measure.
+        progress: called with circuits measured and to measure, at most.
     """
     shape = patched.gate_shape
 
-    def bench(kind: Ablation, error: ErrorMode) -> _Bench:
-        objective = Objective(patched, task, task.validation, ablation=kind, error=error, batch_size=config.batch_size)
-        empty = objective.outcome(torch.zeros(shape, device=patched.lm.device))
-        return _Bench(objective, objective.full(), empty, config, seed)
+    def bench(kind: Ablation, error: ErrorMode) -> Bench:
+        return Bench.of(patched, task, kind, error, config, seed)
 
     strict, lenient = bench(ablation, "mean"), bench(ablation, "keep")
     unseen: Ablation = "mean" if ablation == "resample" else "resample"
     other = bench(unseen, "mean")
     gates = result.circuit.gates(shape)
     metrics = _reference_metrics(strict, lenient)
-    metrics |= _named("validation.preservation", strict.preservation(strict.run(gates)))
-    metrics |= _named("validation.preservation_lenient", lenient.preservation(lenient.run(gates)))
-    metrics |= _named(f"validation.preservation_{unseen}", other.preservation(other.run(gates)))
-    metrics |= _named("validation.faithfulness", strict.faithfulness(strict.run(gates)))
-    metrics |= _named("validation.sufficiency", lenient.faithfulness(lenient.run(gates)))
+    metrics |= strict.preservation(strict.run(gates)).named("validation.preservation")
+    metrics |= lenient.preservation(lenient.run(gates)).named("validation.preservation_lenient")
+    metrics |= other.preservation(other.run(gates)).named(f"validation.preservation_{unseen}")
+    metrics |= strict.faithfulness(strict.run(gates)).named("validation.faithfulness")
+    metrics |= lenient.faithfulness(lenient.run(gates)).named("validation.sufficiency")
     complement = lenient.faithfulness(lenient.run(torch.ones(shape) - gates))
-    metrics |= _named("validation.necessity", Interval(1 - complement.value, 1 - complement.high, 1 - complement.low))
+    metrics |= Interval(1 - complement.value, 1 - complement.high, 1 - complement.low).named("validation.necessity")
     metrics["validation.n_prompts"] = float(len(task.validation))
     metrics[f"empty.{unseen}_accuracy"] = other.empty.accuracy
-    curves = _curves(strict, graph, result, controls, config, seed, progress)
+    n_sizes, n_removed = len(result.circuits), min(config.n_removed, result.size)
+    count = Count(progress, n_sizes * (1 + len(controls) + config.n_random) + 2 * n_removed + 4 * config.n_subsets)
+    curves = _curves(strict, graph, result, controls, config, seed, count)
     metrics |= _control_metrics(curves, result.size)
+    metrics |= minimality_metrics(strict, graph, result.circuit, config.n_removed, seed, count)
+    metrics |= completeness_metrics(lenient, graph, result.circuit, config.n_subsets, seed, count)
     return Validation(metrics | _areas(curves, grid, strict, graph), curves)
 
 
-def _reference_metrics(strict: _Bench, lenient: _Bench) -> dict[str, float]:
+def _reference_metrics(strict: Bench, lenient: Bench) -> dict[str, float]:
     objective = strict.objective
     shape = objective.patched.gate_shape
     spliced = strict.run(torch.ones(shape))
@@ -125,24 +97,19 @@ def _reference_metrics(strict: _Bench, lenient: _Bench) -> dict[str, float]:
 
 
 def _curves(
-    bench: _Bench,
+    bench: Bench,
     graph: AttributionGraph,
     result: SearchResult,
     controls: dict[str, np.ndarray],
     config: ValidationConfig,
     seed: int,
-    progress: Progress | None,
+    count: Count,
 ) -> tuple[CurvePoints, ...]:
     sizes = [len(circuit) for circuit in result.circuits]
-    total = len(sizes) * (1 + len(controls) + config.n_random)
-    done = 0
 
     def measured(circuit: Circuit) -> Outcome:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return bench.run(circuit.gates(bench.objective.patched.gate_shape))
+        count()
+        return bench.run(circuit.gates(bench.gate_shape))
 
     curves = [_curve("circuit", sizes, [[measured(circuit)] for circuit in result.circuits], bench)]
     for name, ranking in controls.items():
@@ -157,7 +124,7 @@ def _curves(
     return tuple(curves)
 
 
-def _curve(method: str, sizes: Sequence[int], draws: Sequence[Sequence[Outcome]], bench: _Bench) -> CurvePoints:
+def _curve(method: str, sizes: Sequence[int], draws: Sequence[Sequence[Outcome]], bench: Bench) -> CurvePoints:
     """Means over draws; the interval is over prompts for one draw, over draws for several."""
     kept, faithful, lows, highs = [], [], [], []
     everything = np.arange(len(bench.objective))
@@ -179,17 +146,17 @@ def _control_metrics(curves: Sequence[CurvePoints], size: int) -> dict[str, floa
     for curve in curves[1:]:
         at = curve.sizes.index(size)
         interval = Interval(curve.preservation[at], curve.low[at], curve.high[at])
-        metrics |= _named(f"control.{curve.method}.preservation", interval)
+        metrics |= interval.named(f"control.{curve.method}.preservation")
         metrics[f"control.{curve.method}.faithfulness"] = curve.faithfulness[at]
     return metrics
 
 
 def _areas(
-    curves: Sequence[CurvePoints], grid: Sequence[int], bench: _Bench, graph: AttributionGraph
+    curves: Sequence[CurvePoints], grid: Sequence[int], bench: Bench, graph: AttributionGraph
 ) -> dict[str, float]:
     """Of F over the sizes of the grid and all candidates, where every method has the same circuit."""
     n = graph.n_candidates
-    everything = bench.run(Circuit(np.sort(graph.flat)).gates(bench.objective.patched.gate_shape))
+    everything = bench.run(Circuit(np.sort(graph.flat)).gates(bench.gate_shape))
     whole = faithfulness(everything, bench.full, bench.empty)(np.arange(len(bench.objective)))
     metrics: dict[str, float] = {}
     for curve in curves:
@@ -203,7 +170,3 @@ def _areas(
         metrics["curve.cpr"] = area_linear(sizes, values, n)
         metrics["curve.cmd"] = distance_linear(sizes, values, n)
     return metrics
-
-
-def _named(key: str, interval: Interval) -> dict[str, float]:
-    return {key: interval.value, f"{key}.low": interval.low, f"{key}.high": interval.high}

@@ -51,6 +51,8 @@ FIGURES = (
     "validation.sufficiency",
     "validation.necessity",
     "validation.preservation_resample",
+    "validation.minimality",
+    "validation.incompleteness",
     "validation.n_prompts",
     "control.random.preservation",
     "control.attribution.preservation",

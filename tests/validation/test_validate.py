@@ -169,7 +169,8 @@ def test_curves_and_controls(pipeline: Pipeline) -> None:
 def test_progress_reaches_its_total(pipeline: Pipeline) -> None:
     seen: list[tuple[int, int]] = []
     run(pipeline, pipeline.get("prompts"), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(i + 1, 15) for i in range(15)]  # 3 sizes × (circuit, attribution, 3 random draws)
+    n = 3 * (1 + 1 + 3) + 2 * 8 + 4 * 10  # sizes × (circuit, attribution, random draws), nodes, subsets
+    assert seen == [(i + 1, n) for i in range(n)]
 
 
 def test_random_circuits_have_as_many_nodes_in_each_layer_and_slot(pipeline: Pipeline) -> None:
