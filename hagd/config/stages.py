@@ -328,6 +328,11 @@ class ValidationConfig(Section):
     )
     n_bootstrap: int = Field(1000, ge=10, description="bootstrap resamples of the prompts")
     batch_size: int = Field(256, ge=1, description="prompts a forward pass")
+    shift: bool = Field(
+        True,
+        description="also measure on prompts of other wordings than those of every split, where the task has such: "
+        "ioi, greater_than, and built-in factual_recall and subject_verb_agreement",
+    )
     dark_matter: bool = Field(
         False,
         description="also measure what the dictionaries' errors hold: how well the answer is read from them, what is "

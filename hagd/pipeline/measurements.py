@@ -17,13 +17,17 @@ from hagd.models.language_model import LanguageModel
 from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import SlotMeans
 from hagd.pipeline.progress import StageProgress
+from hagd.pipeline.stages import discovery_objective
+from hagd.search.baselines import by_method
 from hagd.search.records import SearchResult
+from hagd.tasks.build import can_shift, shifted_prompts
 from hagd.tasks.records import Prompts, TaskData
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.activation_profiles import Side
 from hagd.validation.comparison import compare
 from hagd.validation.dark_matter import measure_errors
-from hagd.validation.records import Comparison, DarkMatter
+from hagd.validation.records import Comparison, DarkMatter, Shift
+from hagd.validation.shift import measure_shift
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ class Extracted:
 
 def measurements(config: StagesConfig) -> tuple[str, ...]:
     """Stages that the job has beside the report."""
-    asked = {"dark_matter": config.validation.dark_matter, "comparison": config.comparison is not None}
+    asked = {
+        "shift": config.validation.shift and config.graph.scope == "task" and can_shift(config.task),
+        "dark_matter": config.validation.dark_matter,
+        "comparison": config.comparison is not None,
+    }
     return tuple(name for name, wanted in asked.items() if wanted)
 
 
@@ -65,6 +73,27 @@ def compared_config(config: StagesConfig) -> StagesConfig:
         return load_config(type(config), other)
     except ConfigError as error:
         raise ConfigError(f"comparison: expected settings that fit comparison.model too, found: {error}") from None
+
+
+def shift(config: StagesConfig, extracted: Extracted, progress: StageProgress) -> Shift:
+    """Stage `shift`: reads prompts that are in no split."""
+    patched, task, graph = extracted.patched, extracted.task, extracted.graph
+    assert patched.lm.tokenizer is not None
+    prompts = shifted_prompts(config.task, patched.lm.tokenizer, config.seed, task.slot_names)
+    if prompts is None:
+        return Shift({})
+    return measure_shift(
+        patched,
+        task,
+        prompts,
+        graph,
+        extracted.result.circuit,
+        by_method(discovery_objective(config, patched, task), graph, config.graph, "integrated_gradients"),
+        config.graph.ablation,
+        config.validation,
+        config.seed,
+        lambda done, total: progress.part("circuits", done, total),
+    )
 
 
 def dark_matter(

@@ -29,7 +29,7 @@ from hagd.report.records import ReportData
 from hagd.search.records import SearchResult
 from hagd.tasks.records import TaskData
 from hagd.transcoders.records import TranscoderSet
-from hagd.validation.records import Comparison, DarkMatter, Validation
+from hagd.validation.records import Comparison, DarkMatter, Shift, Validation
 
 if TYPE_CHECKING:
     from hagd.pipeline.pipeline import Pipeline
@@ -283,7 +283,7 @@ STAGES: dict[str, Stage] = {
         Validation,
         4,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
-        lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size", "dark_matter"}),
+        lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size", "shift", "dark_matter"}),
         lambda p, _, progress: stages.validate_circuit(
             p.config, p.patched, p.get("prompts"), p.get("graph"), p.get("search"), progress
         ),
@@ -294,6 +294,13 @@ STAGES: dict[str, Stage] = {
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         _report_config,
         lambda p, _, progress: assemble(_extraction(p), progress),
+    ),
+    "shift": Stage(
+        Shift,
+        1,
+        ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
+        lambda p: p.config.validation.model_dump(mode="json", include={"n_random", "n_bootstrap"}),
+        lambda p, _, progress: measurements.shift(p.config, _extracted(p), progress),
     ),
     "dark_matter": Stage(
         DarkMatter,

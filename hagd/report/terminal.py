@@ -29,7 +29,7 @@ def print_summary(data: ReportData, console: Console) -> None:
     console.print(Text(sentence, style=STANDING_STYLE[standing]))
     for warning in data.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
-    parts = (_controls, _validation, _parts_removed, _curves, _search, _reconstruction, _hierarchy)
+    parts = (_controls, _validation, _parts_removed, _shift, _curves, _search, _reconstruction, _hierarchy)
     for table in (part(data) for part in parts):
         if table.row_count:
             console.print(Padding(table, (1, 0, 0, 0)))
@@ -91,6 +91,20 @@ def _parts_removed(data: ReportData) -> Table:
         *(number(data.metrics.get(key), 2) for key in keys[1:]),
         *(number(data.metrics.get(f"{of}.incompleteness"), 2) for of in ("validation", "control.random")),
     )
+    return table
+
+
+def _shift(data: ReportData) -> Table:
+    table = plain_table("Prompts of other wordings", "prompts", "model", "empty", "φ", "95 %", "random φ", "IG φ")
+    table.columns[0].justify = "right"
+    if "shift.preservation" in data.metrics:
+        table.add_row(
+            number(data.metrics["shift.n_prompts"]),
+            *(percent(data.metrics[f"shift.{of}_accuracy"]) for of in ("model", "empty")),
+            percent(data.metrics["shift.preservation"]),
+            bounds(data.interval("shift.preservation")),
+            *(percent(data.metrics[f"shift.{of}.preservation"]) for of in ("random", "attribution")),
+        )
     return table
 
 

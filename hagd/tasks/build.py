@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hagd.config.task import (
@@ -28,10 +30,13 @@ from hagd.tasks import (
     subject_verb_agreement,
     winogrande,
 )
-from hagd.tasks.records import TaskData
+from hagd.tasks.examples import collate
+from hagd.tasks.records import Prompts, TaskData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 def build_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> TaskData:
@@ -71,3 +76,49 @@ def build_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase | None, se
             return winogrande.build(config, tokenizer, seed)
         case HellaSwag():
             return hellaswag.build(config, tokenizer, seed)
+
+
+def can_shift(config: TaskConfig) -> bool:
+    """Whether the task has prompts of wordings that are in none of its splits."""
+    match config:
+        case IOI() | GreaterThan():
+            return True
+        case SubjectVerbAgreement() | FactualRecall():
+            return config.data_files is None
+        case _:
+            return False
+
+
+def shifted_prompts(
+    config: TaskConfig, tokenizer: PreTrainedTokenizerBase, seed: int, slot_names: Sequence[str]
+) -> Prompts | None:
+    """Prompts of other wordings than those of any split, up to as many as for validation.
+
+    None, with a warning, where the tokenizer knows too few of their words.
+
+    Args:
+        config: of a task that `can_shift`.
+        tokenizer: of the model.
+        seed: decides which prompts are drawn.
+        slot_names: of the task; prompts with another slot are left out, it has no ablation values.
+    """
+    try:
+        match config:
+            case IOI():
+                examples = ioi.build_shifted(config, tokenizer, seed)
+            case GreaterThan():
+                examples = greater_than.build_shifted(config, tokenizer, seed)
+            case SubjectVerbAgreement():
+                examples = subject_verb_agreement.build_shifted(config, tokenizer, seed)
+            case FactualRecall():
+                examples = factual_recall.build_shifted(config, tokenizer, seed)
+            case _:
+                raise AssertionError(f"{config.name} has one wording")
+    except TaskError as error:
+        log.warning("validation.shift: not measured, the model's tokenizer knows too few other words: %s", error)
+        return None
+    known = [example for example in examples if all(slot in slot_names for option in example for slot in option.slots)]
+    if not known:
+        log.warning("validation.shift: not measured, the model's tokenizer cuts the other wordings into more tokens")
+        return None
+    return collate(known, slot_names)

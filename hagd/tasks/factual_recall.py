@@ -6,7 +6,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hagd.config.task import FactualRecall
@@ -35,6 +35,13 @@ TEMPLATES = {
     ),
 }
 
+SHIFTED_TEMPLATES = {
+    "capital": ("In {}, the capital is the city of", "The government of {} sits in the city of"),
+    "language": ("Everyone in {} speaks", "The main language of {} is"),
+    "continent": ("The people of {} live on the continent of", "The borders of {} are on the continent of"),
+}
+"""In no split. Their slots are among those of `TEMPLATES`."""
+
 LRE_FORMAT = 'expected a JSON object with "prompt_templates" ("… {} …") and "samples" of "subject" and "object"'
 
 
@@ -50,6 +57,7 @@ class Relation:
 class Fact:
     """One prompt: a subject in a template."""
 
+    subject: str
     template: int
     encoded: Encoded
     answers: tuple[int, ...]
@@ -71,19 +79,40 @@ def build(config: FactualRecall, tokenizer: PreTrainedTokenizerBase, seed: int) 
     relation = _read_lre(config.data_files) if config.data_files else _built_in(config.relation)
     rng = random.Random(seed)
     sizes = split_sizes(config)
-    groups = _by_subject(relation, tokenizer, sum(sizes.values()), rng)
-    source = f"task.data_files={config.data_files}" if config.data_files else f"task.relation={config.relation}"
     splits = {}
-    for name, facts in split_groups(groups, sizes, source).items():
+    for name, facts in _split(config, relation, tokenizer, rng).items():
         splits[name] = _examples(facts, rng)
         random.Random(f"{seed} {name}").shuffle(splits[name])  # the first prompts of a split are a sample of it
         if not splits[name]:
             raise TaskError(
-                f"{source}: none of the {len(facts)} prompts of the {name} split has a counterfactual (another prompt "
-                f"of the same template and token length with another answer) there; raise task.n_{name}={sizes[name]} "
-                "or give more data"
+                f"{_source(config)}: none of the {len(facts)} prompts of the {name} split has a counterfactual "
+                f"(another prompt of the same template and token length with another answer) there; raise "
+                f"task.n_{name}={sizes[name]} or give more data"
             )
     return assemble(name=config.name, splits=splits, accuracy="argmax", chance=1 / len(tokenizer))
+
+
+def build_shifted(config: FactualRecall, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Example]:
+    """Subjects of the validation split in `SHIFTED_TEMPLATES`, shuffled; of a built-in relation."""
+    rng = random.Random(seed)
+    relation = _built_in(config.relation)
+    subjects = dict.fromkeys(fact.subject for fact in _split(config, relation, tokenizer, rng)["validation"])
+    shifted = replace(relation, templates=SHIFTED_TEMPLATES[config.relation])
+    examples = _examples([fact for subject in subjects for fact in _facts(subject, shifted, tokenizer)], rng)
+    rng.shuffle(examples)
+    return examples[: config.n_validation]
+
+
+def _split(
+    config: FactualRecall, relation: Relation, tokenizer: PreTrainedTokenizerBase, rng: random.Random
+) -> dict[str, list[Fact]]:
+    sizes = split_sizes(config)
+    groups = _by_subject(relation, tokenizer, sum(sizes.values()), rng)
+    return split_groups(groups, sizes, _source(config))
+
+
+def _source(config: FactualRecall) -> str:
+    return f"task.data_files={config.data_files}" if config.data_files else f"task.relation={config.relation}"
 
 
 def _built_in(relation: str) -> Relation:
@@ -129,16 +158,15 @@ def _by_subject(
     subjects = list(relation.objects)
     rng.shuffle(subjects)
     subjects = subjects[: -(-wanted // len(relation.templates))]
-    groups = []
-    for subject in subjects:
-        answers = tuple(dict.fromkeys(first_token(tokenizer, f" {found}") for found in relation.objects[subject]))
-        groups.append(
-            [
-                Fact(i, encode(tokenizer, fill(template.replace("{}", "{subject}"), {"subject": subject})), answers)
-                for i, template in enumerate(relation.templates)
-            ]
-        )
+    groups = [_facts(subject, relation, tokenizer) for subject in subjects]
     return sorted(groups, key=lambda group: len(group[0].encoded))
+
+
+def _facts(subject: str, relation: Relation, tokenizer: PreTrainedTokenizerBase) -> list[Fact]:
+    """A prompt a template."""
+    answers = tuple(dict.fromkeys(first_token(tokenizer, f" {found}") for found in relation.objects[subject]))
+    texts = (fill(template.replace("{}", "{subject}"), {"subject": subject}) for template in relation.templates)
+    return [Fact(subject, i, encode(tokenizer, text), answers) for i, text in enumerate(texts)]
 
 
 def _examples(facts: list[Fact], rng: random.Random) -> list[Example]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from hagd.config.task import GreaterThan
 from hagd.errors import TaskError
@@ -16,6 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE = "The {noun} lasted from the year {century}{year} to the year {end}"
+SHIFTED_TEMPLATES = (
+    "The {noun} ran from the year {century}{year} to the year {end}",
+    "That {noun} lasted from the year {century}{year} until the year {end}",
+    "Their {noun} continued from the year {century}{year} to the year {end}",
+)
+"""Of the same structure, in no split; nor are their nouns."""
+SHIFTED_NOUNS = words("trip tour mission marriage career contract festival peace truce mandate contest journey")
 NOUNS = words(
     "war conflict campaign dispute siege revolt rebellion crisis expedition voyage project study search program "
     "treaty alliance reign famine strike trial"
@@ -37,31 +48,63 @@ def build(config: GreaterThan, tokenizer: PreTrainedTokenizerBase, seed: int) ->
     Raises:
         TaskError: another way of cutting years, or too few distinct prompts.
     """
-    nouns = aligned_words(tokenizer, config.name, {"nouns": NOUNS}, at_least=2)["nouns"]
-    width, starts = _starts(tokenizer, nouns[0])
-    tokens = _number_tokens(tokenizer, nouns[0], width)
-    generator = seeded(seed)
-    fix = "choose a model whose tokenizer cuts more years alike"
-    codes = split_codes(split_sizes(config), (len(nouns), len(starts)), fix, generator)
-
-    def example(noun: str, century: str, year: str) -> Example:
-        clean = _prompt(tokenizer, noun, century, year)
-        low = _prompt(tokenizer, noun, century, LOW)
-        begin = year[:width]
-        answers = [token for number, token in tokens.items() if number > begin]
-        below: Callable[[str], bool] = begin.__gt__ if width == 1 else begin.__ge__
-        distractors = [token for number, token in tokens.items() if below(number)]
-        return next_token_example(clean.tokens, low.tokens, slot_names(clean, "last"), answers, distractors)
-
-    splits = {
-        split: [example(nouns[noun], *starts[start]) for noun, start in rows.tolist()] for split, rows in codes.items()
-    }
+    writer = _Writer.of(config, tokenizer, (TEMPLATE,), NOUNS)
+    codes = split_codes(split_sizes(config), writer.radices, _FIX, seeded(seed))
+    splits = {split: writer.examples(rows) for split, rows in codes.items()}
     return assemble(name=config.name, splits=splits, accuracy="pairwise", chance=0.5)
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, noun: str, century: str, year: str, more: str = "") -> Encoded:
+def build_shifted(config: GreaterThan, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Example]:
+    """As many prompts as for validation, if there are, of `SHIFTED_TEMPLATES` and `SHIFTED_NOUNS`."""
+    writer = _Writer.of(config, tokenizer, SHIFTED_TEMPLATES, SHIFTED_NOUNS)
+    size = min(config.n_validation, math.prod(writer.radices))
+    return writer.examples(split_codes({"validation": size}, writer.radices, _FIX, seeded(seed))["validation"])
+
+
+_FIX = "choose a model whose tokenizer cuts more years alike"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes a prompt for each row of digits `[template, noun, start]`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    templates: Sequence[str]
+    nouns: Sequence[str]
+    width: int
+    starts: Sequence[tuple[str, str]]
+    tokens: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, config: GreaterThan, tokenizer: PreTrainedTokenizerBase, templates: Sequence[str], nouns: Sequence[str]
+    ) -> _Writer:
+        known = aligned_words(tokenizer, config.name, {"nouns": nouns}, at_least=2)["nouns"]
+        width, starts = _starts(tokenizer, known[0])
+        return cls(tokenizer, templates, known, width, starts, _number_tokens(tokenizer, known[0], width))
+
+    @property
+    def radices(self) -> tuple[int, ...]:
+        return (len(self.templates), len(self.nouns), len(self.starts))
+
+    def examples(self, rows: Tensor) -> list[Example]:
+        return [self._example(self.templates[t], self.nouns[n], *self.starts[start]) for t, n, start in rows.tolist()]
+
+    def _example(self, template: str, noun: str, century: str, year: str) -> Example:
+        clean = _prompt(self.tokenizer, template, noun, century, year)
+        low = _prompt(self.tokenizer, template, noun, century, LOW)
+        begin = year[: self.width]
+        answers = [token for number, token in self.tokens.items() if number > begin]
+        below: Callable[[str], bool] = begin.__gt__ if self.width == 1 else begin.__ge__
+        distractors = [token for number, token in self.tokens.items() if below(number)]
+        return next_token_example(clean.tokens, low.tokens, slot_names(clean, "last"), answers, distractors)
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase, template: str, noun: str, century: str, year: str, more: str = ""
+) -> Encoded:
     fields = {"noun": noun, "century": century, "year": year, "end": century + more}
-    return encode(tokenizer, fill(TEMPLATE, fields))
+    return encode(tokenizer, fill(template, fields))
 
 
 def _starts(tokenizer: PreTrainedTokenizerBase, noun: str) -> tuple[int, list[tuple[str, str]]]:
@@ -69,7 +112,7 @@ def _starts(tokenizer: PreTrainedTokenizerBase, noun: str) -> tuple[int, list[tu
     found: dict[int, list[tuple[str, str]]] = {1: [], 2: []}
     for century in CENTURIES:
         for year in (f"{number:02d}" for number in range(2, 99)):
-            roles = _prompt(tokenizer, noun, century, year).roles
+            roles = _prompt(tokenizer, TEMPLATE, noun, century, year).roles
             for width, starts in found.items():
                 parts = 3 - width
                 cut_alike = all(roles.count(role) == parts for role in ("century", "year", "end"))
@@ -77,7 +120,7 @@ def _starts(tokenizer: PreTrainedTokenizerBase, noun: str) -> tuple[int, list[tu
                     starts.append((century, year))
     width, starts = max(found.items(), key=lambda item: len(item[1]))
     # The counterfactual must be cut in the same way as the prompt it replaces.
-    alike = {c for c in CENTURIES if _prompt(tokenizer, noun, c, LOW).roles.count("year") == 3 - width}
+    alike = {c for c in CENTURIES if _prompt(tokenizer, TEMPLATE, noun, c, LOW).roles.count("year") == 3 - width}
     starts = [(century, year) for century, year in starts if century in alike]
     if not starts:
         raise TaskError(
@@ -91,9 +134,9 @@ def _number_tokens(tokenizer: PreTrainedTokenizerBase, noun: str, width: int) ->
     """The token of each `width`-digit number that follows a century, from the first century that shows it."""
     tokens: dict[str, int] = {}
     for century in CENTURIES:
-        prompt = _prompt(tokenizer, noun, century, LOW).tokens
+        prompt = _prompt(tokenizer, TEMPLATE, noun, century, LOW).tokens
         for number in (f"{i:0{width}d}" for i in range(10**width)):
-            longer = _prompt(tokenizer, noun, century, LOW, more=number).tokens
+            longer = _prompt(tokenizer, TEMPLATE, noun, century, LOW, more=number).tokens
             if longer[: len(prompt)] == prompt and len(longer) == len(prompt) + 1:
                 tokens.setdefault(number, longer[-1])
     return dict(sorted(tokens.items()))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from hagd.config.task import IOI
 from hagd.tasks.examples import Example, assemble, next_token_example
@@ -25,6 +28,14 @@ TEMPLATES = (
 )
 """All of the same structure, so that a slot means the same in each."""
 
+SHIFTED_TEMPLATES = (
+    "Once {first} and {second} got to the {place}, {S2} handed a {object} to",
+    "Because {first} and {second} met at the {place}, {S2} sold a {object} to",
+    "Before {first} and {second} left for the {place}, {S2} passed a {object} to",
+    "Since {first} and {second} lived near the {place}, {S2} brought a {object} to",
+)
+"""Of the same structure again, in no split."""
+
 NAMES = words(
     "Mary John Tom James Dan Martin Amy Scott Paul Laura Mark Kate Sarah David Anna Jack Peter Emma Robert Lisa "
     "Michael Alice George Jane Henry Susan Thomas Rachel William Helen Charles Karen Daniel Julia Edward Linda "
@@ -44,28 +55,57 @@ def build(config: IOI, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskDat
     Raises:
         TaskError: the tokenizer knows too few names as single tokens, or too few distinct prompts exist.
     """
-    lists = {"names": NAMES, "places": PLACES, "objects": OBJECTS}
-    kept = aligned_words(tokenizer, config.name, lists, at_least=4)
-    names, places, objects = kept["names"], kept["places"], kept["objects"]
-    generator = seeded(seed)
-    radices = (len(TEMPLATES), len(names), len(names) - 1, len(places), len(objects))
-    codes = split_codes(split_sizes(config), radices, "choose a model whose tokenizer knows more names", generator)
-    token_of = {name: first_token(tokenizer, f" {name}") for name in names}
-
-    def example(code: list[int], subject_first: bool) -> Example:
-        template, first, second, place, thing = code
-        pair = (names[first], names[second + (second >= first)])
-        subject, other = pair if subject_first else pair[::-1]
-        template_text = TEMPLATES[template].replace("{first}", "{S1}" if subject_first else "{IO}")
-        template_text = template_text.replace("{second}", "{IO}" if subject_first else "{S1}")
-        filled = {"S1": subject, "IO": other, "place": places[place], "object": objects[thing]}
-        clean = encode(tokenizer, fill(template_text, {**filled, "S2": subject}))
-        mirrored = encode(tokenizer, fill(template_text, {**filled, "S2": other}))
-        answer, distractor = token_of[other], token_of[subject]
-        return next_token_example(clean.tokens, mirrored.tokens, slot_names(clean, "end"), [answer], [distractor])
-
-    splits = {}
-    for split, rows in codes.items():
-        orders = torch.randint(2, (len(rows),), generator=generator).tolist()
-        splits[split] = [example(row, bool(order)) for row, order in zip(rows.tolist(), orders, strict=True)]
+    writer, generator = _Writer.of(config, tokenizer, TEMPLATES), seeded(seed)
+    codes = split_codes(split_sizes(config), writer.radices, _FIX, generator)
+    splits = {split: writer.examples(rows, generator) for split, rows in codes.items()}
     return assemble(name=config.name, splits=splits, accuracy="argmax", chance=1 / len(tokenizer))
+
+
+def build_shifted(config: IOI, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Example]:
+    """As many prompts as for validation, of `SHIFTED_TEMPLATES`."""
+    writer, generator = _Writer.of(config, tokenizer, SHIFTED_TEMPLATES), seeded(seed)
+    codes = split_codes({"validation": config.n_validation}, writer.radices, _FIX, generator)
+    return writer.examples(codes["validation"], generator)
+
+
+_FIX = "choose a model whose tokenizer knows more names"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes a prompt for each row of digits `[template, first, second, place, object]`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    templates: Sequence[str]
+    names: Sequence[str]
+    places: Sequence[str]
+    objects: Sequence[str]
+    token_of: dict[str, int]
+
+    @classmethod
+    def of(cls, config: IOI, tokenizer: PreTrainedTokenizerBase, templates: Sequence[str]) -> _Writer:
+        lists = {"names": NAMES, "places": PLACES, "objects": OBJECTS}
+        kept = aligned_words(tokenizer, config.name, lists, at_least=4)
+        token_of = {name: first_token(tokenizer, f" {name}") for name in kept["names"]}
+        return cls(tokenizer, templates, **kept, token_of=token_of)
+
+    @property
+    def radices(self) -> tuple[int, ...]:
+        n = len(self.names)
+        return (len(self.templates), n, n - 1, len(self.places), len(self.objects))
+
+    def examples(self, rows: Tensor, generator: torch.Generator) -> list[Example]:
+        orders = torch.randint(2, (len(rows),), generator=generator).tolist()
+        return [self._example(row, bool(order)) for row, order in zip(rows.tolist(), orders, strict=True)]
+
+    def _example(self, code: list[int], subject_first: bool) -> Example:
+        template, first, second, place, thing = code
+        pair = (self.names[first], self.names[second + (second >= first)])
+        subject, other = pair if subject_first else pair[::-1]
+        text = self.templates[template].replace("{first}", "{S1}" if subject_first else "{IO}")
+        text = text.replace("{second}", "{IO}" if subject_first else "{S1}")
+        filled = {"S1": subject, "IO": other, "place": self.places[place], "object": self.objects[thing]}
+        clean = encode(self.tokenizer, fill(text, {**filled, "S2": subject}))
+        mirrored = encode(self.tokenizer, fill(text, {**filled, "S2": other}))
+        answer, distractor = self.token_of[other], self.token_of[subject]
+        return next_token_example(clean.tokens, mirrored.tokens, slot_names(clean, "end"), [answer], [distractor])

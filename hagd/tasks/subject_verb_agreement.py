@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,12 @@ SUBJECTS = words(
 ATTRACTORS = words("table chair car house tree book door window truck box bike desk dog bird tower garden wall lamp")
 PREPOSITIONS = words("near behind beside above below by")
 ADVERBS = words("probably clearly certainly also often usually still really always now")
+SHIFTED_SUBJECTS = words(
+    "nurse pilot neighbor guest judge chef uncle dancer hunter poet president engineer captain prince"
+)
+SHIFTED_ATTRACTORS = words("clock bridge gate wheel boat cup hat lake forest hill coin shelf:shelves")
+SHIFTED_PREPOSITIONS = words("beneath inside outside past around")
+SHIFTED_ADVERBS = words("rarely never sometimes maybe perhaps then soon surely")
 VERBS = (("is", "are"), ("has", "have"), ("does", "do"), ("goes", "go"), ("was", "were"))
 """Singular and plural."""
 
@@ -45,19 +52,42 @@ def build(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed
     Raises:
         TaskError: too few words are single tokens, too few distinct prompts exist, or a file is malformed.
     """
-    splits = _from_files(config, tokenizer, seed) if config.data_files else _generated(config, tokenizer, seed)
+    if config.data_files:
+        splits = _from_files(config, tokenizer, seed)
+    else:
+        splits = _generated(config.name, tokenizer, seed, _WORDS, split_sizes(config))
     return assemble(name=config.name, splits=splits, accuracy="pairwise", chance=0.5)
 
 
-def _generated(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, list[Example]]:
+def build_shifted(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Example]:
+    """As many generated prompts as for validation, if there are, of words that are in no split."""
+    sizes = {"validation": config.n_validation}
+    return _generated(config.name, tokenizer, seed, _SHIFTED_WORDS, sizes)["validation"]
+
+
+@dataclass(frozen=True)
+class _Words:
+    subjects: Sequence[str]
+    attractors: Sequence[str]
+    prepositions: Sequence[str]
+    adverbs: Sequence[str]
+
+
+_WORDS = _Words(SUBJECTS, ATTRACTORS, PREPOSITIONS, ADVERBS)
+_SHIFTED_WORDS = _Words(SHIFTED_SUBJECTS, SHIFTED_ATTRACTORS, SHIFTED_PREPOSITIONS, SHIFTED_ADVERBS)
+
+
+def _generated(
+    name: str, tokenizer: PreTrainedTokenizerBase, seed: int, words: _Words, sizes: dict[str, int]
+) -> dict[str, list[Example]]:
     """Slots: t1 (The), subject, preposition, t2 (the), last (attractor or adverb)."""
-    subjects = _both_numbers(tokenizer, SUBJECTS)
-    attractors = _both_numbers(tokenizer, ATTRACTORS)
-    lists = {"prepositions": PREPOSITIONS, "adverbs": ADVERBS}
-    kept = aligned_words(tokenizer, config.name, lists, at_least=1)
+    subjects = _both_numbers(tokenizer, words.subjects)
+    attractors = _both_numbers(tokenizer, words.attractors)
+    lists = {"prepositions": words.prepositions, "adverbs": words.adverbs}
+    kept = aligned_words(tokenizer, name, lists, at_least=1)
     if not subjects or not attractors:
         raise TaskError(
-            f"task={config.name}: the model's tokenizer has no subject or attractor as a single token in both numbers "
+            f"task={name}: the model's tokenizer has no subject or attractor as a single token in both numbers "
             "(task.data_files=… can give other sentences)"
         )
     generator = seeded(seed)
@@ -83,23 +113,23 @@ def _generated(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase,
         subject, adverb, number = row
         return example(WITHOUT_ATTRACTOR, subjects[subject], {"adverb": kept["adverbs"][adverb]}, number)
 
-    plain = {name: size // 4 for name, size in split_sizes(config).items()}
-    attracted = {name: size - plain[name] for name, size in split_sizes(config).items()}
-    splits: dict[str, list[Example]] = {name: [] for name in plain}
+    plain = {split: size // 4 for split, size in sizes.items()}
+    attracted = {split: size - plain[split] for split, size in sizes.items()}
+    splits: dict[str, list[Example]] = {split: [] for split in sizes}
     kinds: tuple[tuple[dict[str, int], tuple[int, ...], Callable[[list[int]], Example]], ...] = (
         (attracted, (len(subjects), len(kept["prepositions"]), len(attractors), 2), with_attractor),
         (plain, (len(subjects), len(kept["adverbs"])), without_attractor),
     )
-    for sizes, radices, make in kinds:
-        for name, rows in split_codes(sizes, radices, fix, generator).items():
+    for wanted, radices, make in kinds:
+        for split, rows in split_codes(wanted, radices, fix, generator).items():
             numbers = torch.randint(2, (len(rows), 1), generator=generator)
-            splits[name] += [make(row) for row in torch.cat([rows, numbers], dim=1).tolist()]
-    for name, examples in splits.items():  # the first prompts of a split are a sample of it
-        random.Random(f"{seed} {name}").shuffle(examples)
+            splits[split] += [make(row) for row in torch.cat([rows, numbers], dim=1).tolist()]
+    for split, examples in splits.items():  # the first prompts of a split are a sample of it
+        random.Random(f"{seed} {split}").shuffle(examples)
     return splits
 
 
-def _both_numbers(tokenizer: PreTrainedTokenizerBase, nouns: tuple[str, ...]) -> list[tuple[str, str]]:
+def _both_numbers(tokenizer: PreTrainedTokenizerBase, nouns: Sequence[str]) -> list[tuple[str, str]]:
     """(singular, plural) of the nouns that are one token in both; `man:men` gives an irregular plural."""
     pairs = []
     for noun in nouns:

@@ -45,6 +45,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How a circuit does on other wordings; `metrics` is flat, keys as in `metrics.json`, none without such prompts."""
+
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class DarkMatter:
     """What the dictionaries' errors hold; `metrics` is flat, keys as in `metrics.json`."""
 

@@ -43,10 +43,11 @@ def corpus() -> Iterable[str]:
             for text in value if isinstance(value, tuple) else [value]:
                 if isinstance(text, str):
                     yield from (text.replace("{", " ").replace("}", " "), f"x {text.replace(':', ' ')}")
-    for noun in (*subject_verb_agreement.SUBJECTS, *subject_verb_agreement.ATTRACTORS):
+    words = subject_verb_agreement
+    for noun in (*words.SUBJECTS, *words.ATTRACTORS, *words.SHIFTED_SUBJECTS, *words.SHIFTED_ATTRACTORS):
         yield f"x {noun}s x {noun}es"
     yield from (f"x {verb}" for pair in subject_verb_agreement.VERBS for verb in pair)
-    for templates in factual_recall.TEMPLATES.values():
+    for templates in (*factual_recall.TEMPLATES.values(), *factual_recall.SHIFTED_TEMPLATES.values()):
         yield from (template.replace("{}", " ") for template in templates)
     yield from (f"x {country.name} {country.capital} {country.continent}" for country in COUNTRIES)
     yield from (f"x {language}" for country in COUNTRIES for language in country.languages)
