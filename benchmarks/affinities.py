@@ -47,6 +47,9 @@ from hagd.pipeline.stages import objective_on
 from hagd.search.traversal import find_idle
 
 AFFINITIES = ("edges", "attribution", "targets", "effects", "coactivation")
+MODELS, TASKS = ("gpt2_mini", "pythia_mini", "llama_mini"), ("modular_addition", "parity", "sorting")
+"""Of the nine cells of `search.py`, `search_growth.py` and `scorer.py`."""
+
 _TOLERANCE = 0.05
 _COHERENCE_PROMPTS = 128
 

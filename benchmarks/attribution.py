@@ -232,10 +232,12 @@ def main() -> None:
     parser.add_argument("--only", help="setups whose name and active features start so, as in S-15872")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()
-    interpreter("peers")  # their environment, before anything is timed
     setups = (QUICK,) if arguments.quick else SETUPS
     if arguments.only:
-        setups = tuple(s for s in SETUPS if f"{s.name}-{s.active}".startswith(arguments.only))
+        setups = tuple(s for s in setups if f"{s.name}-{s.active}".startswith(arguments.only))
+    if not setups:
+        parser.error(f"--only: expected the start of a setup, as in S-15872, found {arguments.only}")
+    interpreter("peers")  # their environment, before anything is timed
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     results = []
     for setup in setups:

@@ -11,6 +11,7 @@ Shape legend: L layers, n tokens, d = d_model, m dictionary size.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -230,6 +231,7 @@ def from_there(folder: Path, x: Tensor) -> Iterator[Line]:
 
 def main() -> int:
     """Exit code: 0 if all agree."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

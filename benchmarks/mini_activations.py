@@ -9,18 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from affinities import pipeline
 from captured import SITES, SitePlace, Subject, norm_limits, write
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
 
 from hagd.activations.capture import capture
-from hagd.cli.paths import conf_dir
-from hagd.config.load import load_config
-from hagd.config.run import ExtractConfig
 from hagd.models.language_model import LanguageModel
-from hagd.pipeline.pipeline import Pipeline
 from hagd.tasks.records import Prompts, TaskData
 
 
@@ -30,9 +25,9 @@ def mini(cache: Path, name: str, n_train: int) -> Subject:
     Dictionaries learn from what the pipeline gives them: training and discovery prompts, again and again in another
     order. They are chosen by the selection split and measured on the validation split.
     """
-    pipeline = _pipeline(cache, name)
-    task: TaskData = pipeline.get("task")
-    lm, options = pipeline.lm, pipeline.config.transcoder
+    stages = pipeline(0, [f"model={name}", f"paths.runs={cache.absolute()}"], Console(stderr=True))
+    task: TaskData = stages.get("task")
+    lm, options = stages.lm, stages.config.transcoder
     layers = tuple(reversed(range(lm.n_layers)))
     assert task.train is not None
     prompts = {
@@ -45,16 +40,6 @@ def mini(cache: Path, name: str, n_train: int) -> Subject:
     text, scored = _with_answers(task.validation)
     m = options.expansion * lm.d_model
     return Subject(name, cache, lm, text, scored, m, options.k, n_train, layers)
-
-
-def _pipeline(cache: Path, name: str) -> Pipeline:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = OmegaConf.to_container(
-            compose("extract", [f"model={name}", f"paths.runs={cache.absolute()}"]), resolve=True
-        )
-    assert isinstance(composed, dict)
-    config = load_config(ExtractConfig, {str(key): value for key, value in composed.items()})
-    return Pipeline(config, Console(stderr=True))
 
 
 def _capture(lm: LanguageModel, cache: Path, place: SitePlace, prompts: Mapping[str, Tensor], n_train: int) -> None:

@@ -7,6 +7,7 @@ transformer-lens.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -56,4 +57,6 @@ def _pip(python: Path, *arguments: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    print(peers_python(*sys.argv[1:2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=("peers", "circuit-peers"), default="peers")
+    print(peers_python(parser.parse_args().name))

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from affinities import pipeline
+from affinities import MODELS, TASKS, pipeline
 from paired import interval
 from rich.console import Console
 
@@ -39,7 +39,6 @@ from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.search.scorer.training import train_scorer
 from hagd.validation.validate import validate
 
-MODELS, TASKS = ("gpt2_mini", "pythia_mini", "llama_mini"), ("modular_addition", "parity", "sorting")
 SCORERS = {"edges": True, "no edges": False}
 
 

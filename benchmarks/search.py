@@ -34,7 +34,7 @@ from typing import Any
 
 import search_peers
 import torch
-from affinities import pipeline
+from affinities import MODELS, TASKS, pipeline
 from paired import interval
 from rich.console import Console
 
@@ -215,8 +215,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three seeds of the default cell")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--models", nargs="+", default=["gpt2_mini", "pythia_mini", "llama_mini"])
-    parser.add_argument("--tasks", nargs="+", default=["modular_addition", "parity", "sorting"])
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--parts", action="store_true", help="also HAGD without each of its parts")
     parser.add_argument("--peers", action="store_true", help="also auto-circuit's EAP-IG and ACDC, on heads and MLPs")
     parser.add_argument("--json", type=Path, help="file for every figure")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from affinities import pipeline
+from affinities import MODELS, TASKS, pipeline
 from rich.console import Console
 
 from hagd.search.records import SearchResult
@@ -31,7 +31,6 @@ LARGE = [
     "graph.edges_per_node=8",
     "hierarchy.coherence_budget=0",
 ]
-MODELS, TASKS = ("gpt2_mini", "pythia_mini", "llama_mini"), ("modular_addition", "parity", "sorting")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytorch_lightning
 import torch
 import torch._dynamo  # FSDP2 loads it
+from timing_worker import resident
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -55,12 +56,6 @@ class Sharded(Watched, ShardedTraining):
 def size(tensors: Iterator[Tensor]) -> int:
     """Bytes that this process holds of them."""
     return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
-
-
-def resident(key: str) -> int:
-    """Bytes of `VmRSS` (now) or `VmHWM` (peak)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[key].split()[0]) * 1024
 
 
 def measure(devices: int) -> None:

@@ -48,11 +48,11 @@ def commanded(
     endless = cycle(batches)
     for line in commands:
         if line.strip() == "memory":
-            before = _resident("VmRSS")
+            before = resident("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
             yield next(endless)
             yield next(endless)
-            answer = float(_resident("VmHWM") - before)
+            answer = float(resident("VmHWM") - before)
         else:
             start = time.process_time()
             for _ in range(int(line)):
@@ -62,7 +62,7 @@ def commanded(
     os._exit(0)  # inside a training loop that would go on
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
     """Bytes of `VmRSS` (now) or `VmHWM` (peak)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[key].split()[0]) * 1024

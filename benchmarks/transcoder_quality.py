@@ -3,8 +3,8 @@
 Activations of SmolLM2-135M, or of a mini model (`gpt2_mini --cache DIR`), are captured once; every contender trains on
 the same tokens in the same order, one pass, in a process of its own, on one thread. At one layer each peer gets four or
 more learning rates; the other layers use the best of them. Chosen is by tokens that are neither trained on nor
-reported. Ours has one recipe and is not tuned. Rows are written to
-`--results` as they come; a row that is there is not trained again.
+reported. Ours has one recipe for transcoders and one for autoencoders and is not tuned. Rows are written to `--results`
+as they come; a row that is there is not trained again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captured import SITES, SitePlace, Subject
+from captured import SitePlace, Subject
 from contenders import Training, interpreter, one_thread
 from learning_rates import best_rate, next_rate
 from mini_activations import mini
 from plain_dictionary import PlainDictionary, cross_entropy, explained, firing_counts, spliced
 from smollm2_activations import smollm2
+
+from hagd.activations.capture import Site
 
 FOLDER = Path(__file__).resolve().parent
 SMOLLM2 = "smollm2"
@@ -51,7 +53,7 @@ class Contender:
 
     name: str
     loop: str
-    site: str
+    site: Site
     rate: float
     by_size: bool = False
     skip: bool = False
@@ -61,7 +63,7 @@ class Contender:
 
     @property
     def tuned(self) -> bool:
-        """Whether rates and batches are searched."""
+        """Whether the rate is searched."""
         return not self.name.startswith("ours")
 
     def of_size(self, m: int) -> Contender:
@@ -135,25 +137,22 @@ class Benchmark:
 
     def run(self, contender: Contender, layer: int) -> None:
         """Train at `layer` with the learning rate that is best at the first layer, and complete that row."""
-        place = self._place(contender, layer)
+        place = SitePlace(contender.site, layer)
         rate = self.tune(contender) if contender.tuned else contender.rate
         self._complete(contender, place, self._trained(contender, place, rate, self._seed))
 
     def try_rates(self, contender: Contender, rates: Sequence[float]) -> None:
         """Train with each of `rates` at the first layer."""
         for rate in rates:
-            self._trained(contender, self._place(contender, self._subject.layers[0]), rate, 0)
+            self._trained(contender, SitePlace(contender.site, self._subject.layers[0]), rate, 0)
 
     def tune(self, contender: Contender) -> float:
         """The best of at least four learning rates at the first layer."""
-        place = self._place(contender, self._subject.layers[0])
+        place = SitePlace(contender.site, self._subject.layers[0])
         tried: dict[float, float] = {}
         while (rate := next_rate(contender.default_rate(self._subject.m), tried)) is not None:
             tried[rate] = float(self._trained(contender, place, rate, 0)["fvu_selection"])
         return best_rate(tried)
-
-    def _place(self, contender: Contender, layer: int) -> SitePlace:
-        return next(SitePlace(site, layer) for site in SITES if site == contender.site)
 
     def _trained(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row:
         subject = self._subject

@@ -1,7 +1,7 @@
 """The frozen linear model: attention patterns and norm scales held at their clean values.
 
 With both frozen and every MLP replaced by constants and features, the residual stream is linear in what is
-written to it, so gradients are exact *direct* effects (`DESIGN.md`, definition of an edge).
+written to it, so gradients are exact *direct* effects (`docs/architecture.md`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The patched model M_C: features outside a circuit are held at their ablation value (`DESIGN.md`, section 2).
+"""The patched model M_C: features outside a circuit are held at their ablation value.
 
 At every decomposed site `a ← Σ_i (g_i f_i + (1 − g_i) v_i) d_i + b + ε̃`, where `f_i` is recomputed on the
 patched run and `g_i` is 1 inside the circuit, 0 outside, in between for gates and path integrals. The real

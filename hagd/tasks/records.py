@@ -81,7 +81,7 @@ class TaskData:
         chance: accuracy of a uniform guess.
         vocabulary: token texts of symbolic tasks; empty when a tokenizer has them.
         train: sequences that train mini models; None otherwise.
-        discovery, selection, validation: disjoint splits (`DESIGN.md`, definitions).
+        discovery, selection, validation: disjoint splits.
         n_dropped: prompts that the full model got wrong and that were left out.
     """
 

@@ -1,4 +1,4 @@
-"""Definitions of `DESIGN.md` section 2 on per-prompt outcomes, and bootstrap intervals over prompts."""
+"""Preservation, faithfulness and areas under it on per-prompt outcomes, and bootstrap intervals over prompts."""
 
 from __future__ import annotations
 
