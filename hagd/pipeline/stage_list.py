@@ -100,6 +100,8 @@ def _transcoders_config(p: Pipeline) -> dict[str, Any]:
             from hagd.activations.corpus import listing
 
             config["corpus"]["files"] = listing(corpus)
+            if corpus.data_files is None:  # once rows without text were read as the word None
+                config["corpus"]["version"] = 2
         if config["activation"] == "batch_topk":  # each process picks among its own tokens
             n_processes = _sharing_tokens(p.config.trainer)
             config |= {"processes": n_processes} if n_processes > 1 else {}
