@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from hagd.activations.capture import Site
+from hagd.activations.part_files import clear_partials
 from hagd.activations.plan import Sequences, plan_shards
 from hagd.activations.reader import ShardReader
 from hagd.activations.shards import ActivationShards
@@ -102,8 +103,7 @@ def _store(reader: ShardReader, folder: Path, progress: Progress | None) -> None
         for index in list(todo):
             lock = FileLock(folder / f"shard-{index:05d}.lock", timeout=timeout)
             with suppress(Timeout), lock:
-                for left in folder.glob(f"activations-{index:05d}-*.partial"):  # by a kill
-                    left.unlink()
+                clear_partials(folder, f"activations-{index:05d}-")
                 if not reader.stored(index):
                     reader.read(index, _after(done, total, progress))
                 todo.remove(index)

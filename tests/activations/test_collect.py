@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -228,7 +229,7 @@ def test_a_kill_costs_a_part(
         collected(lm, tmp_path, "disk", progress=stop)
     kept = len(list(tmp_path.glob("*.safetensors")))
     assert 0 < kept < 2 * N_SHARDS
-    (tmp_path / "activations-00002-000.123.partial").write_bytes(b"half a part")
+    (tmp_path / f"activations-00002-000.{2**22 + 1}.partial").write_bytes(b"half a part")  # no process has this number
     before, done = len(seen), []
     with observe(lm, "mlp", (0,), count):
         shards = collected(lm, tmp_path, "disk", progress=lambda d, t: done.append((d, t)))
@@ -272,6 +273,18 @@ def test_damaged_files_are_captured_again(
     caplog.clear()
     with collected(lm, tmp_path, "disk") as shards:
         assert same(batches(shards), expected) and not caplog.text
+
+
+def test_a_file_that_another_process_is_writing_stays(lm: LanguageModel, tmp_path: Path) -> None:
+    """A training replaces a damaged file while the next job of a sweep looks for what has to be captured."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        partial = tmp_path / f"activations-00000-000.{other.pid}.partial"
+        partial.write_bytes(b"half a part")
+        collected(lm, tmp_path, "disk").close()
+        assert partial.exists()
+        other.kill()
+    collected(lm, tmp_path, "disk").close()
+    assert not partial.exists()
 
 
 def test_files_of_other_activations_are_not_used(
