@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from hagd.activations.capture import Site
+from hagd.activations.part_files import clear_partials
 from hagd.activations.plan import Sequences, plan_shards
 from hagd.activations.reader import ShardReader
 from hagd.activations.shards import ActivationShards
@@ -70,10 +71,11 @@ def collect(
     token_bytes = len(layers) * (1 if site == "resid" else 2) * (lm.d_model * dtype.itemsize + _NORM_BYTES)
     shards = plan_shards(sequences, config.buffer_tokens, max(1, _PART_MB * 2**20 // token_bytes), seed)
     sizes_mb = [shard.n_tokens * token_bytes / 2**20 for shard in shards]
-    storage = choose_storage(config, sizes_mb, _free_mb(folder))
+    n_tokens = sum(shard.n_tokens for shard in shards)
+    storage = choose_storage(config, sizes_mb, n_tokens, _free_mb(folder))
     log.info(
         "activations: %d tokens, %.0f MB, shards: %d, %s",
-        sum(shard.n_tokens for shard in shards),
+        n_tokens,
         sum(sizes_mb),
         len(shards),
         {"memory": "in memory", "disk": "on disk", "stream": "captured whenever their turn comes"}[storage],
@@ -101,8 +103,7 @@ def _store(reader: ShardReader, folder: Path, progress: Progress | None) -> None
         for index in list(todo):
             lock = FileLock(folder / f"shard-{index:05d}.lock", timeout=timeout)
             with suppress(Timeout), lock:
-                for left in folder.glob(f"activations-{index:05d}-*.partial"):  # by a kill
-                    left.unlink()
+                clear_partials(folder, f"activations-{index:05d}-")
                 if not reader.stored(index):
                     reader.read(index, _after(done, total, progress))
                 todo.remove(index)
@@ -120,8 +121,9 @@ def _after(done: int, total: int, progress: Progress | None) -> Callable[[int], 
     return report
 
 
-def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], free_mb: float) -> Storage:
-    """Where shards of `sizes_mb` are kept; `auto` takes the first of memory, disk and stream that has room.
+def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], n_tokens: int, free_mb: float) -> Storage:
+    """Where shards of `sizes_mb` with `n_tokens` in all are kept; `auto` takes the first of memory, disk and stream
+    that has room.
 
     Raises:
         ConfigError: there is no room where the configuration wants them.
@@ -135,7 +137,7 @@ def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], free_mb
             f"{needs}more than {_KEY}.memory_mb={config.memory_mb}; raise it, set dtype=bfloat16, or storage=auto"
         )
     if two > config.memory_mb:
-        fits = max(1, int(config.buffer_tokens * config.memory_mb / two))
+        fits = max(1, n_tokens // (int(2 * total / config.memory_mb) + 2))  # one shard more than must be
         problems["disk"] = problems["stream"] = (
             f"{_KEY}.buffer_tokens={config.buffer_tokens}: two shards, one in use and one coming, take {two:,.0f} MB, "
             f"more than {_KEY}.memory_mb={config.memory_mb}; lower buffer_tokens to {fits} or raise memory_mb"

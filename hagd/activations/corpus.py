@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from hagd.config.activations import Corpus
+from hagd.disk import to_disk
 from hagd.errors import ConfigError
 from hagd.hub import hub_problem
 
@@ -41,9 +42,9 @@ def corpus_tokens(
 ) -> Tensor:
     """Consecutive tokens of the corpus, `[ceil(n_tokens / context), context]`, memory-mapped from a file in `folder`.
 
-    Documents (rows of a hub data set, or files in alphabetical order) follow each other, separated by the
-    tokenizer's end-of-sequence token if it has one; no other special token is added. Two or four bytes a token, by the
-    size of the vocabulary. A call that was killed is continued by the next one: text that was tokenised is read past.
+    Documents (rows of a hub data set that have text, or files in alphabetical order) follow each other, separated by
+    the tokenizer's end-of-sequence token if it has one; no other special token is added. Two or four bytes a token, by
+    the size of the vocabulary. A call that was killed is continued by the next one; text that was tokenised is skipped.
     Several processes may share a folder.
 
     Args:
@@ -92,6 +93,7 @@ def _tokenise_corpus(
             tokens = _tokenise(block, tokenizer, dtype)
             file.write(tokens.tobytes())
             file.flush()
+            to_disk(folder / TOKENS_FILE)  # the state counts on it
             n_texts, n_tokens = n_texts + len(block), n_tokens + len(tokens)
             _save_state(folder, {"source": source, "texts": n_texts, "tokens": n_tokens})
             if progress is not None:
@@ -217,7 +219,15 @@ def _hub_texts(corpus: Corpus, name: str) -> Iterator[tuple[str, bool]]:
                 raise ConfigError(
                     f"transcoder.corpus.column={corpus.column}: {name} has no such column; it has {', '.join(row)}"
                 )
-            yield str(row[corpus.column]), True
+            text = row[corpus.column]
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise ConfigError(
+                    f"transcoder.corpus.column={corpus.column}: expected text, found {type(text).__name__} in {name}; "
+                    f"choose a column that holds text, of {', '.join(row)}"
+                )
+            yield text, True
     except ConfigError:
         raise
     except Exception as error:  # the hub client raises a type of its own for each way of failing

@@ -33,6 +33,23 @@ def write_part(path: Path, tensors: dict[str, Tensor], identity: str) -> None:
         raise
 
 
+def clear_partials(folder: Path, prefix: str) -> None:
+    """Delete what killed processes left of files whose names begin with `prefix`; some may be being written now."""
+    for partial in folder.glob(f"{prefix}*.partial"):
+        if not _alive(int(partial.name.split(".")[-2])):
+            partial.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
 def read_part(path: Path, identity: str, check: bool = True) -> dict[str, Tensor] | None:
     """The tensors of a file, memory-mapped; None if there is none, it is damaged, or it holds something else.
 

@@ -62,7 +62,8 @@ def _attention_with_constant_pattern(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    scores = (query.detach() @ key.detach().transpose(-1, -2) * scale).float()
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = query.detach().to(wide) @ key.detach().to(wide).transpose(-1, -2) * scale
     if attention_mask is None:
         n = scores.shape[-1]
         attention_mask = torch.ones(n, n, dtype=torch.bool, device=scores.device).tril()
@@ -75,22 +76,22 @@ def _attention_with_constant_pattern(
 
 
 def _freeze_norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The same output as a linear function of the input: the scale is a constant."""
-    x = inputs[0]
+    """The same output as a linear function of the input: the scale is a constant. Rounded once, as norms are."""
+    x = inputs[0].to(torch.promote_types(output.dtype, torch.float32))
     if isinstance(module, nn.LayerNorm):
         centred = x - x.mean(-1, keepdim=True)
         scale = torch.rsqrt(centred.detach().pow(2).mean(-1, keepdim=True) + module.eps)
-        return centred * scale * module.weight + (module.bias if module.bias is not None else 0.0)
+        return (centred * scale * module.weight + (module.bias if module.bias is not None else 0.0)).to(output.dtype)
     # RMSNorm of every family is x · scale(x) · gain; the gain's parametrisation (w or 1 + w) is read off a
     # vector of ones, whose own scale is known.
     eps = float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
     gain = rms_gain(module, x.shape[-1], eps)
-    scale = torch.rsqrt(x.detach().float().pow(2).mean(-1, keepdim=True) + eps)
-    return (x * scale.to(x.dtype)) * gain
+    scale = torch.rsqrt(x.detach().pow(2).mean(-1, keepdim=True) + eps)
+    return (x * scale * gain).to(output.dtype)
 
 
 def rms_gain(module: nn.Module, width: int, eps: float) -> Tensor:
     """The factor `[width]` that an RMSNorm multiplies normalised inputs by, however it stores it."""
     weight: Any = module.weight
-    ones = torch.ones(width, dtype=weight.dtype, device=weight.device)
+    ones = torch.ones(width, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
     return module.forward(ones) * (1.0 + eps) ** 0.5

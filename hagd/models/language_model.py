@@ -53,6 +53,11 @@ class LanguageModel:
         return int(self.model.config.vocab_size)
 
     @property
+    def n_positions(self) -> int:
+        """Longest sequence that the model was built for."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
     def device(self) -> torch.device:
         """Device of the embedding, where token ids go."""
         return self.embedding.weight.device

@@ -119,8 +119,9 @@ class StreamedLanguageModel(LanguageModel):
             name,
             *(name.replace(path, other, 1) for path, other in adapter.renamed if name.startswith(f"{path}.")),
         ]
-        if self.model.config.tie_word_embeddings and name == f"{adapter.unembedding}.weight":
-            names.append(f"{adapter.embedding}.weight")
+        tied = [f"{adapter.unembedding}.weight", f"{adapter.embedding}.weight"]
+        if self.model.config.tie_word_embeddings and name in tied:
+            names.extend(other for other in tied if other != name)
         prefix = f"{self.model.base_model_prefix}."
         return [each for full in names for each in (full, full.removeprefix(prefix))]
 
@@ -209,7 +210,8 @@ class StoredWeights:
 
 
 def weight_files(locate: Callable[[str], Path | None]) -> list[Path]:
-    """The safetensors files of a model, as `save_pretrained` writes them.
+    """The safetensors files of a model, as `save_pretrained` writes them. Where a folder has both a single file and an
+    index, as after saving twice, `transformers` reads the single file.
 
     Args:
         locate: the path of one of the model's files; None: it has no such file.
@@ -217,8 +219,13 @@ def weight_files(locate: Callable[[str], Path | None]) -> list[Path]:
     Raises:
         FileNotFoundError: there are no safetensors files, or one that the index names is missing.
     """
+    single = locate(SINGLE)
+    if single is not None:
+        return [single]
     index = locate(INDEX)
-    names = [SINGLE] if index is None else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    if index is None:
+        raise FileNotFoundError(f"{SINGLE} is missing")
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     files = []
     for name in names:
         path = locate(name)

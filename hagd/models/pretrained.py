@@ -205,8 +205,9 @@ def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizer
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=False
         )
-        if not tokenizer("text").input_ids:  # what transformers makes of files that do not fit the class
-            raise ValueError("it turns text into nothing")
+        known = set(tokenizer("text", add_special_tokens=False).input_ids) - set(tokenizer.all_special_ids)
+        if not known:  # what transformers makes of a class without its files, or of files of another class
+            raise ValueError(f"it knows no text, but only {len(tokenizer)} tokens")
     except Exception as error:  # as for the weights
         raise ModelError(
             f"model.path={config.path}: no usable tokenizer ({_first_line(error)}); expected tokenizer.json beside "

@@ -90,11 +90,10 @@ def prompt_tokens(graph: GraphConfig, lm: LanguageModel, vocabulary: Sequence[st
             "graph.skip_first: expected a prompt with a position beside the first, which has no features, found one "
             f"token ({graph.prompt!r}); lengthen graph.prompt or set graph.skip_first=false"
         )
-    longest = getattr(lm.model.config, "max_position_embeddings", len(ids))
-    if len(ids) > longest:
+    if len(ids) > lm.n_positions:
         raise ConfigError(
-            f"graph.prompt: expected at most {longest} tokens, which model {lm.name} was built for, found {len(ids)}; "
-            "shorten it"
+            f"graph.prompt: expected at most {lm.n_positions} tokens, which model {lm.name} was built for, found "
+            f"{len(ids)}; shorten it"
         )
     return ids
 

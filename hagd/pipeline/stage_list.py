@@ -100,6 +100,8 @@ def _transcoders_config(p: Pipeline) -> dict[str, Any]:
             from hagd.activations.corpus import listing
 
             config["corpus"]["files"] = listing(corpus)
+            if corpus.data_files is None:  # once rows without text were read as the word None
+                config["corpus"]["version"] = 2
         if config["activation"] == "batch_topk":  # each process picks among its own tokens
             n_processes = _sharing_tokens(p.config.trainer)
             config |= {"processes": n_processes} if n_processes > 1 else {}
@@ -153,12 +155,18 @@ def _graph_config(p: Pipeline) -> dict[str, Any]:
     other = {"scope", "batch_size", "memory_limit_mb", "heads", "head_layers", *_OF_A_PROMPT}
     config = p.config.graph.model_dump(mode="json", exclude=other)
     # Edges once read the logit difference whatever the metric; only the graphs that this changed have a new address.
-    return config if config["metric"] == "logit_difference" else {**config, "edges_of": config["metric"]}
+    config |= {} if config["metric"] == "logit_difference" else {"edges_of": config["metric"]}
+    return config | _frozen_version(p)
+
+
+def _frozen_version(p: Pipeline) -> dict[str, int]:
+    """Of the frozen linear model; its first version rounded norms and scores of models in half precision too often."""
+    return {} if getattr(p.config.model, "dtype", "float32") == "float32" else {"frozen_version": 2}
 
 
 def _prompt_graph_config(p: Pipeline) -> dict[str, Any]:
     of_heads = {"heads", "head_layers"} if p.config.graph.heads else set()
-    return p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT | of_heads)
+    return p.config.graph.model_dump(mode="json", include=_OF_A_PROMPT | of_heads) | _frozen_version(p)
 
 
 def _report_config(p: Pipeline) -> dict[str, Any]:

@@ -67,13 +67,20 @@ def select_prompts(config: StagesConfig, lm: LanguageModel, task: TaskData) -> T
     The validation split stays as it is: the model's own accuracy is measured there.
 
     Raises:
-        TaskError: a split is empty afterwards, or the vocabularies do not fit.
+        TaskError: a split is empty afterwards, or the vocabularies do not fit, or prompts are too long for the model.
     """
-    highest = max(int(split.tokens.max()) for split in (task.discovery, task.selection, task.validation))
+    splits = (task.discovery, task.selection, task.validation)
+    highest = max(int(split.tokens.max()) for split in splits)
     if highest >= lm.vocab_size:
         raise TaskError(
             f"task {task.name}: expected token ids below the model's vocabulary of {lm.vocab_size}, found {highest}; "
             "choose the tokenizer's own model, or train a mini model for this task"
+        )
+    longest = max(split.tokens.shape[-1] for split in splits)
+    if longest > lm.n_positions:
+        raise TaskError(
+            f"task {task.name}: expected prompts of at most {lm.n_positions} tokens, which model {lm.name} was built "
+            f"for, found {longest}; choose another model or shorter prompts"
         )
     if not config.task.only_correct:
         return task
@@ -174,7 +181,11 @@ def _reported(found: TranscoderSet, options: TranscoderConfig) -> TranscoderSet:
 def _training_sequences(
     config: StagesConfig, lm: LanguageModel, task: TaskData, folder: Path, progress: StageProgress
 ) -> list[Sequences]:
-    """The task's training and discovery prompts, then the corpus."""
+    """The task's training and discovery prompts, then the corpus.
+
+    Raises:
+        ConfigError: the corpus has longer sequences than the model was built for, or cannot be read.
+    """
     splits = [task.discovery] if task.train is None else [task.train, task.discovery]
     parts = [Sequences(s.tokens.flatten(0, 1), s.slots.flatten(0, 1) >= 0) for s in splits]
     corpus = config.transcoder.corpus
@@ -182,6 +193,11 @@ def _training_sequences(
         from hagd.activations.corpus import corpus_tokens
 
         assert lm.tokenizer is not None, "refused by the configuration"
+        if corpus.context > lm.n_positions:
+            raise ConfigError(
+                f"transcoder.corpus.context: expected at most {lm.n_positions} tokens a sequence, which model "
+                f"{lm.name} was built for, found {corpus.context}; lower it"
+            )
         tokens = corpus_tokens(
             corpus, lm.tokenizer, folder / "corpus", lambda done, total: progress.part("corpus", done, total)
         )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -227,7 +229,7 @@ def test_a_kill_costs_a_part(
         collected(lm, tmp_path, "disk", progress=stop)
     kept = len(list(tmp_path.glob("*.safetensors")))
     assert 0 < kept < 2 * N_SHARDS
-    (tmp_path / "activations-00002-000.123.partial").write_bytes(b"half a part")
+    (tmp_path / f"activations-00002-000.{2**22 + 1}.partial").write_bytes(b"half a part")  # no process has this number
     before, done = len(seen), []
     with observe(lm, "mlp", (0,), count):
         shards = collected(lm, tmp_path, "disk", progress=lambda d, t: done.append((d, t)))
@@ -271,6 +273,18 @@ def test_damaged_files_are_captured_again(
     caplog.clear()
     with collected(lm, tmp_path, "disk") as shards:
         assert same(batches(shards), expected) and not caplog.text
+
+
+def test_a_file_that_another_process_is_writing_stays(lm: LanguageModel, tmp_path: Path) -> None:
+    """A training replaces a damaged file while the next job of a sweep looks for what has to be captured."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        partial = tmp_path / f"activations-00000-000.{other.pid}.partial"
+        partial.write_bytes(b"half a part")
+        collected(lm, tmp_path, "disk").close()
+        assert partial.exists()
+        other.kill()
+    collected(lm, tmp_path, "disk").close()
+    assert not partial.exists()
 
 
 def test_files_of_other_activations_are_not_used(
@@ -356,7 +370,7 @@ def test_a_shard_of_outliers_is_an_error(tmp_path: Path) -> None:
         ("auto", [40.0] * 20, 1e6, "stream"),
         ("auto", [40.0] * 5, 600, "stream"),
         ("auto", [40.0] * 5, 800, "disk"),
-        ("auto", [60.0] * 5, 1e6, r"buffer_tokens=1000: two shards.*take 120 MB.*memory_mb=100; lower .* to 833"),
+        ("auto", [60.0] * 5, 1e6, r"buffer_tokens=1000: two shards.*take 120 MB.*memory_mb=100; lower .* to 625"),
         ("memory", [50, 49, 2], 1e6, r"storage=memory: .* 101 MB, more than .*memory_mb=100; raise it"),
         ("memory", [80, 20], 1e6, "memory"),
         ("disk", [50], 1e6, "disk"),
@@ -370,15 +384,25 @@ def test_a_shard_of_outliers_is_an_error(tmp_path: Path) -> None:
 def test_storage_is_where_there_is_room(storage: Any, sizes: list[float], free: float, expected: str) -> None:
     config = ActivationsConfig(storage=storage, memory_mb=100, disk_mb=500, buffer_tokens=1000)
     if expected in STORAGES:
-        assert choose_storage(config, sizes, free) == expected
+        assert choose_storage(config, sizes, 5000, free) == expected
     else:
         with pytest.raises(ConfigError, match=expected):
-            choose_storage(config, sizes, free)
+            choose_storage(config, sizes, 5000, free)
+
+
+@pytest.mark.parametrize("buffer_tokens", [10**6, 19_000, 9000])
+def test_the_buffer_that_is_advised_fits(lm: LanguageModel, tmp_path: Path, buffer_tokens: int) -> None:
+    """Also where a shard is much smaller than the buffer, because there are no more tokens."""
+    with pytest.raises(ConfigError) as error:
+        collected(lm, tmp_path, "stream", memory_mb=1, buffer_tokens=buffer_tokens)
+    advised = re.search(r"lower buffer_tokens to (\d+)", str(error.value))
+    assert advised is not None
+    collected(lm, tmp_path, "stream", memory_mb=1, buffer_tokens=int(advised[1])).close()
 
 
 def test_what_is_kept_is_kept_on_disk() -> None:
-    assert choose_storage(ActivationsConfig(), [1.0], 1e6) == "memory"
-    assert choose_storage(ActivationsConfig(keep=True), [1.0], 1e6) == "disk"
+    assert choose_storage(ActivationsConfig(), [1.0], 100, 1e6) == "memory"
+    assert choose_storage(ActivationsConfig(keep=True), [1.0], 100, 1e6) == "disk"
     with pytest.raises(ValueError, match="keep=true needs storage=disk or auto, found stream"):
         ActivationsConfig(keep=True, storage="stream")
 

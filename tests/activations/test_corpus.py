@@ -66,6 +66,38 @@ def test_a_hub_data_set_in_a_local_folder_is_streamed(tmp_path: Path) -> None:
         )
 
 
+def test_rows_without_text_are_left_out_and_other_values_refused(tmp_path: Path) -> None:
+    rows = ['{"text": "a b", "n": [1]}', '{"text": null, "n": [2]}', '{"text": "c d", "n": [3]}']
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    corpus = Corpus(dataset=str(tmp_path), n_tokens=6, context=3)
+    assert corpus_tokens(corpus, tokenizer(), tmp_path / "work").tolist() == [[2, 3, 1], [4, 5, 1]]
+    with pytest.raises(ConfigError, match=r"corpus.column=n: expected text, found list .*of text, n$"):
+        corpus_tokens(corpus.model_copy(update={"column": "n"}), tokenizer(), tmp_path / "work")
+
+
+def test_tokens_are_on_the_disk_before_the_state_counts_them(
+    texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a state must not vouch for tokens that were still on their way."""
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    safe = 0
+    to_disk, save_state = module.to_disk, module._save_state
+
+    def wait(path: Path) -> None:
+        nonlocal safe
+        to_disk(path)
+        safe = path.stat().st_size // 2
+
+    def save(folder: Path, state: dict[str, Any]) -> None:
+        assert 0 < state["tokens"] <= safe
+        save_state(folder, state)
+
+    monkeypatch.setattr(module, "to_disk", wait)
+    monkeypatch.setattr(module, "_save_state", save)
+    corpus_tokens(Corpus(data_files=texts, n_tokens=9, context=3), tokenizer(), tmp_path / "work")
+    assert safe == 9
+
+
 def test_too_little_text_says_how_much_there_is(texts: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"n_tokens=100: needs 102 tokens .*of 6\), found 9 in"):
         corpus_tokens(Corpus(data_files=texts, n_tokens=100, context=6), tokenizer(), tmp_path / "work")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hagd.models import freezing
 from hagd.models.freezing import frozen_linear
 from hagd.models.language_model import LanguageModel
 from tests.builders import VOCABULARY, random_model, randomise
@@ -79,6 +80,30 @@ def test_a_window_shorter_than_the_prompt_is_kept(name: str, options: dict[str, 
         assert (everything.model(TOKENS).logits - clean).abs().max() > 0.1, "the window matters here"
         with frozen_linear(lm):
             torch.testing.assert_close(lm.model(TOKENS).logits, clean, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_norms_in_half_precision_are_as_exact_as_their_last_rounding(name: str) -> None:
+    lm = MODELS[name]()
+    x = torch.randn(8, 5, lm.d_model, generator=torch.Generator().manual_seed(0)).bfloat16()
+    lm.model.bfloat16()
+    with torch.no_grad(), frozen_linear(lm):
+        found = [norm(x).double() for norm in lm.norms()]
+    lm.model.double()
+    for norm, value in zip(lm.norms(), found, strict=True):
+        expected = norm(x.double())
+        assert ((value - expected).abs() <= expected.abs() * 2.0**-8 + 1e-6).all()
+
+
+def test_scores_in_half_precision_are_not_rounded() -> None:
+    """They are large here, so that rounding them would change the pattern by several percent."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(1, 2, 6, 8, generator=g).bfloat16() for _ in range(3))
+    (_, found), (_, expected) = (
+        freezing._attention_with_constant_pattern(nn.Identity(), *(x.to(dtype) for x in (q, k, v)), None)
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    assert ((found.double() - expected).abs() <= expected * 2.0**-8 + 1e-4).all()
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -175,6 +175,31 @@ def test_files_without_the_models_prefix_and_with_a_tied_unembedding(tmp_path: P
     assert torch.equal(again.hidden(tokens(3)), whole.hidden(tokens(3)))
 
 
+@pytest.mark.parametrize("kept", ["model.embed_tokens.weight", "lm_head.weight"])
+def test_a_tied_embedding_has_either_name(tmp_path: Path, kept: str) -> None:
+    saved(tmp_path, *SUPPORTED[2][:2], {**SUPPORTED[2][2], "tie_word_embeddings": True})
+    stored = load_file(tmp_path / SINGLE)
+    stored[kept] = stored.pop("model.embed_tokens.weight")
+    save_file(stored, tmp_path / SINGLE, {"format": "pt"})
+    whole, streamed = (load_pretrained(settings(tmp_path), layer_streaming=each) for each in (False, True))
+    positions = torch.tensor([[LENGTH - 1]]).expand(3, -1)
+    assert torch.equal(streamed.logits_at(tokens(3), positions), whole.logits_at(tokens(3), positions))
+
+
+@pytest.mark.parametrize("last", BOTH)
+def test_of_two_copies_of_the_weights_both_read_the_same(tmp_path: Path, last: str) -> None:
+    """Saving a model again in one file, or in several, leaves files of the time before."""
+    original = saved(tmp_path, *SUPPORTED[2])
+    for files in sorted(BOTH, key=lambda each: each == last):
+        with torch.no_grad():
+            original.lm_head.weight.add_(1)
+        original.save_pretrained(tmp_path, max_shard_size="8KB" if files == "sharded" else "1GB")
+    assert (tmp_path / INDEX).exists() and (tmp_path / SINGLE).exists()
+    whole, streamed = (load_pretrained(settings(tmp_path), layer_streaming=each) for each in (False, True))
+    positions = torch.tensor([[LENGTH - 1]]).expand(3, -1)
+    assert torch.equal(streamed.logits_at(tokens(3), positions), whole.logits_at(tokens(3), positions))
+
+
 def test_precision_is_the_configured_one(tmp_path: Path) -> None:
     saved(tmp_path, *THREE[1])
     whole, streamed = (

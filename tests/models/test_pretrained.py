@@ -142,6 +142,15 @@ def test_a_tokenizer_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> N
         load_pretrained(settings(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer", "GemmaTokenizer"])
+def test_a_tokenizer_without_its_vocabulary_is_refused(gpt2: Path, kind: str) -> None:
+    """As after a download that was cut off; transformers makes one that maps all text to the unknown token."""
+    (gpt2 / "tokenizer.json").unlink()
+    (gpt2 / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, "add_bos_token": True}))
+    with pytest.raises(ModelError, match=r"no usable tokenizer .*knows no text"):
+        load_pretrained(settings(gpt2))
+
+
 def test_a_damaged_description_is_named(gpt2: Path) -> None:
     (gpt2 / "config.json").write_text('{"model_type": "gpt2"')
     with pytest.raises(ModelError, match=r"config.json is damaged"):

@@ -11,17 +11,20 @@ import pytest
 import torch
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
+from tokenizers import Tokenizer, models
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from hagd.activations import reader
 from hagd.activations.shards import ActivationShards
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
+from hagd.errors import HagdError
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.progress import StageProgress
-from hagd.pipeline.stages import fit_transcoders
+from hagd.pipeline.stages import fit_transcoders, select_prompts
 from hagd.transcoders.records import TranscoderSet
-from tests.builders import tiny_extract
+from tests.builders import prompts_task, random_model, random_prompts, tiny_extract
 from tests.models.test_pretrained import SUPPORTED, saved
 
 
@@ -141,6 +144,31 @@ def test_the_text_of_a_corpus_is_part_of_the_key(tmp_path: Path) -> None:
     assert key() == first
     text.write_text("some other text")
     assert key() != first
+
+
+@pytest.mark.parametrize(
+    ("n_positions", "message"),
+    [
+        (16, r"transcoder.corpus.context: expected at most 16 tokens a sequence, .* found 17; lower it"),
+        (3, r"task random: expected prompts of at most 3 tokens, which model tiny was built for, found \d+; choose"),
+    ],
+)
+def test_sequences_that_are_too_long_for_the_model_are_refused(tmp_path: Path, n_positions: int, message: str) -> None:
+    """Not left to the embedding of positions, or to angles that rotary models never saw."""
+    lm = random_model(length=n_positions)
+    lm.name, lm.tokenizer = "tiny", PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    sections = {
+        "model": {"kind": "pretrained", "name": "tiny", "path": "."},
+        "task": {"name": "ioi", "only_correct": False},
+        "transcoder": {"corpus": {"data_files": str(text), "context": 17}},
+    }
+    config = load_config(ExtractConfig, sections)
+    prompts = prompts_task(random_prompts())
+    with StageProgress("transcoders", Console(quiet=True)) as progress, pytest.raises(HagdError, match=message):
+        task = select_prompts(config, lm, prompts)
+        fit_transcoders(config, lm, task, tmp_path, tmp_path, [], progress)
 
 
 def test_the_way_of_keeping_decides_no_result(tiny_runs: Path) -> None:
