@@ -140,6 +140,11 @@ class Objective:
         leads, used = leads_by_answer(logits, part, self.task.length_normalised)
         return (self._leads[index] - leads).relu().square().sum(-1) / used.sum(-1) / self._power
 
+    @property
+    def unmeasured(self) -> int:
+        """Evaluations that the next loss costs beside its own: that of the empty circuit, where it is not known yet."""
+        return int(self._loss == "both" and "_empty" not in vars(self))
+
     @cached_property
     def _empty(self) -> Tensor:
         """Divergence of the empty circuit."""
