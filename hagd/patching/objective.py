@@ -119,9 +119,12 @@ class Objective:
         at_once = max(1, self.batch_size // max(len(index), 1))
         values = []
         for chunk in gates.split(at_once):
-            owner = torch.arange(len(chunk), device=gates.device).repeat_interleave(len(index))
-            value = self._measured(loss, chunk, index.repeat(len(chunk)), owner)
-            values.append(value.view(len(chunk), len(index)).mean(1))
+            by_prompt = []
+            for part in index.split(self.batch_size):
+                owner = torch.arange(len(chunk), device=gates.device).repeat_interleave(len(part))
+                value = self._measured(loss, chunk, part.repeat(len(chunk)), owner)
+                by_prompt.append(value.view(len(chunk), len(part)))
+            values.append(torch.cat(by_prompt, dim=1).mean(1))
         return torch.cat(values)
 
     def _measured(self, loss: SearchLoss, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
