@@ -124,7 +124,14 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
         "scorer",
         key,
         TrainedScorer,
-        lambda work: train_scorer(graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", loggers),
+        lambda work: train_scorer(
+            graphs or [_labelled(source) for source in sources],  # none yet where a damaged scorer is made again
+            config.gnn,
+            config.seed,
+            config.trainer,
+            work / "checkpoints",
+            loggers,
+        ),
         {"config": settings, "parents": parents, "seed": config.seed},
         joint=True,
     )

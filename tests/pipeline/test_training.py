@@ -130,6 +130,16 @@ def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], t
     assert Pipeline(moved, QUIET).key("search") == pipeline.key("search"), "its content counts, not its path"
 
 
+def test_a_damaged_scorer_is_trained_again(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(trained[0] / "artifacts", runs / "artifacts")
+    (stored,) = (runs / "artifacts" / "scorer").glob("*/tensors.safetensors")
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-1])
+    again = run_training(tiny_train(runs, stage="gnn", gnn=GNN, **BRIEF), sections, tmp_path / "again", None, QUIET)
+    assert again["objective"] == trained[1]["objective"] and stored.read_bytes() == whole
+
+
 def test_the_scorer_is_trained_once(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     runs, metrics = trained
     again = run_training(tiny_train(runs, stage="gnn", gnn=GNN, **BRIEF), sections, tmp_path / "again", None, QUIET)
