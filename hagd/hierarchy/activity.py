@@ -99,17 +99,21 @@ def intervention_effects(
     patched, index = objective.patched, torch.arange(len(objective))
     device = patched.lm.device
     whole = torch.ones(patched.gate_shape, device=device)
-    base = objective.metric(metric, whole, index)
+    parts = index.split(objective.batch_size)
+    base = torch.cat([objective.metric(metric, whole, part) for part in parts])
     flat = torch.as_tensor(graph.flat[rows])
     at_once = max(1, min(objective.batch_size // max(len(index), 1), _GATES_AT_ONCE // whole.numel()))
     found = []
     for start in range(0, len(flat), at_once):
-        part = flat[start : start + at_once]
-        gates = whole.expand(len(part), *whole.shape).clone()
-        gates.flatten(1)[torch.arange(len(part)), part] = 0.0
-        owner = torch.arange(len(part)).repeat_interleave(len(index))
-        value = objective.metric(metric, gates, index.repeat(len(part)), owner)
-        found.append((value.view(len(part), len(index)) - base).cpu())
+        nodes = flat[start : start + at_once]
+        n = len(nodes)
+        gates = whole.expand(n, *whole.shape).clone()
+        gates.flatten(1)[torch.arange(n), nodes] = 0.0
+        values = [
+            objective.metric(metric, gates, part.repeat(n), torch.arange(n).repeat_interleave(len(part))).view(n, -1)
+            for part in parts
+        ]
+        found.append((torch.cat(values, dim=1) - base).cpu())
         if progress is not None:
-            progress(start + len(part), len(flat))
+            progress(start + n, len(flat))
     return torch.cat(found).numpy()

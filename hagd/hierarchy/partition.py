@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -81,7 +80,7 @@ def partition(
     rng = np.random.default_rng(seed)
     supernode = np.zeros(n, dtype=np.int64)
     levels: list[Level] = []
-    uneven_levels = math.ceil(math.log(max(n, 2), config.branching))
+    uneven_levels = _levels_of(n, config.branching)
     blocks = arrange(w, supernode)
     while np.diff(blocks.bounds).max() > config.min_size:
         largest = _LARGEST if len(levels) < uneven_levels else 0.0
@@ -95,6 +94,14 @@ def partition(
             sizes = np.diff(blocks.bounds)
             progress(int(sizes[sizes <= config.min_size].sum()), n)
     return tuple(levels) or (_level(w, supernode, []),)
+
+
+def _levels_of(n: int, branching: int) -> int:
+    """`max(1, ⌈log_b n⌉)` in whole numbers; in floating point the logarithm of 125 to base 5 exceeds 3."""
+    levels, places = 1, branching
+    while places < n:
+        levels, places = levels + 1, places * branching
+    return levels
 
 
 def shuffled(w: csr_array, levels: tuple[Level, ...], seed: int) -> tuple[Level, ...]:

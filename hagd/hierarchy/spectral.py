@@ -76,7 +76,10 @@ def _block(w: csr_array, start: int, stop: int) -> csr_array:
 
 
 def _sparse(w: csr_array, k: int, rng: np.random.Generator) -> Embedding:
-    """Lanczos with implicit restarts; what does not converge (very long chains) is the best of a block iteration."""
+    """Lanczos with implicit restarts; where it does not converge (very long chains), the best of a block iteration.
+
+    That begins at random: it breaks down where some of the vectors it begins with have converged already.
+    """
     normalised = normalised_affinity(w)
     n = w.shape[0]
     try:
@@ -89,12 +92,10 @@ def _sparse(w: csr_array, k: int, rng: np.random.Generator) -> Embedding:
             maxiter=_RESTARTS,
             rng=rng,
         )
-    except ArpackNoConvergence as partial:
-        known = partial.eigenvectors
-        start = np.column_stack([known, rng.standard_normal((n, k + 1 - known.shape[1]))])
+    except ArpackNoConvergence:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Exited", category=UserWarning)
-            values, vectors = lobpcg(normalised, start, largest=True, maxiter=_RESTARTS)
+            values, vectors = lobpcg(normalised, rng.standard_normal((n, k + 1)), largest=True, maxiter=_RESTARTS)
     order = np.argsort(-values)
     return Embedding(vectors[:, order[:k]], float(values[order[k - 1]] - values[order[k]]))
 

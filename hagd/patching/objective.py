@@ -119,9 +119,12 @@ class Objective:
         at_once = max(1, self.batch_size // max(len(index), 1))
         values = []
         for chunk in gates.split(at_once):
-            owner = torch.arange(len(chunk), device=gates.device).repeat_interleave(len(index))
-            value = self._measured(loss, chunk, index.repeat(len(chunk)), owner)
-            values.append(value.view(len(chunk), len(index)).mean(1))
+            by_prompt = []
+            for part in index.split(self.batch_size):
+                owner = torch.arange(len(chunk), device=gates.device).repeat_interleave(len(part))
+                value = self._measured(loss, chunk, part.repeat(len(chunk)), owner)
+                by_prompt.append(value.view(len(chunk), len(part)))
+            values.append(torch.cat(by_prompt, dim=1).mean(1))
         return torch.cat(values)
 
     def _measured(self, loss: SearchLoss, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
@@ -139,6 +142,11 @@ class Objective:
     def _shortfall(self, logits: Tensor, part: Prompts, index: Tensor) -> Tensor:
         leads, used = leads_by_answer(logits, part, self.task.length_normalised)
         return (self._leads[index] - leads).relu().square().sum(-1) / used.sum(-1) / self._power
+
+    @property
+    def unmeasured(self) -> int:
+        """Evaluations that the next loss costs beside its own: that of the empty circuit, where it is not known yet."""
+        return int(self._loss == "both" and "_empty" not in vars(self))
 
     @cached_property
     def _empty(self) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from hagd.artifacts.codec import RECORD_FILE
+from hagd.artifacts.codec import RECORD_FILE, DamagedArtifactError, load_record
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import ArtifactStore, Stored
 from hagd.config.model import MiniModel, PretrainedModel
@@ -24,6 +24,7 @@ from hagd.pipeline.measurements import compared_config
 from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stage_runs import StageRuns, log_stage
+from hagd.search.scorer.records import TrainedScorer
 from hagd.search.scorer.shipped import SHIPPED
 from hagd.tracking.wandb_run import Run
 
@@ -114,18 +115,22 @@ class Pipeline:
         """The folder of the meta-learned scorer that the search starts from.
 
         Raises:
-            ConfigError: `search.scorer` names no scorer.
+            ConfigError: `search.scorer` names no scorer, or a damaged one.
         """
         name = self.config.search.scorer
         if name is None:
             return None
-        folder = SHIPPED.get(name, Path(name))
-        if not (folder / RECORD_FILE).is_file():
-            raise ConfigError(
-                f"search.scorer: expected null, one of {', '.join(SHIPPED)}, or a folder with a trained scorer, "
-                f"found {name}; train one with: python train.py stage=gnn"
-            )
-        return folder
+        folder, found = SHIPPED.get(name, Path(name)), name
+        if (folder / RECORD_FILE).is_file():
+            try:
+                load_record(TrainedScorer, folder)
+                return folder
+            except DamagedArtifactError as error:
+                found = f"{name} ({error.__cause__})"
+        raise ConfigError(
+            f"search.scorer: expected null, one of {', '.join(SHIPPED)}, or a folder with a trained scorer, "
+            f"found {found}; train one with: python train.py stage=gnn"
+        )
 
     @cached_property
     def patched(self) -> PatchedModel:

@@ -16,7 +16,7 @@ from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import TrainerConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.stages import SearchConfig, TranscoderConfig
 from hagd.hierarchy.partition import build_prompt_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
@@ -42,6 +42,8 @@ _DECIDES_ACTIVATIONS = {"site", "layers", "corpus", "activations"}
 
 _GREEDY = ("greedy", "greedy_edges")
 """Methods that read `search.greedy_prompts`."""
+
+_DEFAULT_BUDGET = SearchConfig.model_fields["traversal_budget"].default
 
 _TASK_VERSIONS = {"parity": 2, "subject_verb_agreement": 2, "factual_recall": 2}
 """Tasks that have other prompts, or another order of them, than their first version; the others keep their address."""
@@ -213,6 +215,9 @@ def _search_config(p: Pipeline) -> dict[str, Any]:
     config = p.config.search.model_dump(mode="json", exclude={"scorer", "memory_limit_mb"})
     if p.config.search.method not in _GREEDY:
         del config["greedy_prompts"]
+    # Group tests once overran their budget by an evaluation; the default one rarely ends them, and keeps its address.
+    if config["traversal"] and config["loss"] == "both" and config["traversal_budget"] != _DEFAULT_BUDGET:
+        config["traversal_version"] = 2
     return {**config, "scorer": _scorer_identity(p)}
 
 

@@ -117,6 +117,8 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
     parents = {str(i): source.key("search") for i, source in enumerate(sources)}
     settings = config.gnn.model_dump(mode="json", include={"edges", "hidden", "heads", "n_layers", "epochs"})
     settings |= {"learning_rate": config.gnn.learning_rate, "weight_decay": config.gnn.weight_decay}
+    precision = config.trainer.precision
+    settings |= {} if precision == "32-true" else {"precision": precision}
     key = stage_key("scorer", _SCORER_VERSION, settings, parents, config.seed)
     graphs = [] if pipeline.store.contains("scorer", key) else [_labelled(source) for source in sources]
     loggers = [] if pipeline.stage_runs is None else pipeline.stage_runs.loggers("scorer", run)
@@ -124,7 +126,14 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
         "scorer",
         key,
         TrainedScorer,
-        lambda work: train_scorer(graphs, config.gnn, config.seed, config.trainer, work / "checkpoints", loggers),
+        lambda work: train_scorer(
+            graphs or [_labelled(source) for source in sources],  # none yet where a damaged scorer is made again
+            config.gnn,
+            config.seed,
+            config.trainer,
+            work / "checkpoints",
+            loggers,
+        ),
         {"config": settings, "parents": parents, "seed": config.seed},
         joint=True,
     )

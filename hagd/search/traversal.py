@@ -65,7 +65,7 @@ def find_idle(
     index = objective.sample(_PROMPTS, generator)
     share = len(index) / len(objective)
     idle = np.zeros(graph.n_candidates, dtype=bool)
-    spent, tested, reached = 2 * share, 0, 0
+    spent, tested, reached = 2 * share + objective.unmeasured, 0, 0
     if spent > budget:
         return Traversal(idle, tested, reached)
     # Errors are ablated too, so that keeping every candidate already costs something.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hagd.attribution.graph import build_graph
 from hagd.attribution.node_attribution import attribute_nodes
@@ -126,3 +127,18 @@ def test_interventions_close_one_gate_at_a_time(case: Case, monkeypatch: pytest.
     monkeypatch.setattr(activity, "_GATES_AT_ONCE", 1)
     one_by_one = intervention_effects(objective, graph, "logit_difference", rows)
     np.testing.assert_allclose(one_by_one, found, rtol=1e-3, atol=1e-5)
+
+
+def test_interventions_keep_to_the_batch_size(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, graph = case
+    assert len(objective) > objective.batch_size
+    sizes: list[int] = []
+    metric = Objective.metric
+
+    def counted(self: Objective, name: str, gates: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
+        sizes.append(len(index))
+        return metric(self, name, gates, index, owner)
+
+    monkeypatch.setattr(Objective, "metric", counted)
+    intervention_effects(objective, graph, "logit_difference", np.array([0, 3]))
+    assert sizes == [4, 3] * 3, "all nodes, then without each of the two"

@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hagd.config.stages import HierarchyConfig
+from hagd.hierarchy import partition
 from hagd.hierarchy.affinity import affinity
+from hagd.hierarchy.division import Blocks, divide
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.quality import conductance, modularity, supernode_edges
 from tests.hierarchy.graphs import feature_graph, planted_graph, sparse_graph
+
+Division = tuple[np.ndarray, list[float]]
 
 
 @st.composite
@@ -100,6 +104,26 @@ def test_a_random_hierarchy_has_the_same_sizes_and_no_modules(seed: int) -> None
         assert len({(above, below) for above, below in zip(parent, b.supernode, strict=True)}) == b.n_supernodes
         parent = b.supernode
     assert control.levels[0].modularity < 0.15 < real.levels[0].modularity
+
+
+@pytest.mark.parametrize(("n", "branching", "uneven"), [(125, 5, 3), (124, 5, 3), (126, 5, 4), (216, 6, 3), (81, 3, 4)])
+def test_so_many_levels_may_be_uneven(n: int, branching: int, uneven: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as an even division of all nodes would have, also where their number is a power of the branching."""
+    shares: list[float] = []
+
+    def peel(blocks: Blocks, branching: int, min_size: int, largest: float, rng: np.random.Generator) -> Division:
+        """One node of every supernode to a child of its own, while that is allowed."""
+        shares.append(largest)
+        if largest == 0:
+            return divide(blocks, branching, min_size, largest, rng)
+        child = np.zeros(len(blocks.nodes), dtype=np.int64)
+        child[blocks.bounds[:-1][np.diff(blocks.bounds) > 1]] = 1
+        return child, []
+
+    monkeypatch.setattr(partition, "divide", peel)
+    found = build_hierarchy(sparse_graph(n, 3, 0), HierarchyConfig(branching=branching, min_size=1), 0)
+    assert sum(share > 0 for share in shares) == uneven
+    assert len(found.levels) <= 2 * uneven
 
 
 def test_progress_counts_nodes_that_need_no_further_division() -> None:

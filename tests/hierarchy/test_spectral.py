@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -60,6 +61,19 @@ def test_a_chain_too_long_for_lanczos_still_gets_an_ordering() -> None:
     second = embedding.vectors[:, 1]
     assert np.isfinite(second).all() and np.linalg.norm(second) == pytest.approx(1, abs=1e-3)
     assert np.square(np.diff(second)).sum() < 1e-2, "2 for a random vector"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_vectors_are_those_of_the_graph_also_where_lanczos_finds_some_of_them_only(seed: int) -> None:
+    """Chains whose weights differ by two orders of magnitude; a random vector has a residual of 0.7."""
+    n, rng = 1000, np.random.default_rng(seed)
+    w = affinity(np.array([np.arange(n - 1), np.arange(1, n)]), 10 ** rng.uniform(-2, 0, n - 1), n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (embedding,) = spectral_embeddings(w, [(0, n)], 4, np.random.default_rng(seed))
+    image = normalised_affinity(w) @ embedding.vectors
+    residual = image - embedding.vectors * (embedding.vectors * image).sum(0)
+    assert np.linalg.norm(residual, axis=0).max() < 0.01
 
 
 def test_a_gap_marks_as_many_modules_as_there_are() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hagd.patching.objective import Objective
+from hagd.patching.patched_model import PatchedModel
 from hagd.tasks.records import PADDING, Prompts
 from hagd.tasks.scoring import is_correct, log_probability, logit_difference
 from tests.builders import patched_model, prompts_task, random_model, random_prompts, random_transcoders
@@ -142,6 +144,22 @@ def test_many_divergences_at_once_are_a_loop_of_single_ones(c: int, size: int, n
     assert objective(c).patched.evaluations - before == size * n_gates
     expected = torch.stack([objective(c).divergence(one, index) for one in gates])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_pass_has_more_prompts_than_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a test reads more prompts than that, as do those of the whole split."""
+    small, large, gates = objective(1, 3), objective(1, 100), random_gates(1, 2)
+    index, run = torch.tensor([6, 0, 3, 5, 2, 1, 4]), PatchedModel.logits
+    expected = large.losses(gates, index)
+    sizes: list[int] = []
+
+    def logits(self: PatchedModel, prompts: Prompts, gates: Tensor, **options: Any) -> Tensor:
+        sizes.append(len(prompts))
+        return run(self, prompts, gates, **options)
+
+    monkeypatch.setattr(PatchedModel, "logits", logits)
+    torch.testing.assert_close(small.losses(gates, index), expected, rtol=1e-4, atol=1e-6)
+    assert sizes == [3, 3, 1] * 2
 
 
 @pytest.mark.parametrize("c", [1, 3])

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hagd.artifacts.codec import save_record
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.job_key import job_key
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_list import STAGES
+from hagd.search.scorer.records import TrainedScorer
 from tests.builders import tiny_extract, tiny_train
 
 
@@ -108,8 +110,8 @@ def test_a_plan_and_stages_of_training_are_jobs_of_their_own() -> None:
 
 def test_another_scorer_is_another_job(tmp_path: Path) -> None:
     keys = {job_key(tiny_extract(tmp_path))}
-    for text in ("1", "2"):
-        (tmp_path / "record.json").write_text(text)
+    for graph in ("1", "2"):
+        save_record(TrainedScorer({}, {}, (), (graph,), None, None, None), tmp_path)
         keys.add(job_key(tiny_extract(tmp_path, search__scorer=str(tmp_path))))
     assert len(keys) == 3
 

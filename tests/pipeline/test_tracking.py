@@ -181,3 +181,10 @@ def test_a_scorer_that_is_missing_is_noticed_before_anything_runs(tmp_path: Path
     with pytest.raises(ConfigError, match=r"search\.scorer"):
         run_extraction(tiny_extract(tmp_path, search__scorer="nowhere"), tmp_path / "run", None, Console(quiet=True))
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_folder_with_something_else_is_no_scorer_and_stays(tiny_runs: Path, tmp_path: Path) -> None:
+    folder = next((tiny_runs / "artifacts" / "transcoders").iterdir())
+    with pytest.raises(ConfigError, match=r"^search\.scorer: .* found a TranscoderSet.*stage=gnn$") as error:
+        run_extraction(tiny_extract(tmp_path, search__scorer=str(folder)), tmp_path / "run", None, Console(quiet=True))
+    assert "delete" not in str(error.value) and not (tmp_path / "artifacts").exists()

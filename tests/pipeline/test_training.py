@@ -14,6 +14,7 @@ from rich.console import Console
 
 from hagd.artifacts.codec import load_record
 from hagd.errors import ConfigError
+from hagd.pipeline import training
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.training import run_training
@@ -128,6 +129,34 @@ def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], t
     assert "no meta-learned scorer" in note
     moved = tiny_extract(runs, search__scorer=str(shutil.copytree(folder, tmp_path / "scorer")), **options)
     assert Pipeline(moved, QUIET).key("search") == pipeline.key("search"), "its content counts, not its path"
+
+
+def test_the_precision_of_its_training_is_part_of_a_scorers_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs of pretrained models with given dictionaries do not depend on it, so their keys do not carry it."""
+    read: list[str | None] = []
+
+    def stop(stage: str, version: int, config: dict[str, Any], *_: object) -> str:
+        read.append(config.get("precision"))
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "stage_key", stop)
+    for precision in ("32-true", "bf16-mixed"):
+        with pytest.raises(InterruptedError):
+            config = tiny_train(tmp_path, stage="gnn", gnn=GNN, trainer__precision=precision)
+            run_training(config, sections, tmp_path / precision, None, QUIET)
+    assert read == [None, "bf16-mixed"]
+
+
+def test_a_damaged_scorer_is_trained_again(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(trained[0] / "artifacts", runs / "artifacts")
+    (stored,) = (runs / "artifacts" / "scorer").glob("*/tensors.safetensors")
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-1])
+    again = run_training(tiny_train(runs, stage="gnn", gnn=GNN, **BRIEF), sections, tmp_path / "again", None, QUIET)
+    assert again["objective"] == trained[1]["objective"] and stored.read_bytes() == whole
 
 
 def test_the_scorer_is_trained_once(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:

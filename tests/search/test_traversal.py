@@ -127,6 +127,21 @@ def test_the_budget_is_kept(trained: Trained, budget: float) -> None:
         assert found.levels == len(hierarchy.levels)
 
 
+@pytest.mark.parametrize("budget", [2, 3, 10, 30, 51])
+def test_the_budget_includes_what_the_loss_is_relative_to(trained: Trained, budget: float) -> None:
+    old = trained.objective
+    objective = Objective(
+        old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=256, loss="both"
+    )
+    assert objective.unmeasured == 1
+    hierarchy = build_hierarchy(trained.graph, HierarchyConfig(), seed=0)
+    before = old.patched.evaluations
+    found = traverse(Trained(objective, trained.graph), hierarchy, budget=budget, tolerance=0.1)
+    spent = (old.patched.evaluations - before) / len(objective)
+    assert spent <= budget and (spent > 0) == (budget >= 3)
+    assert objective.unmeasured == (budget < 3) and (found.levels > 0) == (budget >= 10)
+
+
 def test_the_same_generator_finds_the_same(trained: Trained) -> None:
     hierarchy = build_hierarchy(trained.graph, HierarchyConfig(), seed=0)
     one, other = (traverse(trained, hierarchy, tolerance=0.1) for _ in range(2))
