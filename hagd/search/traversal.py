@@ -3,7 +3,8 @@
 Supernodes of a level are ablated one at a time, many in one batch, on top of the supernodes already known to be
 idle; those that change the model least are then ablated together, as many as the tolerance allows (found by
 bisection). The rest is opened and tested at the next level. Nothing is dropped for good: idle nodes only enter the
-next part of the search with closed gates, from where gradients can open them again.
+next part of the search at the lowest ranks (without elimination, with closed gates), from where gradients can lift them
+again.
 """
 
 from __future__ import annotations
