@@ -21,7 +21,8 @@ class Level:
         n_supernodes: how many there are; every one has members.
         modularity: Newman's, weighted by the affinity, over the nodes that have any.
         conductance: mean over supernodes, cut weight over the smaller side's volume.
-        eigengap: λ_{k+1} − λ_k of the normalised Laplacian, k the eigenvectors used (b at most), mean over the splits that made this level.
+        eigengap: λ_{k+1} − λ_k of the normalised Laplacian, k the eigenvectors used (b at most), mean over the splits
+            that made this level.
         coherence: correlation over selection prompts between the effects of ablating two members of one supernode
             (`hagd.hierarchy.coherence`); NaN where not measured.
         coherence_null: the same for random groups of the same sizes.
