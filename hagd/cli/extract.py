@@ -13,7 +13,7 @@ from hagd.cli.paths import conf_dir
 from hagd.cli.shared_store import share_config_store
 from hagd.cli.sweep_end import sweep_ends
 from hagd.cli.sweep_mode import report_wrong_sweeps
-from hagd.cli.unknown_key import nearest_key_named
+from hagd.cli.unknown_key import unknown_keys_explained
 
 if TYPE_CHECKING:
     from hagd.config.base import Section
@@ -34,7 +34,7 @@ def main() -> None:
     """The command."""
     share_config_store()
     report_wrong_sweeps()
-    with sweep_ends(), nearest_key_named(_schema):
+    with sweep_ends(), unknown_keys_explained(_schema):
         _run()
 
 

@@ -12,13 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class RunsFolder(Callback):
-    """Ends the process with one line when `paths.runs` cannot be written."""
+    """Ends the process with one line when `paths.runs` is no folder's name or cannot be written."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check(Path(str(config.paths.runs)))
+        _check(config.paths.runs)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check(Path(str(config.paths.runs)))
+        _check(config.paths.runs)
 
 
 class LauncherDevices(Callback):
@@ -35,7 +35,11 @@ class LauncherDevices(Callback):
             sys.exit(1)
 
 
-def _check(folder: Path) -> None:
+def _check(runs: object) -> None:
+    if not isinstance(runs, str) or not runs:
+        print(f"error: paths.runs: expected the name of a folder, found {runs!r}; set paths.runs=runs", file=sys.stderr)
+        sys.exit(1)
+    folder = Path(runs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -71,7 +71,7 @@ def _bounds(field: FieldInfo) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value) or '""'
 
 
 if __name__ == "__main__":

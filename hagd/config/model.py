@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,11 +37,21 @@ class PretrainedModel(Section):
     """A pretrained model from a local folder or a hub name."""
 
     kind: Literal["pretrained"] = "pretrained"
-    name: str = Field(description="label in tables")
+    name: str = Field(
+        "", description="label in tables and W&B, and whose dictionaries they are; empty = last part of the path"
+    )
     path: str = Field(min_length=1, description="local folder, or hub name such as openai-community/gpt2")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the weights")
     device_map: str | None = Field(None, description="accelerate device map (`auto` spreads over devices)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_path(cls, given: Any) -> Any:
+        """Two models without a label must not share one: dictionaries would pass for those of the other."""
+        if not isinstance(given, dict) or given.get("name") or not isinstance(given.get("path"), str):
+            return given
+        return {**given, "name": Path(given["path"]).absolute().name}
 
 
 class PackagedModel(Section):

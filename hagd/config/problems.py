@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 _LIKE = 0.6
+_GLOBAL = ("experiment", "hparams_search", "recipe", "variant")
+"""Groups of `conf/` whose files set keys of all sections."""
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
@@ -49,7 +51,7 @@ def explain(schema: type[BaseModel], container: dict[str, Any], errors: Sequence
             case _:  # members of a union of types are reported one by one
                 expected.setdefault(key, []).append(_expectation(error))
                 choices = " or ".join(dict.fromkeys(expected[key]))
-                lines[key] = f"{key}: expected {choices}, found {error['input']!r}{_fix(key, fields)}"
+                lines[key] = f"{key}: expected {choices}, found {error['input']!r}{_fix(key, fields, error)}"
     return "\n".join(lines.values())
 
 
@@ -80,6 +82,11 @@ def _key(error: Any, fields: dict[str, FieldInfo]) -> str:
 
 
 def _unknown(key: str, value: Any, fields: dict[str, FieldInfo]) -> str:
+    if key in _GLOBAL and isinstance(value, dict):
+        return (
+            f"{key}: expected a file that sets keys of other sections, found {key}={value!r}; make "
+            "`# @package _global_` its first line"
+        )
     if near := nearest(key, fields):
         return f"{key}: expected a known key, found {key}={value!r}; did you mean {near}?"
     parent = key.rpartition(".")[0]
@@ -105,16 +112,20 @@ def _expectation(error: Any) -> str:
     if error["type"] in limits:
         (bound,) = error["ctx"].values()
         return f"{limits[error['type']]} {bound}"
+    if error["type"] == "string_too_short":
+        return "text that is not empty"
     text: str = error["msg"].removeprefix("Input should be ")
     names = {"a valid array": "a list", "an object": "a section", "a valid string": "text"}
     return names.get(text, text)
 
 
-def _fix(key: str, fields: dict[str, FieldInfo]) -> str:
+def _fix(key: str, fields: dict[str, FieldInfo], error: Any) -> str:
     field = fields.get(key.partition("[")[0])
     if field is None:
         return ""
     what = f" ({field.description})" if field.description else ""
+    if error["type"] == "string_type" and isinstance(error["input"], int | float) and "[" not in key:
+        return f"{what}; quote it for Hydra and for the shell, \"{key}='{_plain(error['input'])}'\""
     if field.is_required() or isinstance(field.default, BaseModel):
         return what
     return f"{what}; for example {key.partition('[')[0]}={_plain(field.default)}"

@@ -273,7 +273,9 @@ class TrainConfig(StagesConfig):
         if options.path is None:
             sparse = f"transcoder.activation={options.activation}"
             if layout == "circuit_tracer" and options.activation == "topk":
-                problems.append(f"export.format=circuit_tracer has no place for {sparse}; choose another activation")
+                problems.append(
+                    f"export.format=circuit_tracer has no place for {sparse}; choose batch_topk, jumprelu or relu"
+                )
             if layout == "circuit_tracer" and options.site == "resid":
                 problems.append("export.format=circuit_tracer has no place for transcoder.site=resid; choose mlp")
             if layout == "circuit_tracer" and options.cross_layer and options.skip:

@@ -30,6 +30,7 @@ from hagd.report.records import (
     joined,
 )
 from hagd.report.supernodes import Observed, Supernodes
+from hagd.report.wording import poor_model
 from hagd.search.records import Circuit, SearchResult
 from hagd.tasks.records import TaskData
 from hagd.transcoders.records import TranscoderSet
@@ -307,13 +308,9 @@ def _warnings(run: Extraction, metrics: dict[str, float]) -> tuple[str, ...]:
     ]
     if task.n_dropped:
         found.append(f"{task.n_dropped} discovery and selection prompts that the full model gets wrong were left out")
-    if metrics["model.accuracy"] == 0:
-        found.append("the full model answers no validation prompt correctly: preservation is undefined")
-    elif isinstance(config.task, SymbolicTask) and metrics["model.accuracy"] < config.task.training.target_accuracy:
-        found.append(
-            f"the full model answers {metrics['model.accuracy']:.1%} of the validation prompts correctly, expected at "
-            f"least {config.task.training.target_accuracy:.0%} (task.training.target_accuracy)"
-        )
+    target = config.task.training.target_accuracy if isinstance(config.task, SymbolicTask) else 0.0
+    if poor := poor_model(metrics["model.accuracy"], metrics["model.chance"], target):
+        found.append(poor)
     if metrics["empty.accuracy"] > 0.5 * metrics["model.accuracy"]:
         found.append("the empty circuit keeps more than half of the accuracy: preservation says little here")
     return tuple(found)

@@ -176,6 +176,24 @@ def verdict(data: ReportData) -> tuple[Standing, str]:
     return "above", f"Its 95 % interval lies above {_listed([item.control for item in found])}."
 
 
+def poor_model(accuracy: float, chance: float, target: float) -> str | None:
+    """What to warn of when the full model hardly does its task; None when it does.
+
+    Args:
+        accuracy: of the full model on the validation prompts.
+        chance: accuracy of a uniform guess.
+        target: what the model was trained to reach (`task.training.target_accuracy`); 0 for a pretrained one.
+    """
+    if accuracy == 0:
+        return "the full model answers no validation prompt correctly: preservation is undefined"
+    answers = f"the full model answers {accuracy:.1%} of the validation prompts correctly"
+    if accuracy < target:
+        return f"{answers}, expected at least {target:.0%} (task.training.target_accuracy)"
+    if accuracy <= chance:
+        return f"{answers}, no more than a uniform guess ({chance:.1%}): preservation says nothing about the task"
+    return None
+
+
 def _listed(names: list[str]) -> str:
     names = ["the empty circuit" if name == "empty circuit" else name for name in names]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options, overrides = _parser().parse_known_args(arguments)
     if overrides and options.action not in ("run", "show"):
-        _parser().error(f"expected overrides after run and show alone, found {' '.join(overrides)}")
+        _parser().error(f"expected options of Hydra after run and show alone, found {' '.join(overrides)}")
 
     from rich.console import Console
 
@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = Path(options.out) if options.out else None
             show(options.name, [*_root(options.runs), *overrides], out, console)
         elif options.action == "list":
-            _list(options.names, _root(options.runs), console)
+            names = [each for each in options.names if "=" not in each]
+            settings = [each for each in options.names if "=" in each]
+            _list(names, [*_root(options.runs), *settings], console)
         else:
             _overview(console)
     except HagdError as error:
@@ -56,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", metavar="list | run | show")
     listed = actions.add_parser("list", parents=[common], help="what is done, what is missing, what it would cost")
     listed.add_argument(
-        "names", nargs="*", metavar="name", help="tables whose cells are shown (default: a line a table)"
+        "names",
+        nargs="*",
+        metavar="name | key=value",
+        help="tables whose cells are shown (default: a line a table), and settings as for extract.py",
     )
     run = actions.add_parser("run", parents=[common], help="run what is missing; further arguments go to extract.py")
     shown = actions.add_parser(

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from pydantic import Field, model_validator
 
 from hagd.cli.paths import conf_dir
-from hagd.cli.unknown_key import nearest_key
+from hagd.cli.unknown_key import key_advice
 from hagd.config.base import Section
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
@@ -254,7 +254,7 @@ def _cell(values: dict[str, str], seeds: list[int], common: list[str]) -> Cell:
     try:
         composed = compose("extract", overrides=[*common, *own])
     except HydraException as error:
-        unknown = nearest_key(str(error), lambda: ExtractConfig)
+        unknown = key_advice(str(error), lambda: ExtractConfig)
         raise ConfigError(unknown or f"{' '.join([*common, *own])}: {error}") from None
     container: Any = OmegaConf.to_container(composed, resolve=True)
     return Cell(values, {seed: load_config(ExtractConfig, {**container, SEED: seed}) for seed in seeds})

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from hagd.artifacts.codec import load_record, save_record
+from hagd.cli.unknown_key import key_advice
+from hagd.config.run import ExtractConfig, TrainConfig
 from hagd.models.records import TrainedLM
 from tests.cli.jobs import run_command, run_here, tiny_overrides
 from tests.models.test_pretrained import SUPPORTED, saved
@@ -190,6 +192,13 @@ def test_a_runs_folder_that_cannot_be_written(tmp_path: Path) -> None:
         assert done.stderr.startswith("error: paths.runs: expected a folder that can be written, found ")
 
 
+@pytest.mark.parametrize("given", ["null", "", "7"])
+def test_a_runs_folder_without_a_name_leaves_nothing_behind(tmp_path: Path, given: str) -> None:
+    done = run_command(tmp_path, f"paths.runs={given}")
+    assert done.returncode == 1 and done.stderr.startswith("error: paths.runs: expected the name of a folder, found ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_real_command_exits_with_one_line(tmp_path: Path) -> None:
     done = run_command(tmp_path, "+search.n_node=3")
     assert done.returncode == 1
@@ -213,6 +222,39 @@ def test_an_unknown_key_without_plus_gets_the_nearest_name(
     done = run_command(tmp_path, override, entry=entry)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == f"error: {key}: expected a known key; did you mean {near}?"
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("serch.n_nodes", "expected a known key; did you mean search.n_nodes?"),
+        ("stage", "a key of train.py alone; run train.py for it, or leave it out"),
+        ("export.format", "a key of train.py alone; run train.py for it, or leave it out"),
+        (
+            "transcoder.corpus.data_files",
+            "transcoder.corpus is null; set it as a whole: 'transcoder.corpus={data_files: …}'",
+        ),
+        ("graph.score.layer", "graph.score is null; set it as a whole: 'graph.score={layer: …}'"),
+        ("comparison.seed_offset", "comparison is null; choose comparison=… as well"),
+        (
+            "task.relation",
+            "needs task.name=factual_recall, found another; choose task=… with it, or leave it out",
+        ),
+        ("model.path", "needs model.kind=pretrained, found another; choose model=… with it, or leave it out"),
+    ],
+)
+def test_a_key_that_hydra_cannot_override_is_explained(key: str, advice: str) -> None:
+    assert key_advice(f"Could not override '{key}'.\nTo append …", lambda: ExtractConfig) == f"{key}: {advice}"
+
+
+def test_a_key_of_the_other_command_is_not_taken_for_one_that_is_alike() -> None:
+    advice = key_advice("Could not override 'mode'.", lambda: TrainConfig)
+    assert advice == "mode: a key of extract.py alone; run extract.py for it, or leave it out"
+
+
+def test_other_messages_of_hydra_stand_alone() -> None:
+    assert key_advice("Could not find 'model/gpt3'", lambda: ExtractConfig) is None
+    assert key_advice("Could not override 'wxyzwxyz'.", lambda: ExtractConfig) is None
 
 
 @pytest.mark.parametrize(

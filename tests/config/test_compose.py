@@ -63,7 +63,7 @@ def test_every_option_composes(group: str, name: str) -> None:
     written = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
     written.pop("defaults", None)
     for key, value in written.items():
-        if value != "???":
+        if value not in ("???", ""):  # to be given, or named after what is given
             assert section.model_dump(mode="json")[key] == value
 
 
@@ -135,3 +135,15 @@ def test_model_and_task_pairs(model: str, task: str) -> None:
 def test_a_plain_override_of_an_unknown_key_is_refused_by_hydra() -> None:
     with pytest.raises(ConfigCompositionException, match=r"search\.n_node"):
         container("search.n_node=3")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        (("model.path=models/gpt2-a/",), "gpt2-a"),
+        (("model.path=EleutherAI/pythia-70m",), "pythia-70m"),
+        (("model.path=models/gpt2-a", "model.name=mine"), "mine"),
+    ],
+)
+def test_a_model_without_a_label_is_named_after_its_path(chosen: tuple[str, ...], name: str) -> None:
+    assert load_config(ExtractConfig, container("model=hf", "task=ioi", *chosen)).model.name == name

@@ -82,6 +82,25 @@ def test_wrong_types_and_ranges(override: str, expected: str) -> None:
     assert "\n" not in text
 
 
+def test_numbers_where_text_is_expected_are_to_be_quoted() -> None:
+    text = message("graph.scope=prompt", "graph.prompt=17")
+    assert text.startswith("graph.prompt: expected text, found 17 (") and "for example" not in text
+    quoted = text.rpartition('"graph.prompt=')[2].removesuffix('"')
+    config = load_config(ExtractConfig, container("graph.scope=prompt", f"graph.prompt={quoted}"))
+    assert config.graph.prompt == "17"
+
+
+def test_empty_text_is_named_as_such() -> None:
+    assert message("graph.scope=prompt", "graph.prompt=''").startswith(
+        "graph.prompt: expected text that is not empty, found ''"
+    )
+
+
+@pytest.mark.parametrize("group", ["experiment", "recipe", "variant", "hparams_search"])
+def test_a_file_without_its_package_is_told_what_it_lacks(group: str) -> None:
+    assert message(f"+{group}={{search: {{n_nodes: 20}}}}").endswith("make `# @package _global_` its first line")
+
+
 def test_the_example_in_a_message_is_accepted() -> None:
     example = message("search.sizes=3").rpartition("for example ")[2]
     assert example.startswith("search.sizes=")

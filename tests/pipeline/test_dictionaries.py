@@ -218,7 +218,11 @@ def test_a_folder_with_content_is_refused_before_anything_is_trained(tmp_path: P
         ),
         ({"path": "x"}, {}, "export.format and path belong together, found format=None, path=x"),
         ({"format": "saelens", "path": "x"}, {"stage": "lm"}, "export copies dictionaries, found stage=lm"),
-        ({"format": "circuit_tracer", "path": "x"}, {}, "circuit_tracer has no place for transcoder.activation=topk"),
+        (
+            {"format": "circuit_tracer", "path": "x"},
+            {},
+            "circuit_tracer has no place for transcoder.activation=topk; choose batch_topk, jumprelu or relu",
+        ),
         (
             {"format": "circuit_tracer", "path": "x"},
             {"transcoder__site": "resid"},

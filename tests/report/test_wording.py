@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 
 from hagd.report.records import ReportData
-from hagd.report.wording import comparisons, control_line, headline, node_label, number, percent, verdict, visible
+from hagd.report.wording import (
+    comparisons,
+    control_line,
+    headline,
+    node_label,
+    number,
+    percent,
+    poor_model,
+    verdict,
+    visible,
+)
 
 
 def with_metrics(data: ReportData, **changes: float | None) -> ReportData:
@@ -95,6 +105,23 @@ def test_numbers_of_two_digits_have_no_exponent() -> None:
 
 def test_percent_of_nothing_is_a_dash() -> None:
     assert percent(float("nan")) == "–"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "target", "said"),
+    [
+        (0.0, 0.99, "preservation is undefined"),
+        (0.4, 0.99, "40.0% of the validation prompts correctly, expected at least 99%"),
+        (0.1875, 0.0, "18.8% of the validation prompts correctly, no more than a uniform guess (25.0%)"),
+        (0.25, 0.0, "no more than a uniform guess"),
+    ],
+)
+def test_a_model_that_hardly_does_its_task_is_warned_of(accuracy: float, target: float, said: str) -> None:
+    assert said in (poor_model(accuracy, 0.25, target) or "")
+
+
+def test_a_model_that_does_its_task_is_not_warned_of() -> None:
+    assert poor_model(0.3, 0.25, 0.0) is None and poor_model(1.0, 0.25, 0.99) is None
 
 
 def test_labels_show_white_space_and_fall_back_to_promoted_tokens(report: ReportData) -> None:

@@ -77,6 +77,8 @@ def test_two_cells_from_missing_to_shown(
     assert "all jobs are done" in capsys.readouterr().out
     main(["show", "tiny", "search.n_nodes=4", "--out", str(tmp_path / "out")])
     assert capsys.readouterr().out.count("0 of 1") == 2, "runs of other settings"
+    main(["list", "tiny", "search.n_nodes=4"])
+    assert "0 of 2 jobs done, 2 missing" in capsys.readouterr().out
     assert list(csv.DictReader(io.StringIO((tmp_path / "out" / "tiny.csv").read_text()))) == lines
     main([])
     assert "tiny: Tiny & small; 2 cells, 2 jobs" in capsys.readouterr().out

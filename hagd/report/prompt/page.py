@@ -49,7 +49,10 @@ def summary(data: PromptReport) -> str:
 
 
 def _predictions(data: PromptReport) -> str:
-    rows = [(visible(p.text), percent(p.probability), "explained" if p.explained else "") for p in data.predictions]
+    rows = [
+        (visible(p.text), f"{number(100 * p.probability)} %", "explained" if p.explained else "")
+        for p in data.predictions
+    ]
     return fragments.table(("Token", "Probability", ""), rows)
 
 

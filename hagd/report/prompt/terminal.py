@@ -10,7 +10,7 @@ from rich.text import Text
 from hagd.report.prompt.page import summary
 from hagd.report.prompt.records import PromptReport, ScoreView
 from hagd.report.terminal import plain_table
-from hagd.report.wording import node_label, number, percent, visible
+from hagd.report.wording import node_label, number, visible
 
 _NODES = 10
 
@@ -34,7 +34,7 @@ def print_prompt(data: PromptReport, console: Console) -> None:
 def _predictions(data: PromptReport) -> Table:
     table = plain_table("Next token", "token", "probability", "in the graph")
     for each in data.predictions:
-        table.add_row(Text(visible(each.text)), percent(each.probability), "yes" if each.explained else "")
+        table.add_row(Text(visible(each.text)), f"{number(100 * each.probability)} %", "yes" if each.explained else "")
     return table
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from made_prompt_graph import made_graph, made_report
 from rich.console import Console
 
-from hagd.report.prompt.records import ScoreTerm, ScoreView
+from hagd.report.prompt.records import Prediction, ScoreTerm, ScoreView
 from hagd.report.prompt.terminal import print_prompt
 
 METRICS = {
@@ -16,6 +16,14 @@ METRICS = {
     "graph.replacement": 0.5,
     "graph.completeness": 0.5,
 }
+
+
+def test_small_probabilities_are_not_rounded_to_nothing() -> None:
+    rare = Prediction(" rare", 0.000341, explained=True)
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as capture:
+        print_prompt(replace(made_report(made_graph()), metrics=METRICS, predictions=(rare,)), console)
+    assert " 0.0341 % " in capture.get()
 
 
 def test_tokens_are_never_read_as_markup() -> None:
