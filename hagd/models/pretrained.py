@@ -205,8 +205,9 @@ def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizer
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=False
         )
-        known = set(tokenizer("text", add_special_tokens=False).input_ids) - set(tokenizer.all_special_ids)
-        if not known:  # what transformers makes of a class without its files, or of files of another class
+        known = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+        # What transformers makes of a class without its files, or of files of another class.
+        if not known or not tokenizer("text").input_ids:
             raise ValueError(f"it knows no text, but only {len(tokenizer)} tokens")
     except Exception as error:  # as for the weights
         raise ModelError(

@@ -187,13 +187,12 @@ def test_a_change_reaches_only_what_depends_on_it(tiny_runs: Path, change: dict[
     assert {name for name in PARTS if before.key(name) == after.key(name)} == kept
 
 
-def test_group_tests_with_a_budget_of_their_own_have_a_new_address(tmp_path: Path) -> None:
+def test_group_tests_that_overran_their_budget_have_a_new_address(tmp_path: Path) -> None:
     def newer(**changes: Any) -> bool:
         return "traversal_version" in STAGES["search"].config(Pipeline(tiny_extract(tmp_path, **changes), QUIET))
 
-    own = {"search__traversal": True, "search__traversal_budget": 30}
-    assert newer(**own) and not newer(**own, search__loss="divergence")
-    assert not newer(**{**own, "search__traversal": False}) and not newer(**{**own, "search__traversal_budget": 200})
+    assert newer(search__traversal=True) and not newer(search__traversal=True, search__loss="divergence")
+    assert not newer(search__traversal=False)
 
 
 def test_the_key_follows_the_files_of_a_model_in_the_home_folder(
