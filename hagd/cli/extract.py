@@ -17,6 +17,7 @@ from hagd.cli.unknown_key import unknown_keys_explained
 
 if TYPE_CHECKING:
     from hagd.config.base import Section
+    from hagd.tracking.sweep_job import SweepJob
 
 OBJECTIVES = ("selection.preservation", "graph.replacement", "plan.peak_mb")
 """Preservation of a circuit on the selection split, the replacement score of a prompt, memory of a plan."""
@@ -44,7 +45,7 @@ def _schema() -> type[Section]:
     return ExtractConfig
 
 
-def _extract(config: object, folder: Path, group: str | None) -> dict[str, float]:
+def _extract(config: object, folder: Path, of_sweep: SweepJob | None) -> dict[str, float]:
     from rich.console import Console
 
     from hagd.config.run import ExtractConfig
@@ -57,10 +58,10 @@ def _extract(config: object, folder: Path, group: str | None) -> dict[str, float
     if config.graph.scope == "prompt":
         from hagd.pipeline.prompt_extraction import run_prompt
 
-        return run_prompt(config, folder, group, Console())
+        return run_prompt(config, folder, of_sweep, Console())
     from hagd.pipeline.extraction import run_extraction
 
-    return run_extraction(config, folder, group, Console())
+    return run_extraction(config, folder, of_sweep, Console())
 
 
 if __name__ == "__main__":

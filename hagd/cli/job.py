@@ -7,11 +7,13 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from hagd.cli.launchers import launched_job
+from hagd.cli.sweep_jobs import swept_overrides
+from hagd.tracking.sweep_job import SweepJob
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +28,7 @@ _RESULTS = ("metrics.json", "reused.json", "stopped.json", "manifest.json", "tra
 
 
 def run_job(
-    composed: DictConfig, schema: type[S], job: Callable[[S, Path, str | None], dict[str, float]]
+    composed: DictConfig, schema: type[S], job: Callable[[S, Path, SweepJob | None], dict[str, float]]
 ) -> dict[str, float]:
     """Validate the configuration and run the job in its Hydra folder; a sweep does not repeat what has finished before.
 
@@ -43,7 +45,6 @@ def run_job(
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = hydra.mode == RunMode.MULTIRUN
-    group = Path(hydra.sweep.dir).name if sweep else None
     (folder / "error.txt").unlink(missing_ok=True)  # of an attempt that a cluster requeued
     previous = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
     # A log file on a full disk must not bury the message that says so under a traceback a line.
@@ -57,10 +58,11 @@ def run_job(
             if sweep:
                 _remove_results(folder)
             raise
-        if sweep and _in_main_thread():
-            with launched_job(hydra, folder, job.__module__):
-                return _reuse_or_run(config, job, folder, group)
-        return _reuse_or_run(config, job, folder, group)
+        if not sweep:
+            return _reuse_or_run(config, job, folder, None)
+        of_sweep = SweepJob(Path(hydra.sweep.dir).name, swept_overrides(hydra))
+        with launched_job(hydra, folder, job.__module__) if _in_main_thread() else nullcontext():
+            return _reuse_or_run(config, job, folder, of_sweep)
     except HagdError as error:
         _fail(str(error), folder, sweep)
     except OSError as error:
@@ -102,17 +104,17 @@ def _known_metric(wanted: str | None, metrics: dict[str, float]) -> None:
 
 
 def _reuse_or_run(
-    config: S, job: Callable[[S, Path, str | None], dict[str, float]], folder: Path, group: str | None
+    config: S, job: Callable[[S, Path, SweepJob | None], dict[str, float]], folder: Path, of_sweep: SweepJob | None
 ) -> dict[str, float]:
     from hagd.pipeline.finished import refer_to, remember_finished
 
-    finished = _finished_before(config, folder, sweep=group is not None)
+    finished = _finished_before(config, folder, sweep=of_sweep is not None)
     if finished is not None:
         refer_to(finished, folder)
         print(f"finished before: {finished.folder}")
         _known_metric(config.optimized_metric, finished.metrics)
         return finished.metrics
-    metrics = job(config, folder, group)
+    metrics = job(config, folder, of_sweep)
     remember_finished(config, folder)
     _known_metric(config.optimized_metric, metrics)
     return metrics

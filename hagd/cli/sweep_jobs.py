@@ -12,9 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
 
 FIGURES = {
     "model.accuracy": "model",
@@ -86,6 +89,22 @@ def expected_jobs(config: DictConfig) -> list[tuple[str, ...]]:
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
     return [tuple(job) for job in jobs]
+
+
+def swept_overrides(hydra: HydraConf) -> tuple[str, ...]:
+    """The overrides of a running job, `key=value`, of the keys that its sweep varies."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    keys = set(hydra.sweeper.params or {})
+    asked = Path(hydra.sweep.dir) / "multirun.yaml"
+    if asked.is_file():  # some sweepers write none
+        given = parser.parse_overrides(list(OmegaConf.load(asked).hydra.overrides.task))
+        keys |= {override.key_or_group for override in given if override.is_sweep_override()}
+    own = list(hydra.overrides.task)
+    return tuple(
+        text for text, override in zip(own, parser.parse_overrides(own), strict=True) if override.key_or_group in keys
+    )
 
 
 def _read_job(folder: Path) -> Job:

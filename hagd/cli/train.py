@@ -17,6 +17,7 @@ from hagd.cli.unknown_key import unknown_keys_explained
 
 if TYPE_CHECKING:
     from hagd.config.base import Section
+    from hagd.tracking.sweep_job import SweepJob
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
@@ -41,14 +42,14 @@ def _schema() -> type[Section]:
     return TrainConfig
 
 
-def _train(config: object, folder: Path, group: str | None) -> dict[str, float]:
+def _train(config: object, folder: Path, of_sweep: SweepJob | None) -> dict[str, float]:
     from rich.console import Console
 
     from hagd.config.run import TrainConfig
     from hagd.pipeline.training import run_training
 
     assert isinstance(config, TrainConfig)
-    return run_training(config, _section, folder, group, Console())
+    return run_training(config, _section, folder, of_sweep, Console())
 
 
 def _section(group: str, name: str) -> dict[str, Any]:

@@ -20,13 +20,16 @@ from hagd.pipeline.start import start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
+from hagd.tracking.sweep_job import SweepJob
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
 
 log = logging.getLogger(__name__)
 
 
-def run_extraction(config: ExtractConfig, folder: Path, group: str | None, console: Console) -> dict[str, float]:
+def run_extraction(
+    config: ExtractConfig, folder: Path, of_sweep: SweepJob | None, console: Console
+) -> dict[str, float]:
     """Extract one circuit into `folder`; returns the flat metrics.
 
     A process that only lends its device to the trainings of another (`is_helper`) exits after them.
@@ -37,7 +40,7 @@ def run_extraction(config: ExtractConfig, folder: Path, group: str | None, conso
     began = time.perf_counter()
     start(config, folder)
     name = f"{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_pipeline(config, console, name, group, "extract", folder) as (run, pipeline):
+    with tracked_pipeline(config, console, name, of_sweep, "extract", folder) as (run, pipeline):
         for each in measurements(config):
             pipeline.key(each)  # settings that do not fit the other model are refused before hours of search
         if config.comparison is not None and pipeline.waits("search"):

@@ -28,10 +28,11 @@ from hagd.report.prompt.neuronpedia import neuronpedia_graph
 from hagd.report.prompt.page import write_prompt_report
 from hagd.report.prompt.records import PromptReport
 from hagd.report.prompt.terminal import print_prompt
+from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run
 
 
-def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: Console) -> dict[str, float]:
+def run_prompt(config: ExtractConfig, folder: Path, of_sweep: SweepJob | None, console: Console) -> dict[str, float]:
     """Explain `config.graph.prompt` into `folder`; returns the flat metrics.
 
     A process that only lends its device to the trainings of another (`is_helper`) exits after them.
@@ -46,7 +47,7 @@ def run_prompt(config: ExtractConfig, folder: Path, group: str | None, console: 
     else:
         described_prompt(config)  # what is none of this model is refused before anything is trained
     name = f"{config.model.name}-prompt-{config.seed}"
-    with tracked_pipeline(config, console, name, group, "prompt", folder) as (run, pipeline):
+    with tracked_pipeline(config, console, name, of_sweep, "prompt", folder) as (run, pipeline):
         stored: PromptReport = pipeline.get("prompt_report")
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         data = replace(stored, settings=flat_settings(config))

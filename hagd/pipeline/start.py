@@ -17,6 +17,7 @@ from hagd.pipeline.job_key import job_key
 from hagd.pipeline.outputs import write_config
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_runs import StageRuns
+from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
 
@@ -45,7 +46,7 @@ def tracked_pipeline(
     config: StagesConfig,
     console: Console,
     name: str,
-    group: str | None,
+    of_sweep: SweepJob | None,
     job_type: str,
     folder: Path,
 ) -> Iterator[tuple[Run, Pipeline]]:
@@ -53,10 +54,10 @@ def tracked_pipeline(
 
     `tracking.json` in the run folder says where the W&B run is.
     """
-    group = group or f"{folder.parent.name}_{folder.name}"  # date and time
+    group = of_sweep.sweep if of_sweep else f"{folder.parent.name}_{folder.name}"  # date and time
     with tracked_run(
         config.tracking,
-        name=name,
+        name=of_sweep.name(name) if of_sweep else name,
         group=group,
         job_type=job_type,
         config=config.model_dump(mode="json"),

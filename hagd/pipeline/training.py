@@ -24,6 +24,7 @@ from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import tracked_pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
+from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run
 from hagd.training.processes import is_helper
 from hagd.transcoders.formats.files import refuse_content
@@ -37,7 +38,7 @@ _SCORER_VERSION = 2
 
 
 def run_training(
-    config: TrainConfig, sections: SectionReader, folder: Path, group: str | None, console: Console
+    config: TrainConfig, sections: SectionReader, folder: Path, of_sweep: SweepJob | None, console: Console
 ) -> dict[str, float]:
     """Train `config.stage`, and first whatever it needs; returns flat metrics with the key `objective`.
 
@@ -48,7 +49,7 @@ def run_training(
         sections: reads a configuration file by group and name (`model`, `gpt2_mini`), for the models and tasks on
             which the scorer is meta-trained.
         folder: the run folder.
-        group: name of the sweep, if any.
+        of_sweep: the sweep that the job is of, if any.
         console: where progress goes.
 
     Raises:
@@ -66,7 +67,7 @@ def run_training(
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
     name = f"{config.stage}-{config.model.name}-{config.task.name}-{config.seed}"
-    with tracked_pipeline(config, console, name, group, config.stage, folder) as (run, pipeline):
+    with tracked_pipeline(config, console, name, of_sweep, config.stage, folder) as (run, pipeline):
         metrics = train(config, pipeline, sections, run)
         stored = pipeline.used.values()
         metrics["time.total_s"] = sum(each.seconds for each in stored)

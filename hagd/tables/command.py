@@ -180,6 +180,7 @@ def show(name: str, overrides: Sequence[str], out: Path | None, console: Console
     from rich.text import Text
 
     from hagd.artifacts.store import disk_errors
+    from hagd.errors import ConfigError
     from hagd.tables.formats import write_files
     from hagd.tables.manifest import write_table_manifest
     from hagd.tables.terminal import print_view
@@ -187,6 +188,8 @@ def show(name: str, overrides: Sequence[str], out: Path | None, console: Console
     from hagd.tables.view import view
 
     table, cells, _, root = _read(name, overrides)
+    if not root.is_dir():
+        raise ConfigError(f"paths.runs: expected a folder with runs, found no folder {root}; give --runs FOLDER")
     seen = view(table, cells)
     print_view(seen, console)
     folder = out or root / "tables"

@@ -13,6 +13,7 @@ from rich.console import Console
 from hagd.errors import ConfigError
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.stage_runs import StageRuns
+from hagd.tracking.sweep_job import SweepJob
 from tests.builders import tiny_extract, tiny_settings
 from tests.tracking.read_back import LoggedRun, offline_runs, read_run
 
@@ -22,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs folder of one extraction that was tracked from the training of its model on, in the group `sweep`."""
     runs = tmp_path_factory.mktemp("tracked")
     config = tiny_extract(runs, tracking__mode="offline", tracking__tags=["tiny"])
-    run_extraction(config, runs / "run", "sweep", Console(quiet=True))
+    run_extraction(config, runs / "run", SweepJob("sweep", ("seed=0",)), Console(quiet=True))
     return runs
 
 
@@ -84,7 +85,7 @@ def test_every_stage_is_a_run_with_its_result(folder: Path, runs: dict[str, Logg
 def test_stages_of_a_compared_model_are_runs_too(tiny_runs: Path, tmp_path: Path) -> None:
     other = {"model": tiny_settings(tiny_runs)["model"], "seed_offset": 7, "n_null": 5, "n_bootstrap": 10}
     config = tiny_extract(tiny_runs, tracking__mode="offline", comparison=other)
-    run_extraction(config, tmp_path / "run", "compared", Console(quiet=True))
+    run_extraction(config, tmp_path / "run", SweepJob("compared"), Console(quiet=True))
     runs = {run.name: run for run in map(read_run, offline_runs(tiny_runs))}
     made = {stage: runs[f"{stage}-tiny-sorting-7"] for stage in ("lm", "transcoders", "graph", "search")}
     assert all(run.config["seed"] == 7 for run in made.values())
@@ -145,7 +146,9 @@ def test_stages_count_their_own_steps(runs: dict[str, LoggedRun]) -> None:
 
 def test_a_stage_that_is_there_has_no_second_run(folder: Path) -> None:
     before = len(offline_runs(folder))
-    run_extraction(tiny_extract(folder, tracking__mode="offline"), folder / "again", "sweep", Console(quiet=True))
+    run_extraction(
+        tiny_extract(folder, tracking__mode="offline"), folder / "again", SweepJob("sweep"), Console(quiet=True)
+    )
     assert len(offline_runs(folder)) == before + 1
 
 
@@ -153,7 +156,9 @@ def test_a_damaged_result_is_made_again_in_a_run_of_its_own(folder: Path) -> Non
     key = json.loads((folder / "run" / "manifest.json").read_text())["stages"]["hierarchy"]["key"]
     (folder / "artifacts" / "hierarchy" / key / "record.json").write_text("{")
     before = set(offline_runs(folder))
-    run_extraction(tiny_extract(folder, tracking__mode="offline"), folder / "third", "sweep", Console(quiet=True))
+    run_extraction(
+        tiny_extract(folder, tracking__mode="offline"), folder / "third", SweepJob("sweep"), Console(quiet=True)
+    )
     new = {read_run(run).name for run in set(offline_runs(folder)) - before}
     assert new == {"tiny-sorting-0", "hierarchy-tiny-sorting-0"}
 

@@ -236,6 +236,13 @@ def test_an_unknown_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.startswith("error: table: expected one of ")
 
 
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["show", "quick/main", "--runs", str(tmp_path / "typo")])
+    assert "paths.runs: expected a folder with runs, found no folder" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+
+
 @pytest.mark.slow
 def test_an_experiment_runs_and_writes_its_table(tmp_path: Path) -> None:
     """In a copy of the source with a tiny experiment: extract.py alone, then hagd-tables, then W&B read back."""
