@@ -209,6 +209,7 @@ def test_titles_and_files_are_never_read_as_markup(
     file = conf / "experiment" / "tiny.yaml"
     file.write_text(file.read_text().replace("Tiny & small", "Tiny [s]"))
     monkeypatch.setattr(definition, "conf_dir", lambda: conf)
+    (tmp_path / "runs").mkdir()
     main([])
     main(["list"])
     assert capsys.readouterr().out.count("tiny: Tiny [s]") == 2
