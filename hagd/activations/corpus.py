@@ -43,8 +43,9 @@ def corpus_tokens(
     """Consecutive tokens of the corpus, `[ceil(n_tokens / context), context]`, memory-mapped from a file in `folder`.
 
     Documents (rows of a hub data set that have text, or files in alphabetical order) follow each other, separated by
-    the tokenizer's end-of-sequence token if it has one; no other special token is added. Two or four bytes a token, by
-    the size of the vocabulary. A call that was killed is continued by the next one; text that was tokenised is skipped.
+    the tokenizer's end-of-sequence token if it has one. Where the tokenizer puts a beginning-of-sequence token before a
+    prompt (Llama, Gemma), every sequence begins with one, too, because models use it. Two or four bytes a token, by the
+    size of the vocabulary. A call that was killed is continued by the next one; text that was tokenised is skipped.
     Several processes may share a folder.
 
     Args:
@@ -85,12 +86,14 @@ def _tokenise_corpus(
     n_texts, n_tokens = _state(folder, source, dtype)
     if n_tokens >= wanted:
         return n_tokens
-    texts = islice(_texts(corpus), n_texts, None)
+    texts, begin = islice(_texts(corpus), n_texts, None), first_of_prompts(tokenizer)
     with (folder / TOKENS_FILE).open("r+b" if n_tokens else "wb") as file:
         file.truncate(n_tokens * dtype.itemsize)
         file.seek(0, 2)
         for block in _blocks(texts):
             tokens = _tokenise(block, tokenizer, dtype)
+            if begin is not None:
+                tokens = _begun(tokens, n_tokens, corpus.context, begin)
             file.write(tokens.tobytes())
             file.flush()
             to_disk(folder / TOKENS_FILE)  # the state counts on it
@@ -122,6 +125,18 @@ def _tokenise(
     return np.concatenate(pieces)
 
 
+def first_of_prompts(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The beginning-of-sequence token, where the tokenizer puts it before a prompt."""
+    first: int = tokenizer("a").input_ids[0]
+    return first if first == tokenizer.bos_token_id else None
+
+
+def _begun(tokens: np.ndarray[Any, Any], n_before: int, context: int, begin: int) -> np.ndarray[Any, Any]:
+    """Text that follows `n_before` tokens of the file, with `begin` in the first column of every `context`."""
+    to_next = -n_before % context  # tokens until then
+    return np.insert(tokens, np.arange(to_next, len(tokens), context - 1), begin)
+
+
 def _blocks(texts: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
     """The same texts, some `_BLOCK` characters at a time."""
     block: list[tuple[str, bool]] = []
@@ -137,11 +152,13 @@ def _blocks(texts: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]
 
 
 def _identity(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What decides the tokens; `n_tokens` and `context` only decide how many there are."""
+    """What decides the tokens; `n_tokens`, and `context` where sequences begin with none, decide how many there are."""
+    begin = first_of_prompts(tokenizer)
     return {
         **corpus.model_dump(mode="json", exclude={"n_tokens", "context"}),
         "files": listing(corpus),
         "tokenizer": [type(tokenizer).__name__, len(tokenizer), tokenizer.eos_token_id],
+        **({} if begin is None else {"begin": begin, "context": corpus.context}),
     }
 
 

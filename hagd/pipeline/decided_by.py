@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hagd.config.model import MiniModel
+from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import TrainerConfig
 from hagd.config.stages import TranscoderConfig
 
@@ -65,7 +65,8 @@ def of_transcoders(p: Pipeline) -> dict[str, Any]:
             from hagd.activations.corpus import listing
 
             config["corpus"]["files"] = listing(corpus)
-            if corpus.data_files is None:  # once rows without text were read as the word None
+            # Once no sequence had a beginning-of-sequence token, and hub rows without text were read as the word None.
+            if corpus.data_files is None or isinstance(p.config.model, PretrainedModel):
                 config["corpus"]["version"] = 2
         if config["activation"] == "batch_topk":  # each process picks among its own tokens
             n_processes = _sharing_tokens(p.config.trainer)

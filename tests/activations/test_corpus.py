@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hagd.activations import corpus as module
@@ -41,6 +42,27 @@ def test_files_are_packed_in_order_with_separators(texts: str, tmp_path: Path) -
 def test_a_tokenizer_without_end_token_needs_none(texts: str, tmp_path: Path) -> None:
     packed = corpus_tokens(Corpus(data_files=texts, n_tokens=6, context=3), tokenizer(eos=None), tmp_path / "work")
     assert packed.tolist() == [[2, 3, 2], [3, 4, 5]]
+
+
+def beginning() -> PreTrainedTokenizerFast:
+    """Puts `<end>` before prompts, as Llama's its `<s>`."""
+    built = tokenizer(eos=None)
+    built.bos_token = "<end>"
+    built.backend_tokenizer.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 1)])
+    return built
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_sequences_begin_as_prompts_do(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr("hagd.activations.corpus._BLOCK", block)
+    plain = corpus_tokens(Corpus(data_files=texts, n_tokens=7, context=7), tokenizer(eos=None), tmp_path / "plain")
+    for context in (2, 3, 4, 7):
+        wanted = 7 // (context - 1) * context
+        corpus = Corpus(data_files=texts, n_tokens=wanted, context=context)
+        packed = corpus_tokens(corpus, beginning(), tmp_path / "work")  # of another context: it is written again
+        assert (packed[:, 0] == 1).all() and packed.shape == (7 // (context - 1), context)
+        text = packed[:, 1:].flatten().tolist()
+        assert text == plain.flatten().tolist()[: len(text)]
 
 
 def test_blocks_of_a_large_file_make_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
