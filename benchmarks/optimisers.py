@@ -1,7 +1,7 @@
 """What the optimisers cost: `python benchmarks/optimisers.py [--batches N …] [--json FILE]`.
 
-CPU seconds of a training step of one layer (selection in bfloat16), d = 576, m = 4,608, k = 64, on one thread, with each
-optimiser in turns, medians; and the bytes of its state. `adam8bit` needs the extra `optim8bit` and a C++ compiler.
+CPU seconds of a training step of one layer (selection in bfloat16), d = 576, m = 4,608, k = 64, on one thread, with
+each optimiser in turns, medians; and the bytes of its state. `adam8bit` needs the extra `optim8bit` and a C++ compiler.
 """
 
 from __future__ import annotations
