@@ -1,85 +1,34 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import threading
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from hagd.activations import collect as collecting
 from hagd.activations.capture import Site, capture, observe
 from hagd.activations.collect import Storage, choose_storage, collect
 from hagd.activations.outliers import MASSIVE, Outliers
-from hagd.activations.plan import Sequences
 from hagd.activations.reader import ShardActivations
-from hagd.activations.shards import ActivationShards
 from hagd.config.activations import ActivationsConfig
 from hagd.errors import ConfigError, NumericalError
 from hagd.models.language_model import LanguageModel
-from tests.builders import VOCABULARY, random_model
-
-LENGTH = 32
-STORAGES: tuple[Storage, ...] = get_args(Storage)
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return random_model(length=LENGTH)
-
-
-def sequences(n: int, seed: int = 0) -> Sequences:
-    g = torch.Generator().manual_seed(seed)
-    keep = torch.rand(n, LENGTH, generator=g) < 0.9
-    return Sequences(torch.randint(VOCABULARY, (n, LENGTH), generator=g), keep)
-
-
-# 2 layers × 16 wide × 8 bytes = 256 bytes a token: 700 sequences are some 20,000 tokens, 5 MB.
-PARTS = (sequences(500), sequences(200, seed=1))
-N_SHARDS = 3
-
-
-def collected(
-    lm: LanguageModel,
-    folder: Path,
-    storage: Storage = "memory",
-    *,
-    site: Site = "mlp",
-    parts: tuple[Sequences, ...] = PARTS,
-    progress: Callable[[int, int], None] | None = None,
-    **changes: Any,
-) -> ActivationShards:
-    config = ActivationsConfig(**{"storage": storage, "memory_mb": 16, "buffer_tokens": 7000, **changes})
-    return collect(lm, parts, site, (0, 1), config, folder=folder, seed=0, progress=progress)
-
-
-def batches(shards: ActivationShards, steps: range = range(60)) -> list[tuple[Tensor, Tensor]]:
-    """60 batches of 997 are three epochs; every eighth spans two shards."""
-    return [shards.batch(step, 997) for step in steps]
-
-
-def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
-    return all(torch.equal(a, b) for p, q in zip(one, other, strict=True) for a, b in zip(p, q, strict=True))
-
-
-def rows(values: Tensor) -> Tensor:
-    """Tokens of `[L, n, d]`, flat."""
-    return values.transpose(0, 1).flatten(1)
-
-
-def exact(values: Tensor) -> Counter[tuple[float, ...]]:
-    return Counter(tuple(row) for row in rows(values).tolist())
-
-
-@pytest.fixture(scope="module")
-def expected(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Tensor, Tensor]]:
-    return batches(collected(lm, tmp_path_factory.mktemp("memory")))
+from tests.activations.collected import (
+    LENGTH,
+    N_SHARDS,
+    PARTS,
+    STORAGES,
+    batches,
+    collected,
+    exact,
+    rows,
+    same,
+    sequences,
+)
+from tests.builders import random_model
 
 
 @pytest.mark.parametrize("site", ["mlp", "resid"])
@@ -203,112 +152,6 @@ def test_a_sample_is_ordinary_tokens_of_the_first_shard(lm: LanguageModel, tmp_p
     assert exact(x) <= exact(whole) and exact(shards.sample(10**6)[0]) == exact(whole)
 
 
-class PowerCut(Exception):
-    pass
-
-
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One forward pass of 256 sequences each."""
-    monkeypatch.setattr(collecting, "_PART_MB", 1)
-
-
-def test_a_kill_costs_a_part(
-    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_parts(monkeypatch)
-    seen: list[tuple[int, int]] = []
-
-    def stop(done: int, total: int) -> None:
-        if done > 400:
-            raise PowerCut
-
-    def count(*_: object) -> None:
-        seen.append((0, 0))
-
-    with observe(lm, "mlp", (0,), count), pytest.raises(PowerCut):
-        collected(lm, tmp_path, "disk", progress=stop)
-    kept = len(list(tmp_path.glob("*.safetensors")))
-    assert 0 < kept < 2 * N_SHARDS
-    (tmp_path / f"activations-00002-000.{2**22 + 1}.partial").write_bytes(b"half a part")  # no process has this number
-    before, done = len(seen), []
-    with observe(lm, "mlp", (0,), count):
-        shards = collected(lm, tmp_path, "disk", progress=lambda d, t: done.append((d, t)))
-        assert len(seen) - before == 2 * N_SHARDS - kept
-        assert same(batches(shards), expected)
-        assert done == sorted(done) and done[-1] == (700, 700)
-        shards.close()
-        before = len(seen)
-        collected(lm, tmp_path, "disk").close()
-        assert len(seen) == before
-    assert not list(tmp_path.glob("*.partial"))
-
-
-@pytest.mark.parametrize(("memory_mb", "captures"), [(16, False), (4, True)], ids=["memory", "disk"])
-def test_kept_files_are_read_once_where_memory_has_room(
-    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], memory_mb: int, captures: bool
-) -> None:
-    seen = []
-    with collected(lm, tmp_path, "auto", keep=True, memory_mb=memory_mb) as shards:
-        for file in tmp_path.glob("*.safetensors"):
-            file.unlink()
-        with observe(lm, "mlp", (0,), lambda *_: seen.append(1)):
-            assert same(batches(shards), expected)
-    assert bool(seen) == captures
-
-
-def test_damaged_files_are_captured_again(
-    lm: LanguageModel,
-    tmp_path: Path,
-    expected: list[tuple[Tensor, Tensor]],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    shards = collected(lm, tmp_path, "disk")
-    for file, damage in zip(sorted(tmp_path.glob("*.safetensors"))[1::2], (b"", b"nonsense", None), strict=True):
-        whole = bytearray(file.read_bytes())
-        whole[-3] ^= 4
-        file.write_bytes(whole if damage is None else damage)
-    assert same(batches(shards), expected)
-    assert caplog.text.count("captured again") == N_SHARDS
-    shards.close()
-    caplog.clear()
-    with collected(lm, tmp_path, "disk") as shards:
-        assert same(batches(shards), expected) and not caplog.text
-
-
-def test_a_file_that_another_process_is_writing_stays(lm: LanguageModel, tmp_path: Path) -> None:
-    """A training replaces a damaged file while the next job of a sweep looks for what has to be captured."""
-    with subprocess.Popen(["sleep", "60"]) as other:
-        partial = tmp_path / f"activations-00000-000.{other.pid}.partial"
-        partial.write_bytes(b"half a part")
-        collected(lm, tmp_path, "disk").close()
-        assert partial.exists()
-        other.kill()
-    collected(lm, tmp_path, "disk").close()
-    assert not partial.exists()
-
-
-def test_files_of_other_activations_are_not_used(
-    lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]], caplog: pytest.LogCaptureFixture
-) -> None:
-    collected(lm, tmp_path, "disk", parts=(sequences(500, seed=7), sequences(200, seed=8))).close()
-    with collected(lm, tmp_path, "disk") as shards:
-        assert same(batches(shards), expected)
-    assert "holds other activations" in caplog.text
-
-
-def test_values_that_are_not_finite_are_refused_wherever_they_are_read(tmp_path: Path) -> None:
-    lm = random_model(length=LENGTH)
-    shards = collected(lm, tmp_path, "stream")
-    shards._ahead = True
-    with torch.no_grad():
-        lm.mlp(1).c_proj.weight[0, 0] = torch.nan
-    with pytest.raises(NumericalError, match="site mlp, layer 1"):
-        batches(shards)
-    shards.close()
-    with pytest.raises(NumericalError, match="site mlp, layer 1"):
-        collected(lm, tmp_path)
-
-
 def massive(factor: float, token: int = 7) -> LanguageModel:
     """A model whose second MLP writes `factor` times as much where the token is `token`."""
     model = random_model(length=LENGTH)
@@ -414,36 +257,3 @@ def test_too_much_for_the_disk_is_refused_before_anything_is_captured(lm: Langua
     with observe(lm, "mlp", (0,), refuse), pytest.raises(ConfigError, match="disk_mb=1"):
         collected(lm, tmp_path / "a" / "b", "disk", disk_mb=1)
     assert not (tmp_path / "a").exists()
-
-
-def test_processes_divide_the_work(lm: LanguageModel, tmp_path: Path, expected: list[tuple[Tensor, Tensor]]) -> None:
-    """While another process is at a shard the others are captured, then its result is waited for."""
-    done: list[int] = []
-    forward = 0
-
-    def count(*_: object) -> None:
-        nonlocal forward
-        forward += 1
-
-    begun, captured = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with FileLock(tmp_path / "shard-00000.lock"):
-            begun.set()
-            captured.wait(20)
-            collected(lm, tmp_path / "elsewhere", "disk").close()
-            for file in (tmp_path / "elsewhere").glob("activations-00000-*"):
-                file.rename(tmp_path / file.name)
-
-    def watch(rows: int, total: int) -> None:
-        done.append(rows)
-        if len(list(tmp_path.glob("*.safetensors"))) == 2 * (N_SHARDS - 1):
-            captured.set()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert begun.wait(20)
-    with observe(lm, "mlp", (0,), count), collected(lm, tmp_path, "disk", progress=watch) as shards:
-        thread.join()
-        assert forward == 2 * (N_SHARDS - 1) and done == sorted(done) and done[-1] == 700
-        assert same(batches(shards), expected)

@@ -15,7 +15,7 @@ from hagd.attribution.total_edges import TotalEdges
 from hagd.config.stages import GraphConfig, Metric
 from hagd.patching.objective import Objective
 from hagd.tasks.records import PADDING, Prompts
-from tests.attribution.test_edges import assert_same, directions, matrix, random_case, removal
+from tests.attribution.edge_cases import assert_same, directions, matrix, random_case, removal
 from tests.reference import Frozen
 
 
