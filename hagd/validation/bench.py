@@ -69,7 +69,7 @@ class Bench:
     def share_of_behaviour(self, difference: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Mean over the prompts `index` of logit differences `[..., N]` in units of F, `[...]`.
 
-        NaN where F is undefined: the full model does no better than the empty circuit, nor worse.
+        NaN where F is undefined, because the full model and the empty circuit do the same.
         """
         full, empty = (each.logit_difference.double().numpy()[index].mean() for each in (self.full, self.empty))
         return difference[..., index].mean(-1) / (full - empty if full != empty else np.nan)
