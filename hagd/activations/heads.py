@@ -19,7 +19,7 @@ from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention_shape
 
 Rewrite = Callable[[int, Tensor], Tensor]
-"""(index of a layer among those asked for, its z `[B, T, H, e]`) → the z that is written instead."""
+"""(index of a layer among those asked for, its z `[B, T, H, e]`) → the z that is written instead; on `lm.device`."""
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def rewritten_heads(lm: LanguageModel, layers: Sequence[int], rewrite: Rewrite) 
 
             def hook(_: nn.Module, inputs: tuple[Any, ...], index: int = index) -> tuple[Any, ...]:
                 z = inputs[0].unflatten(-1, (n_heads, -1))
-                return rewrite(index, z).to(z.dtype).flatten(-2), *inputs[1:]
+                return rewrite(index, z.to(lm.device)).to(z.device, z.dtype).flatten(-2), *inputs[1:]
 
             stack.callback(lm.attention_output(layer).register_forward_pre_hook(hook).remove)
         yield

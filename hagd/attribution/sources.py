@@ -78,13 +78,14 @@ def _leaf_hook(layer: int, patched: PatchedModel, found: ForwardPass) -> Any:
     skipping = {t.layer: t for t in patched.transcoders.transcoders if t.W_skip is not None}
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        y = output if isinstance(output, Tensor) else output[0]
-        x = inputs[0] if patched.transcoders.site == "mlp" else y
+        of_layer = output if isinstance(output, Tensor) else output[0]
+        y = of_layer.to(patched.lm.device)
+        x = inputs[0].to(y.device) if patched.transcoders.site == "mlp" else y
         skipped = skipping[layer].skip(x).to(y.dtype) if layer in skipping else None
         leaf = (y if skipped is None else y - skipped).detach().requires_grad_()
         found.read[layer] = x
         found.written[layer] = leaf
-        written = leaf if skipped is None else leaf + skipped
+        written = (leaf if skipped is None else leaf + skipped).to(of_layer.device)
         return written if isinstance(output, Tensor) else (written, *output[1:])
 
     return hook

@@ -107,11 +107,11 @@ class TotalEdges(EdgeColumns):
     def _hook(self, index: int, transcoder: Transcoder) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             y = output if isinstance(output, Tensor) else output[0]
-            x = inputs[0] if self.patched.transcoders.site == "mlp" else y
+            x = (inputs[0] if self.patched.transcoders.site == "mlp" else y).to(self.patched.lm.device)
             self._pre[index] = transcoder.preactivations(x)
             self._features.append(transcoder.encode(x) + self._leaves[FEATURE, transcoder.layer])
             recon = self.patched.transcoders.reconstruct(index, self._features, x)
-            written = (recon + self._errors[index]).to(y.dtype)
+            written = (recon + self._errors[index]).to(y.device, y.dtype)
             return written if isinstance(output, Tensor) else (written, *output[1:])
 
         return hook

@@ -59,7 +59,10 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the embedding, where token ids go."""
+        """Device of the embedding, where token ids go, and of all that is not the model's: dictionaries, gates, means.
+
+        Layers may be on others (`model.device_map=auto`); hooks bring what they read here, and back what they write.
+        """
         return self.embedding.weight.device
 
     @property
@@ -107,10 +110,13 @@ class LanguageModel:
         return self._get(self.adapter.backbone)(input_ids=tokens, use_cache=False).last_hidden_state
 
     def logits_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Next-token logits `[B, A, V]` at `positions` `[B, A]` only; negative positions give those of 0."""
+        """Next-token logits `[B, A, V]` at `positions` `[B, A]` only; negative positions give those of 0.
+
+        On the device of `tokens`, wherever the last layers are.
+        """
         hidden = self.hidden(tokens)
         index = positions.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
-        return self.unembedding(hidden.gather(1, index)).float()
+        return self.unembedding(hidden.gather(1, index.to(hidden.device))).to(tokens.device).float()
 
     def token_text(self, token: int) -> str:
         """Text of one token of a tokenizer's vocabulary."""

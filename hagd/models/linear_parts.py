@@ -87,7 +87,8 @@ def linear_attention(lm: LanguageModel, layer: int, dtype: torch.dtype) -> Linea
     output, output_bias = _matrix(lm.attention_output(layer), dtype)
     heads, _, e = linear_attention_shape(lm)
     value, value_bias = _projection(lm, layer, 2, dtype)
-    return LinearAttention(W_V=value, b_V=value_bias, W_O=output.unflatten(0, (heads, e)).contiguous(), b_O=output_bias)
+    W_O = output.unflatten(0, (heads, e)).contiguous()
+    return LinearAttention(*(each.to(lm.device) for each in (value, value_bias, W_O, output_bias)))
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def linear_scores(lm: LanguageModel, layer: int, dtype: torch.dtype) -> LinearSc
     query, query_bias = _projection(lm, layer, 0, dtype)
     key, key_bias = _projection(lm, layer, 1, dtype)
     scaling = float(getattr(attention, "scaling", None) or query.shape[-1] ** -0.5)
+    query, query_bias, key, key_bias = (each.to(lm.device) for each in (query, query_bias, key, key_bias))
     return LinearScores(query, query_bias, key, key_bias, scaling)
 
 

@@ -47,11 +47,11 @@ def _hook(patched: PatchedModel, index: int, features: list[Tensor], instead: Te
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         y = output if isinstance(output, Tensor) else output[0]
-        x = inputs[0] if transcoders.site == "mlp" else y
+        x = (inputs[0] if transcoders.site == "mlp" else y).to(patched.lm.device)
         features[index:] = [transcoders.transcoders[index].encode(x)]
         if instead is None:
             return output
-        replaced = (transcoders.reconstruct(index, features, x) + instead).to(y.dtype)
+        replaced = (transcoders.reconstruct(index, features, x) + instead).to(y.device, y.dtype)
         return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
 
     return hook

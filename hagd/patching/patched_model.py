@@ -276,7 +276,8 @@ class PatchedModel:
         ablated = run.ablated[index] if run.ablated is not None else self.means.features[index][slots]
         error = run.errors[index] if run.errors is not None else self.means.errors[index][slots]
 
-        def output(x: Tensor) -> Tensor:
+        def output(entering: Tensor) -> Tensor:
+            x = entering.to(gate.device)
             f = transcoder.encode(x)
             if run.read is not None:
                 run.read.append(f)
@@ -287,7 +288,7 @@ class PatchedModel:
             else:
                 f = gate * f if zero else ablated + gate * (f - ablated)
             features[index:] = [f]
-            return (self.transcoders.reconstruct(index, features, x) + error).to(x.dtype)
+            return (self.transcoders.reconstruct(index, features, x) + error).to(entering.device, x.dtype)
 
         return output
 

@@ -269,7 +269,7 @@ def written(transcoders: TranscoderSet, index: int, feature: int) -> Tensor:
 def promoted(direction: Tensor, lm: LanguageModel, text: Callable[[int], str]) -> tuple[tuple[str, float], ...]:
     """Tokens whose logits a decoder direction `[d]` raises most, read through the unembedding alone."""
     unembedding: Any = lm.unembedding
-    logits = (unembedding.weight.float() @ direction.float()).cpu()
+    logits = (unembedding.weight.float() @ direction.to(unembedding.weight.device).float()).cpu()
     best = (logits - logits.mean()).topk(min(_TOP_TOKENS, len(logits)))
     return tuple((text(i), v) for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
 

@@ -119,7 +119,7 @@ def _replaced(
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any, index: int = index) -> Any:
             y = output if isinstance(output, Tensor) else output[0]
             if means is None:
-                x = inputs[0] if found.site == "mlp" else y
+                x = (inputs[0] if found.site == "mlp" else y).to(lm.device)
                 f = found.transcoders[index].encode(x)
                 if index in sources:
                     features[index] = f
@@ -128,7 +128,7 @@ def _replaced(
                 new = found.reconstruct(index, {**features, index: f}, x)
             else:
                 new = means[index].expand_as(y)
-            replaced = torch.where(keep[..., None], new.to(y.dtype), y)
+            replaced = torch.where(keep[..., None].to(y.device), new.to(y.device, y.dtype), y)
             return replaced if isinstance(output, Tensor) else (replaced, *output[1:])
 
         handles.append(site_module(lm, found.site, found.transcoders[index].layer).register_forward_hook(hook))

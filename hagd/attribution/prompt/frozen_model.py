@@ -13,7 +13,7 @@ K heads of keys and values, e width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -217,7 +217,8 @@ def freeze(lm: LanguageModel, run: Trace, transcoders: TranscoderSet) -> FrozenM
     skips = {t.layer: t.W_skip for t in transcoders.transcoders if t.W_skip is not None}
 
     def norm(block: nn.Module, path: str) -> LinearNorm:
-        return linear_norm(block.get_submodule(path), run.dtype)
+        found = linear_norm(block.get_submodule(path), run.dtype)
+        return replace(found, gain=found.gain.to(lm.device), bias=found.bias.to(lm.device))
 
     layers = [
         frozen_layer(

@@ -78,7 +78,7 @@ def head_directions(lm: LanguageModel, run: Trace, logits: LogitTargets) -> dict
     along = logits.weights @ logits.vectors
 
     def metric() -> Tensor:
-        return lm.hidden(run.tokens[None])[0, -1].to(run.dtype) @ along
+        return lm.hidden(run.tokens[None])[0, -1].to(along.device, run.dtype) @ along
 
     found = gradients_at_heads(lm, tuple(run.heads), metric)
     return {layer: u[0].to(run.dtype) for layer, u in found.items()}
@@ -88,4 +88,4 @@ def _unembedding(lm: LanguageModel, run: Trace) -> tuple[Tensor, Tensor]:
     module: Any = lm.unembedding
     weight = module.weight.detach()
     bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
-    return weight, bias.to(run.dtype)
+    return weight.to(run.tokens.device), bias.to(run.tokens.device, run.dtype)

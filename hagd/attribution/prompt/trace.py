@@ -123,7 +123,7 @@ def _watched(
     seen: dict[tuple[str, int], Tensor] = {}
 
     def keep(name: str, layer: int, value: Tensor) -> None:
-        seen[name, layer] = value[0].to(dtype)
+        seen[name, layer] = value[0].to(tokens.device, dtype)
 
     with ExitStack() as stack:
         stack.enter_context(frozen_linear(lm))  # its attention hands its pattern on
@@ -147,8 +147,8 @@ def _watched(
             if i in head_layers:
                 hook(lm.attention_output(i), reads("heads", i))
         hidden = lm.hidden(tokens[None])
-        logits = lm.unembedding(hidden[:, -1])[0].to(dtype)
-    return seen, hidden[0].to(dtype), logits
+        logits = lm.unembedding(hidden[:, -1])[0].to(tokens.device, dtype)
+    return seen, hidden[0].to(tokens.device, dtype), logits
 
 
 @torch.no_grad()
