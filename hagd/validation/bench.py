@@ -79,11 +79,6 @@ class Bench:
         return bootstrap(statistic, len(self.objective), self.n_bootstrap, self.seed)
 
 
-def logit_differences(outcomes: list[Outcome]) -> np.ndarray:
-    """Float64 `[n, N]`, a row an outcome."""
-    return torch.stack([outcome.logit_difference for outcome in outcomes]).double().numpy()
-
-
 class Count:
     """Tells a progress display how many of `total` circuits have been measured; called once a circuit."""
 

@@ -7,7 +7,7 @@ import torch
 
 from hagd.attribution.records import AttributionGraph
 from hagd.search.records import Circuit
-from hagd.validation.bench import Bench, Count, logit_differences
+from hagd.validation.bench import Bench, Count
 from hagd.validation.measures import Interval
 from hagd.validation.random_circuits import random_matched
 
@@ -36,11 +36,10 @@ def incompleteness(bench: Bench, circuits: list[Circuit], rng: np.random.Generat
     gaps = []
     for circuit in circuits:
         removed = Circuit(circuit.nodes[rng.random(len(circuit)) < 0.5]).gates(bench.gate_shape)
-        outcomes = []
+        differences = []
         for start in (circuit.gates(bench.gate_shape), everything):
             count()
-            outcomes.append(bench.run(start - removed))
-        within, whole = logit_differences(outcomes)
-        gaps.append(within - whole)
+            differences.append(bench.run(start - removed).logit_difference.double())
+        gaps.append((differences[0] - differences[1]).numpy())
     gap = np.stack(gaps)
     return bench.interval(lambda index: float(np.abs(bench.share_of_behaviour(gap, index)).mean()))

@@ -9,7 +9,8 @@ import numpy as np
 
 from hagd.attribution.records import AttributionGraph
 from hagd.search.records import Circuit
-from hagd.validation.bench import Bench, Count, logit_differences
+from hagd.validation.bench import Bench, Count
+from hagd.validation.measures import Interval, Statistic, bootstrap, faithfulness
 from hagd.validation.random_circuits import cells
 
 _LEVEL = 0.95
@@ -26,31 +27,35 @@ def minimality_metrics(
     - `validation.minimality`: share of the v whose effect is above the 95th percentile of those of the u. Nodes that
       are worth no more than those outside give 0.05.
 
-    Intervals are over prompts. No figures where there is no node on one of the sides.
+    Intervals are over nodes. No figures where there is no node on one of the sides.
     """
     members, outsiders = draw_pairs(graph, circuit, n, seed)
     if not len(members) or not len(outsiders):
         return {}
 
-    def measured(nodes: np.ndarray) -> np.ndarray:
-        count()
-        return logit_differences([bench.run(Circuit(nodes).gates(bench.gate_shape))])[0]
+    def measured(nodes: np.ndarray) -> float:
+        outcome = bench.run(Circuit(nodes).gates(bench.gate_shape))
+        return faithfulness(outcome, bench.full, bench.empty)(np.arange(len(bench.objective)))
 
-    own = logit_differences([bench.run(circuit.gates(bench.gate_shape))])[0]
-    removed = np.stack([measured(np.setdiff1d(circuit.nodes, node)) for node in members]) - own
-    added = np.stack([measured(np.union1d(circuit.nodes, node)) for node in outsiders]) - own
+    def moved(nodes: np.ndarray) -> float:
+        count()
+        return abs(measured(nodes) - own)
+
+    own = measured(circuit.nodes)
+    inside = np.array([moved(np.setdiff1d(circuit.nodes, node)) for node in members])
+    outside = np.array([moved(np.union1d(circuit.nodes, node)) for node in outsiders])
 
     def minimality(index: np.ndarray) -> float:
-        inside, outside = (np.abs(bench.share_of_behaviour(each, index)) for each in (removed, added))
-        return float((inside > np.quantile(outside, _LEVEL)).mean()) if np.isfinite(outside).all() else float("nan")
+        beyond = inside[index] > np.quantile(outside[index % len(outside)], _LEVEL)
+        return float(beyond.mean()) if np.isfinite(own) else float("nan")
 
-    def effect(differences: np.ndarray, index: np.ndarray) -> float:
-        return float(np.abs(bench.share_of_behaviour(differences, index)).mean())
+    def over_nodes(statistic: Statistic, n_nodes: int) -> Interval:
+        return bootstrap(statistic, n_nodes, bench.n_bootstrap, bench.seed)
 
     return {
-        **bench.interval(minimality).named("validation.minimality"),
-        **bench.interval(lambda index: effect(removed, index)).named("validation.node_effect"),
-        **bench.interval(lambda index: effect(added, index)).named("control.outsiders.node_effect"),
+        **over_nodes(minimality, len(inside)).named("validation.minimality"),
+        **over_nodes(lambda index: float(inside[index].mean()), len(inside)).named("validation.node_effect"),
+        **over_nodes(lambda index: float(outside[index].mean()), len(outside)).named("control.outsiders.node_effect"),
     }
 
 
