@@ -30,7 +30,8 @@ class StageProgress:
         self._console = console
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._began = self._shown = time.monotonic()
+        self._began: dict[str, float] = {}  # when the part before a part ended
+        self._last = self._shown = time.monotonic()
 
     def __enter__(self) -> StageProgress:
         if self._console.is_terminal:
@@ -63,12 +64,13 @@ class StageProgress:
     def part(self, name: str, done: int, total: int) -> None:
         """Report `done` of `total` units of a named part of the stage."""
         now = time.monotonic()
-        rate = done / max(now - self._began, 1e-9)
+        rate = done / max(now - self._began.setdefault(name, self._last), 1e-9)
+        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
+        self._last = now
         if self._bar is not None:
             if name not in self._tasks:
-                self._began = now
                 self._tasks[name] = self._bar.add_task(name, total=total, rate="")
-            self._bar.update(self._tasks[name], completed=done, total=total, rate=f"{rate:.1f}/s")
+            self._bar.update(self._tasks[name], completed=done, total=total, rate=pace)
         elif now - self._shown > _LINE_SECONDS:
             self._shown = now
-            log.info("%s: %d of %d, %.1f/s, %.0f s left", name, done, total, rate, (total - done) / max(rate, 1e-9))
+            log.info("%s: %d of %d, %s, %.0f s left", name, done, total, pace, (total - done) / max(rate, 1e-9))
