@@ -93,7 +93,8 @@ def _parse(line: str, path: Path, number: int) -> Any:
         return json.loads(line)
     except ValueError as error:
         raise TaskError(
-            f"task.data_files={path}: line {number} is no JSON ({error}); expected one object a line"
+            f"task.data_files={path}: line {number} is no JSON ({error}); expected one object a line, convert other "
+            "formats, such as CSV, first"
         ) from None
 
 
