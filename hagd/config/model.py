@@ -48,7 +48,7 @@ class PretrainedModel(Section):
     @model_validator(mode="before")
     @classmethod
     def _named_after_path(cls, given: Any) -> Any:
-        """Two models without a label must not share one: dictionaries would pass for those of the other."""
+        """Dictionaries belong to the label, so one for all models without would let them pass for another model's."""
         if not isinstance(given, dict) or given.get("name") or not isinstance(given.get("path"), str):
             return given
         return {**given, "name": Path(given["path"]).absolute().name}

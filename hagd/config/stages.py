@@ -320,9 +320,7 @@ class ValidationConfig(Section):
     """Causal validation on prompts that nothing before has read."""
 
     n_random: int = Field(10, ge=1, description="random circuits, matched per layer and slot")
-    n_removed: int = Field(
-        64, ge=0, description="minimality: nodes of the circuit that are removed alone, against as many that are added"
-    )
+    n_removed: int = Field(64, ge=0, description="minimality: nodes of the circuit removed alone, and as many added")
     n_subsets: int = Field(
         10, ge=0, description="completeness: random halves of the circuit that are removed from it and from the model"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from hagd.config.task import GreaterThan
 from hagd.errors import TaskError
 from hagd.tasks.examples import Example, assemble, next_token_example
 from hagd.tasks.records import TaskData
-from hagd.tasks.splits import seeded, split_codes, split_sizes
+from hagd.tasks.splits import seeded, some_codes, split_codes, split_sizes
 from hagd.tasks.tokenise import Encoded, aligned_words, encode, fill, slot_names, words
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def build(config: GreaterThan, tokenizer: PreTrainedTokenizerBase, seed: int) ->
 def build_shifted(config: GreaterThan, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Example]:
     """As many prompts as for validation, if there are, of `SHIFTED_TEMPLATES` and `SHIFTED_NOUNS`."""
     writer = _Writer.of(config, tokenizer, SHIFTED_TEMPLATES, SHIFTED_NOUNS)
-    size = min(config.n_validation, math.prod(writer.radices))
-    return writer.examples(split_codes({"validation": size}, writer.radices, _FIX, seeded(seed))["validation"])
+    return writer.examples(some_codes(config.n_validation, writer.radices, seeded(seed)))
 
 
 _FIX = "choose a model whose tokenizer cuts more years alike"

@@ -12,7 +12,7 @@ from torch import Tensor
 from hagd.config.task import IOI
 from hagd.tasks.examples import Example, assemble, next_token_example
 from hagd.tasks.records import TaskData
-from hagd.tasks.splits import seeded, split_codes, split_sizes
+from hagd.tasks.splits import seeded, some_codes, split_codes, split_sizes
 from hagd.tasks.tokenise import aligned_words, encode, fill, first_token, slot_names, words
 
 if TYPE_CHECKING:
@@ -62,10 +62,9 @@ def build(config: IOI, tokenizer: PreTrainedTokenizerBase, seed: int) -> TaskDat
 
 
 def build_shifted(config: IOI, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Example]:
-    """As many prompts as for validation, of `SHIFTED_TEMPLATES`."""
+    """As many prompts as for validation, if there are, of `SHIFTED_TEMPLATES`."""
     writer, generator = _Writer.of(config, tokenizer, SHIFTED_TEMPLATES), seeded(seed)
-    codes = split_codes({"validation": config.n_validation}, writer.radices, _FIX, generator)
-    return writer.examples(codes["validation"], generator)
+    return writer.examples(some_codes(config.n_validation, writer.radices, generator), generator)
 
 
 _FIX = "choose a model whose tokenizer knows more names"

@@ -58,6 +58,11 @@ def split_codes(sizes: dict[str, int], radices: Sequence[int], fix: str, generat
     return dict(zip(sizes, torch.split(rows, list(sizes.values())), strict=True))
 
 
+def some_codes(size: int, radices: Sequence[int], generator: Generator) -> Tensor:
+    """Distinct rows as in `split_codes`, `size` of them or as many as there are: int64 `[≤ size, len(radices)]`."""
+    return _distinct_rows(radices, min(size, math.prod(radices)), generator)
+
+
 def _distinct_rows(radices: Sequence[int], n: int, generator: Generator) -> Tensor:
     available = math.prod(radices)
     if available <= MAX_ENUMERATED:

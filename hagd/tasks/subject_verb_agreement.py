@@ -15,7 +15,7 @@ from hagd.errors import TaskError
 from hagd.tasks.data_files import Record, read_records
 from hagd.tasks.examples import Example, assemble, next_token_example
 from hagd.tasks.records import TaskData
-from hagd.tasks.splits import seeded, split_codes, split_groups, split_sizes
+from hagd.tasks.splits import seeded, some_codes, split_codes, split_groups, split_sizes
 from hagd.tasks.tokenise import Piece, aligned_words, encode, fill, first_token, single_token_words, slot_names, words
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def build(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed
 def build_shifted(config: SubjectVerbAgreement, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Example]:
     """As many generated prompts as for validation, if there are, of words that are in no split."""
     sizes = {"validation": config.n_validation}
-    return _generated(config.name, tokenizer, seed, _SHIFTED_WORDS, sizes)["validation"]
+    return _generated(config.name, tokenizer, seed, _SHIFTED_WORDS, sizes, fewer=True)["validation"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,17 @@ _SHIFTED_WORDS = _Words(SHIFTED_SUBJECTS, SHIFTED_ATTRACTORS, SHIFTED_PREPOSITIO
 
 
 def _generated(
-    name: str, tokenizer: PreTrainedTokenizerBase, seed: int, words: _Words, sizes: dict[str, int]
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    words: _Words,
+    sizes: dict[str, int],
+    fewer: bool = False,
 ) -> dict[str, list[Example]]:
-    """Slots: t1 (The), subject, preposition, t2 (the), last (attractor or adverb)."""
+    """Slots: t1 (The), subject, preposition, t2 (the), last (attractor or adverb).
+
+    With `fewer` the size, of one split alone, is an upper bound.
+    """
     subjects = _both_numbers(tokenizer, words.subjects)
     attractors = _both_numbers(tokenizer, words.attractors)
     lists = {"prepositions": words.prepositions, "adverbs": words.adverbs}
@@ -121,7 +129,12 @@ def _generated(
         (plain, (len(subjects), len(kept["adverbs"])), without_attractor),
     )
     for wanted, radices, make in kinds:
-        for split, rows in split_codes(wanted, radices, fix, generator).items():
+        codes = (
+            {split: some_codes(size, radices, generator) for split, size in wanted.items()}
+            if fewer
+            else split_codes(wanted, radices, fix, generator)
+        )
+        for split, rows in codes.items():
             numbers = torch.randint(2, (len(rows), 1), generator=generator)
             splits[split] += [make(row) for row in torch.cat([rows, numbers], dim=1).tolist()]
     for split, examples in splits.items():  # the first prompts of a split are a sample of it

@@ -155,9 +155,8 @@ def _probed(train: _Observed, test: _Observed, chosen: Sequence[int], resamples:
             right["shuffled"] = np.mean([probe.predict(labels, x) == wanted for labels in shuffled], axis=0)
     found: dict[str, float] = {}
     for kind, values in right.items():
-        found |= _named(
-            f"probe_{kind}", bootstrap(_by_prompt(values, test.prompt), test.prompt.max() + 1, resamples, seed)
-        )
+        interval = bootstrap(_by_prompt(values, test.prompt), test.prompt.max() + 1, resamples, seed)
+        found |= interval.named(f"probe_{kind}")
     return found
 
 
@@ -175,9 +174,5 @@ def _lost(objective: Objective, layers: Sequence[int], resamples: int, seed: int
             return logits_without_errors(objective.patched, part, layers, zero=zero)
 
         kept = bootstrap(preservation(objective.outcome_of(run), objective.full()), len(objective), resamples, seed)
-        found |= _named(name, Interval(1 - kept.value, 1 - kept.high, 1 - kept.low))
+        found |= Interval(1 - kept.value, 1 - kept.high, 1 - kept.low).named(name)
     return found
-
-
-def _named(key: str, interval: Interval) -> dict[str, float]:
-    return {key: interval.value, f"{key}.low": interval.low, f"{key}.high": interval.high}

@@ -37,7 +37,7 @@ def faithfulness(circuit: Outcome, full: Outcome, empty: Outcome) -> Callable[[n
 
 
 def bootstrap(statistic: Statistic, n: int, resamples: int, seed: int) -> Interval:
-    """Percentile bootstrap over `n` prompts; the value itself is of all prompts.
+    """Percentile bootstrap over `n` prompts, or nodes; the value itself is of all of them.
 
     Resamples in which the statistic is undefined are left out; where it is in all of them, so are the bounds (NaN).
     """

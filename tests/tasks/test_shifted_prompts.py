@@ -21,6 +21,7 @@ from hagd.config.task import (
     TaskConfig,
     WinoGrande,
 )
+from hagd.tasks import subject_verb_agreement
 from hagd.tasks.build import build_task, can_shift, shifted_prompts
 from hagd.tasks.records import Prompts, TaskData
 
@@ -52,8 +53,8 @@ def test_they_are_well_formed_and_in_no_split(
 ) -> None:
     task, shifted = built(config, tokenizer, seed)
     check_task(replace(task, validation=shifted))
-    unseen = {tuple(row) for row in task.validation.tokens[:, 0].tolist()}
-    assert not unseen & {tuple(row) for row in shifted.tokens[:, 0].tolist()}
+    validated = {tuple(row) for row in task.validation.tokens[:, 0].tolist()}
+    assert not validated & {tuple(row) for row in shifted.tokens[:, 0].tolist()}
     assert 10 <= len(shifted) <= config.n_validation
     again = shifted_prompts(config, tokenizer, seed, task.slot_names)
     assert again is not None and torch.equal(again.tokens, shifted.tokens)
@@ -95,6 +96,16 @@ def test_a_tokenizer_without_their_words_has_none(
     task = build_task(TASKS[1], plain_tokenizer, 0)
     assert shifted_prompts(TASKS[1], plain_tokenizer, 0, task.slot_names) is None
     assert "validation.shift: not measured" in caplog.text and "nouns" in caplog.text
+
+
+def test_there_are_fewer_where_a_tokenizer_knows_few_words(
+    plain_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = subject_verb_agreement._Words(("nurse", "pilot"), ("clock",), ("inside",), ("rarely",))
+    monkeypatch.setattr(subject_verb_agreement, "_SHIFTED_WORDS", few)
+    _, shifted = built(TASKS[2], plain_tokenizer, 0)
+    # Two subjects, once with the adverb and twice with the attractor, which has either number.
+    assert len({tuple(row) for row in shifted.tokens[:, 0].tolist()}) == len(shifted) == 6
 
 
 def test_which_tasks_have_them() -> None:
