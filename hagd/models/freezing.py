@@ -76,7 +76,7 @@ def _attention_with_constant_pattern(
 
 
 def _freeze_norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The same output as a linear function of the input: the scale is a constant. Rounded once, as norms are."""
+    """The same output as a linear function of the input: the scale is a constant. Rounded once."""
     x = inputs[0].to(torch.promote_types(output.dtype, torch.float32))
     if isinstance(module, nn.LayerNorm):
         centred = x - x.mean(-1, keepdim=True)

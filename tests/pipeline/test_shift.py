@@ -43,7 +43,7 @@ def recalled(root: Path, tokenizer: PreTrainedTokenizerBase | None = None, **cha
 def test_their_figures_are_in_every_result(tmp_path: Path) -> None:
     config = recalled(tmp_path, byte_level())
     metrics = run_extraction(config, tmp_path / "one", None, QUIET)
-    assert 0 < metrics["shift.n_prompts"] <= 24 and metrics["shift.model_accuracy"] >= 0
+    assert 0 < metrics["shift.n_prompts"] <= 24
     assert {"shift.preservation", "shift.random.preservation", "shift.attribution.preservation"} <= set(metrics)
     assert "Other wordings, prompts" in (tmp_path / "one" / "report.html").read_text()
     stages = json.loads((tmp_path / "one" / "manifest.json").read_text())["stages"]
