@@ -1,4 +1,4 @@
-"""Rankings of candidates that need no search: every table's controls."""
+"""Rankings of candidates that need no search, and their circuits: every table's controls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hagd.attribution.records import AttributionGraph
 from hagd.config.stages import AttributionMethod, GraphConfig
 from hagd.patching.objective import Objective
 from hagd.search.gates import scatter
+from hagd.search.records import Circuit
 
 
 def by_attribution(graph: AttributionGraph) -> np.ndarray:
@@ -27,6 +28,11 @@ def by_method(
         return by_attribution(graph)
     other = attribute_nodes(objective, config.model_copy(update={"attribution": method}))
     return other.importance.flatten().cpu().numpy()[graph.flat].astype(np.float64)
+
+
+def best_circuit(graph: AttributionGraph, ranking: np.ndarray, size: int) -> Circuit:
+    """The `size` best candidates of a ranking `[n_candidates]`, larger is better; of equal ones the first."""
+    return Circuit(np.sort(graph.flat[np.argsort(-ranking, kind="stable")[:size]]))
 
 
 def by_chance(graph: AttributionGraph, seed: int) -> np.ndarray:

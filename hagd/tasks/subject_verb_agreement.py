@@ -78,61 +78,25 @@ _SHIFTED_WORDS = _Words(SHIFTED_SUBJECTS, SHIFTED_ATTRACTORS, SHIFTED_PREPOSITIO
 
 
 def _generated(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    words: _Words,
-    sizes: dict[str, int],
-    fewer: bool = False,
+    name: str, tokenizer: PreTrainedTokenizerBase, seed: int, words: _Words, sizes: dict[str, int], fewer: bool = False
 ) -> dict[str, list[Example]]:
     """Slots: t1 (The), subject, preposition, t2 (the), last (attractor or adverb).
 
     With `fewer` the size, of one split alone, is an upper bound.
     """
-    subjects = _both_numbers(tokenizer, words.subjects)
-    attractors = _both_numbers(tokenizer, words.attractors)
-    lists = {"prepositions": words.prepositions, "adverbs": words.adverbs}
-    kept = aligned_words(tokenizer, name, lists, at_least=1)
-    if not subjects or not attractors:
-        raise TaskError(
-            f"task={name}: the model's tokenizer has no subject or attractor as a single token in both numbers "
-            "(task.data_files=… can give other sentences)"
-        )
-    generator = seeded(seed)
-    verbs = [tuple(first_token(tokenizer, f" {verb[number]}") for verb in VERBS) for number in (0, 1)]
-    fix = "give sentences with task.data_files=…"
-
-    def example(template: str, subject: tuple[str, str], others: dict[str, str], number: int) -> Example:
-        clean, other = (
-            encode(tokenizer, fill(template, {"subject": subject[n], **others})) for n in (number, 1 - number)
-        )
-        slots = slot_names(clean, "last")
-        return next_token_example(clean.tokens, other.tokens, slots, verbs[number], verbs[1 - number])
-
-    def with_attractor(row: list[int]) -> Example:
-        subject, preposition, attractor, attractor_number, number = row
-        others = {
-            "preposition": kept["prepositions"][preposition],
-            "attractor": attractors[attractor][attractor_number],
-        }
-        return example(WITH_ATTRACTOR, subjects[subject], others, number)
-
-    def without_attractor(row: list[int]) -> Example:
-        subject, adverb, number = row
-        return example(WITHOUT_ATTRACTOR, subjects[subject], {"adverb": kept["adverbs"][adverb]}, number)
-
+    writer, generator = _Writer.of(name, tokenizer, words), seeded(seed)
     plain = {split: size // 4 for split, size in sizes.items()}
     attracted = {split: size - plain[split] for split, size in sizes.items()}
     splits: dict[str, list[Example]] = {split: [] for split in sizes}
     kinds: tuple[tuple[dict[str, int], tuple[int, ...], Callable[[list[int]], Example]], ...] = (
-        (attracted, (len(subjects), len(kept["prepositions"]), len(attractors), 2), with_attractor),
-        (plain, (len(subjects), len(kept["adverbs"])), without_attractor),
+        (attracted, writer.radices_with_attractor, writer.with_attractor),
+        (plain, writer.radices_without_attractor, writer.without_attractor),
     )
     for wanted, radices, make in kinds:
         codes = (
             {split: some_codes(size, radices, generator) for split, size in wanted.items()}
             if fewer
-            else split_codes(wanted, radices, fix, generator)
+            else split_codes(wanted, radices, "give sentences with task.data_files=…", generator)
         )
         for split, rows in codes.items():
             numbers = torch.randint(2, (len(rows), 1), generator=generator)
@@ -140,6 +104,58 @@ def _generated(
     for split, examples in splits.items():  # the first prompts of a split are a sample of it
         random.Random(f"{seed} {split}").shuffle(examples)
     return splits
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes a prompt for each row of digits, the last of which is the subject's number."""
+
+    tokenizer: PreTrainedTokenizerBase
+    subjects: Sequence[tuple[str, str]]
+    attractors: Sequence[tuple[str, str]]
+    prepositions: Sequence[str]
+    adverbs: Sequence[str]
+    verbs: Sequence[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, name: str, tokenizer: PreTrainedTokenizerBase, words: _Words) -> _Writer:
+        subjects, attractors = (_both_numbers(tokenizer, nouns) for nouns in (words.subjects, words.attractors))
+        lists = {"prepositions": words.prepositions, "adverbs": words.adverbs}
+        kept = aligned_words(tokenizer, name, lists, at_least=1)
+        if not subjects or not attractors:
+            raise TaskError(
+                f"task={name}: the model's tokenizer has no subject or attractor as a single token in both numbers "
+                "(task.data_files=… can give other sentences)"
+            )
+        verbs = [tuple(first_token(tokenizer, f" {verb[number]}") for verb in VERBS) for number in (0, 1)]
+        return cls(tokenizer, subjects, attractors, **kept, verbs=verbs)
+
+    @property
+    def radices_with_attractor(self) -> tuple[int, ...]:
+        return (len(self.subjects), len(self.prepositions), len(self.attractors), 2)
+
+    @property
+    def radices_without_attractor(self) -> tuple[int, ...]:
+        return (len(self.subjects), len(self.adverbs))
+
+    def with_attractor(self, row: list[int]) -> Example:
+        subject, preposition, attractor, attractor_number, number = row
+        others = {
+            "preposition": self.prepositions[preposition],
+            "attractor": self.attractors[attractor][attractor_number],
+        }
+        return self._example(WITH_ATTRACTOR, self.subjects[subject], others, number)
+
+    def without_attractor(self, row: list[int]) -> Example:
+        subject, adverb, number = row
+        return self._example(WITHOUT_ATTRACTOR, self.subjects[subject], {"adverb": self.adverbs[adverb]}, number)
+
+    def _example(self, template: str, subject: tuple[str, str], others: dict[str, str], number: int) -> Example:
+        clean, other = (
+            encode(self.tokenizer, fill(template, {"subject": subject[n], **others})) for n in (number, 1 - number)
+        )
+        slots = slot_names(clean, "last")
+        return next_token_example(clean.tokens, other.tokens, slots, self.verbs[number], self.verbs[1 - number])
 
 
 def _both_numbers(tokenizer: PreTrainedTokenizerBase, nouns: Sequence[str]) -> list[tuple[str, str]]:

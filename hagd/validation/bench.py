@@ -12,6 +12,7 @@ from torch import Tensor
 from hagd.config.stages import Ablation, ErrorMode, ValidationConfig
 from hagd.patching.objective import Objective, Outcome
 from hagd.patching.patched_model import PatchedModel
+from hagd.search.records import Circuit
 from hagd.tasks.records import TaskData
 from hagd.validation.measures import Interval, Statistic, bootstrap, faithfulness, preservation
 
@@ -57,6 +58,10 @@ class Bench:
     def run(self, gates: Tensor) -> Outcome:
         """The patched model with gates in the shape `gate_shape`."""
         return self.objective.outcome(gates.to(self.objective.patched.lm.device))
+
+    def run_circuit(self, circuit: Circuit) -> Outcome:
+        """The patched model with a circuit alone."""
+        return self.run(circuit.gates(self.gate_shape))
 
     def preservation(self, outcome: Outcome) -> Interval:
         """φ with its interval."""

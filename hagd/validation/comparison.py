@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from hagd.attribution.records import AttributionGraph
 from hagd.tasks.records import Prompts
 from hagd.validation.activation_profiles import Group, Profiles, Side
-from hagd.validation.measures import bootstrap
+from hagd.validation.measures import bootstrap, of_draws
 from hagd.validation.random_circuits import random_circuits, random_matched
 from hagd.validation.records import Comparison
 
@@ -129,12 +129,9 @@ def _activity(graph: AttributionGraph) -> np.ndarray:
 
 
 def _against(name: str, ours: float, values: np.ndarray) -> dict[str, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return {
-        name: float(values.mean()),
-        f"{name}.low": float(low),
-        f"{name}.high": float(high),
+        **of_draws(values.tolist()).named(name),
         f"{name}.z": (ours - float(values.mean())) / spread if spread else float("nan"),
         f"{name}.p": float(1 + (values >= ours).sum()) / (1 + len(values)),
     }

@@ -48,6 +48,12 @@ def bootstrap(statistic: Statistic, n: int, resamples: int, seed: int) -> Interv
     return Interval(statistic(np.arange(n)), float(low), float(high))
 
 
+def of_draws(values: Sequence[float]) -> Interval:
+    """The mean over draws, and the range of 95 % of them."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
 def area_log(sizes: Sequence[int], values: Sequence[float]) -> float:
     """`cpr_log`: trapezoid of F over the logarithm of size, scaled so that F ≡ 1 gives 1."""
     x = np.log(np.asarray(sizes, dtype=float))

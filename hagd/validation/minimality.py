@@ -34,7 +34,7 @@ def minimality_metrics(
         return {}
 
     def measured(nodes: np.ndarray) -> float:
-        outcome = bench.run(Circuit(nodes).gates(bench.gate_shape))
+        outcome = bench.run_circuit(Circuit(nodes))
         return faithfulness(outcome, bench.full, bench.empty)(np.arange(len(bench.objective)))
 
     def moved(nodes: np.ndarray) -> float:

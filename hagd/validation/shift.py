@@ -11,10 +11,11 @@ from hagd.attribution.records import AttributionGraph
 from hagd.config.stages import Ablation, ValidationConfig
 from hagd.patching.objective import Outcome
 from hagd.patching.patched_model import PatchedModel
+from hagd.search.baselines import best_circuit
 from hagd.search.records import Circuit
 from hagd.tasks.records import Prompts, TaskData
 from hagd.validation.bench import Bench, Count
-from hagd.validation.measures import Interval
+from hagd.validation.measures import of_draws
 from hagd.validation.random_circuits import random_matched
 from hagd.validation.records import Shift
 
@@ -55,13 +56,11 @@ def measure_shift(
 
     def measured(circuit: Circuit) -> Outcome:
         count()
-        return bench.run(circuit.gates(bench.gate_shape))
+        return bench.run_circuit(circuit)
 
     own = measured(circuit)
-    best = np.argsort(-ranking, kind="stable")[: len(circuit)]
-    attributed = measured(Circuit(np.sort(graph.flat[best])))
+    attributed = measured(best_circuit(graph, ranking, len(circuit)))
     drawn = [bench.preservation(measured(each)).value for each in random_matched(graph, circuit, config.n_random, seed)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
     return Shift(
         {
             "shift.n_prompts": float(len(shifted)),
@@ -70,6 +69,6 @@ def measure_shift(
             **bench.preservation(own).named("shift.preservation"),
             **bench.faithfulness(own).named("shift.faithfulness"),
             **bench.preservation(attributed).named("shift.attribution.preservation"),
-            **Interval(float(np.mean(drawn)), float(low), float(high)).named("shift.random.preservation"),
+            **of_draws(drawn).named("shift.random.preservation"),
         }
     )

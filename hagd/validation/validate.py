@@ -11,11 +11,20 @@ from hagd.attribution.records import AttributionGraph
 from hagd.config.stages import Ablation, ErrorMode, ValidationConfig
 from hagd.patching.objective import Outcome
 from hagd.patching.patched_model import PatchedModel
+from hagd.search.baselines import best_circuit
 from hagd.search.records import Circuit, SearchResult
 from hagd.tasks.records import TaskData
 from hagd.validation.bench import Bench, Count
 from hagd.validation.completeness import completeness_metrics
-from hagd.validation.measures import Interval, area_linear, area_log, distance_linear, faithfulness, preservation
+from hagd.validation.measures import (
+    Interval,
+    area_linear,
+    area_log,
+    distance_linear,
+    faithfulness,
+    of_draws,
+    preservation,
+)
 from hagd.validation.minimality import minimality_metrics
 from hagd.validation.random_circuits import random_matched
 from hagd.validation.records import CurvePoints, Validation
@@ -110,12 +119,11 @@ def _curves(
 
     def measured(circuit: Circuit) -> Outcome:
         count()
-        return bench.run(circuit.gates(bench.gate_shape))
+        return bench.run_circuit(circuit)
 
     curves = [_curve("circuit", sizes, [[measured(circuit)] for circuit in result.circuits], bench)]
     for name, ranking in controls.items():
-        best = np.argsort(-ranking, kind="stable")
-        outcomes = [[measured(Circuit(np.sort(graph.flat[best[:size]])))] for size in sizes]
+        outcomes = [[measured(best_circuit(graph, ranking, size))] for size in sizes]
         curves.append(_curve(name, sizes, outcomes, bench))
     draws = [
         [measured(each) for each in random_matched(graph, circuit, config.n_random, seed)]
@@ -136,7 +144,7 @@ def _curve(method: str, sizes: Sequence[int], draws: Sequence[Sequence[Outcome]]
         if len(outcomes) == 1:
             _, low, high = bench.preservation(outcomes[0])
         else:
-            low, high = (float(x) for x in np.percentile(values, [2.5, 97.5]))
+            _, low, high = of_draws(values)
         lows.append(low)
         highs.append(high)
     return CurvePoints(method, tuple(sizes), tuple(faithful), tuple(kept), tuple(lows), tuple(highs))
@@ -157,7 +165,7 @@ def _areas(
 ) -> dict[str, float]:
     """Of F over the sizes of the grid and all candidates, where every method has the same circuit."""
     n = graph.n_candidates
-    everything = bench.run(Circuit(np.sort(graph.flat)).gates(bench.gate_shape))
+    everything = bench.run_circuit(Circuit(np.sort(graph.flat)))
     whole = faithfulness(everything, bench.full, bench.empty)(np.arange(len(bench.objective)))
     metrics: dict[str, float] = {}
     for curve in curves:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from hagd.patching.objective import Objective
 from hagd.pipeline.pipeline import Pipeline
 from hagd.search.records import Circuit
 from hagd.validation.bench import Bench, Count
 from hagd.validation.completeness import completeness_metrics, incompleteness
-from tests.builders import tiny_extract
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_runs: Path) -> Pipeline:
-    return Pipeline(tiny_extract(tiny_runs), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from rich.console import Console
 
 from hagd.patching.objective import Objective
 from hagd.pipeline.pipeline import Pipeline
@@ -14,13 +11,7 @@ from hagd.search.records import Circuit
 from hagd.validation.bench import Bench, Count
 from hagd.validation.minimality import draw_pairs, minimality_metrics
 from hagd.validation.random_circuits import cells, random_matched
-from tests.builders import tiny_extract
 from tests.hierarchy.graphs import feature_graph
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_runs: Path) -> Pipeline:
-    return Pipeline(tiny_extract(tiny_runs), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from rich.console import Console
 
 from hagd.patching.objective import Objective
 from hagd.pipeline.pipeline import Pipeline
@@ -14,12 +11,6 @@ from hagd.pipeline.stages import discovery_objective
 from hagd.search.baselines import by_method
 from hagd.tasks.records import Prompts
 from hagd.validation.shift import measure_shift
-from tests.builders import tiny_extract
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_runs: Path) -> Pipeline:
-    return Pipeline(tiny_extract(tiny_runs), Console(quiet=True))
 
 
 def measured(pipeline: Pipeline, shifted: Prompts) -> tuple[dict[str, float], list[tuple[int, int]]]:
