@@ -16,7 +16,7 @@ from typing import get_args
 
 import torch
 
-from hagd.config.stages import Optimiser, TranscoderConfig
+from hagd.config.transcoder import Optimiser, TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders

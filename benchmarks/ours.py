@@ -9,7 +9,7 @@ import torch
 from contenders import Batches, Training, Weights
 from torch import Tensor
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders

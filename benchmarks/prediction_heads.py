@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import StackedTranscoders
 

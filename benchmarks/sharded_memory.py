@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hagd.config.run import TrainerConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.training.fit import fit
 from hagd.training.loader import StepLoader
 from hagd.transcoders.initialise import initialise

@@ -33,7 +33,7 @@ from contenders import Training
 from timing_worker import synthetic
 from torch import Tensor
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import products, selection

@@ -9,15 +9,9 @@ from pydantic import Field, model_validator
 from hagd.config.base import Section
 from hagd.config.comparison import ComparisonConfig
 from hagd.config.model import MiniModel, ModelConfig, PretrainedModel
-from hagd.config.stages import (
-    GraphConfig,
-    HierarchyConfig,
-    ReportConfig,
-    SearchConfig,
-    TranscoderConfig,
-    ValidationConfig,
-)
+from hagd.config.stages import GraphConfig, HierarchyConfig, ReportConfig, SearchConfig, ValidationConfig
 from hagd.config.task import SymbolicTask, TaskConfig
+from hagd.config.transcoder import TranscoderConfig
 
 
 class TrainerConfig(Section):

@@ -12,7 +12,7 @@ import torch
 
 from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import TrainerConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 
 if TYPE_CHECKING:
     from hagd.pipeline.pipeline import Pipeline

@@ -17,7 +17,7 @@ import torch
 from hagd.artifacts.codec import RECORD_FILE, load_record, save_record
 from hagd.config.model import ModelConfig, PretrainedModel
 from hagd.config.run import ExportConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.transcoders.formats import circuit_tracer, saelens, sparsify

@@ -20,8 +20,9 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
-from hagd.config.stages import GraphConfig, SearchLoss, TranscoderConfig
+from hagd.config.stages import GraphConfig, SearchLoss
 from hagd.config.task import SymbolicTask
+from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError, NumericalError, TaskError
 from hagd.hierarchy.activity import activations, intervention_effects, linear_effects
 from hagd.hierarchy.coherence import with_coherence

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.activation_functions import JumpReLU, Step
 from hagd.transcoders.sparse.products import Support, decode, gather_dot
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch

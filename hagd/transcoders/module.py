@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.training.loss_watch import BY_PART
 from hagd.transcoders.objective import Scaling, StackedTranscoders

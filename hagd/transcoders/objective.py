@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.training.device import LateReading, sent_ahead
 from hagd.training.processes import mean_over_processes, rank_and_world
 from hagd.transcoders.dictionary import Codes, Dictionary

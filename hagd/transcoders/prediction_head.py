@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hagd.config.stages import PredictionHeadKind
+from hagd.config.transcoder import PredictionHeadKind
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.sparse.products import decode, gather_dot
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hagd.activations.shards import ActivationShards
 from hagd.config.run import TrainerConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.training.fit import fit
 from hagd.training.loader import StepLoader
 from hagd.training.processes import dividing_layers

@@ -16,7 +16,7 @@ from rich.console import Console
 from hagd.artifacts.codec import save_record
 from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import ExportConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.pipeline.dictionaries import export, given, read

@@ -11,8 +11,9 @@ from hagd.attribution.graph import build_graph
 from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
-from hagd.config.stages import GraphConfig, TranscoderConfig
+from hagd.config.stages import GraphConfig
 from hagd.config.task import ModularArithmetic
+from hagd.config.transcoder import TranscoderConfig
 from hagd.models.language_model import LanguageModel
 from hagd.models.mini import build_mini
 from hagd.patching.means import slot_means

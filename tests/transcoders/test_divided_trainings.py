@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from hagd.config.run import TrainerConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.training.fit import fit
 from hagd.training.loader import StepLoader

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from hagd.config.stages import Optimiser, TranscoderConfig
+from hagd.config.transcoder import Optimiser, TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.module import TranscoderTraining

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hagd.config.stages import PredictionHeadKind
+from hagd.config.transcoder import PredictionHeadKind
 from hagd.transcoders.dictionary import Codes
 from hagd.transcoders.objective import StackedTranscoders
 from tests.transcoders.slow import LAYERS, D, dense, random_stacked, random_tokens, settings

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hagd.activations.outliers import Outliers
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.tasks.records import IGNORED, PADDING
 from hagd.transcoders import splicing
 from hagd.transcoders.metrics import SCALARS, flat_metrics

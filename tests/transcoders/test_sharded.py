@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.training.processes import dividing_layers
 from hagd.transcoders.divided import DividedTraining
 from hagd.transcoders.initialise import initialise

@@ -14,7 +14,7 @@ from hagd.activations.plan import Sequences
 from hagd.activations.shards import ActivationShards
 from hagd.config.activations import ActivationsConfig
 from hagd.config.run import TrainerConfig
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.training import train_transcoders
 from tests.builders import VOCABULARY, random_model

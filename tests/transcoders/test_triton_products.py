@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hagd.config.stages import TranscoderConfig
+from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse import products
 from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
