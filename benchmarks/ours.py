@@ -29,6 +29,11 @@ def ours_bf16(training: Training, batches: Batches) -> Weights:
     return _train(_config(training, "bfloat16"), training, batches)
 
 
+def ours_int8(training: Training, batches: Batches) -> Weights:
+    """TopK with selection in eight bits."""
+    return _train(_config(training, "int8"), training, batches)
+
+
 def _config(training: Training, selection: str) -> TranscoderConfig:
     chosen = {} if training.rate is None else {"learning_rate": training.rate}
     return TranscoderConfig.model_validate(

@@ -128,7 +128,7 @@ def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
     weight = torch.nn.functional.normalize(torch.randn(size.m, size.d, generator=g), dim=1).to(device)
     bias = torch.randn(size.m, generator=g).to(device)
     with backend("triton"):
-        support, values = selection.top_k(x, weight, bias, size.k, torch.bfloat16)
+        support, values = selection.top_k(x, weight, bias, size.k, "bfloat16")
     _note(f"pairs a feature: mean {len(values) / size.m:.0f}, most {int(support.index.bincount().max())}")
 
     def sorting() -> object:

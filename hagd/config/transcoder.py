@@ -12,6 +12,7 @@ from hagd.config.base import Section
 ActivationFunction = Literal["topk", "batch_topk", "jumprelu", "relu"]
 PredictionHeadKind = Literal["tied", "tied_low_rank", "low_rank", "dense"]
 Optimiser = Literal["adam", "adafactor", "adam8bit"]
+Selection = Literal["exact", "bfloat16", "int8"]
 
 
 class TranscoderConfig(Section):
@@ -38,10 +39,10 @@ class TranscoderConfig(Section):
     cross_layer: bool = Field(
         False, description="features write to every later decomposed layer too (cross-layer transcoder)"
     )
-    selection: Literal["exact", "bfloat16"] = Field(
+    selection: Selection = Field(
         "exact",
         description="precision of the product that ranks features for topk; with bfloat16 the k pre-activations are "
-        "computed again in full precision",
+        "computed again in full precision, with int8 those of a quarter more, of which these decide",
     )
     bandwidth: float = Field(0.1, gt=0, description="width of the straight-through gradient of jumprelu thresholds")
     lambda_prediction: float = Field(0.1, ge=0, description="λ1, weight of the cross-layer prediction term")
@@ -91,6 +92,8 @@ class TranscoderConfig(Section):
                 f"skip and cross_layer need site=mlp, found skip={self.skip}, cross_layer={self.cross_layer} at "
                 "site=resid; an autoencoder with either would copy its input"
             )
-        if self.selection == "bfloat16" and self.activation != "topk":
-            raise ValueError(f"selection=bfloat16 needs activation=topk, found {self.activation}; set selection=exact")
+        if self.selection != "exact" and self.activation != "topk":
+            raise ValueError(
+                f"selection={self.selection} needs activation=topk, found {self.activation}; set selection=exact"
+            )
         return self

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.activation_functions import JumpReLU, Step
-from hagd.transcoders.sparse.products import Support, decode, gather_dot
+from hagd.transcoders.sparse.chunks import large
+from hagd.transcoders.sparse.products import Support, decode, decode_and_lengths, gather_dot, row_norms
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 
 R = TypeVar("R")
@@ -77,8 +78,7 @@ class Dictionary(nn.Module):
         x = self.turned(x)
         match self.config.activation:
             case "topk":
-                dtype = torch.bfloat16 if self.config.selection == "bfloat16" else x.dtype
-                support, known = top_k(x, self.W_enc, self.b_enc, self.config.k, dtype)
+                support, known = top_k(x, self.W_enc, self.b_enc, self.config.k, self.config.selection)
             case "batch_topk":
                 support, known = top_of_batch(x, self.W_enc, self.b_enc, self.config.k)
             case "jumprelu":
@@ -103,17 +103,25 @@ class Dictionary(nn.Module):
 
     def write(self, codes: Codes) -> tuple[Tensor, ...]:
         """What the features add to each layer that they write to: T times `[B, d]`."""
-        out = decode(codes.values, codes.support, self.W_dec)
+        return self._by_layer(decode(codes.values, codes.support, self.W_dec))
+
+    def write_and_measure(self, codes: Codes) -> tuple[tuple[Tensor, ...], Tensor]:
+        """As `write`, and `lengths`."""
+        if not large(self.W_dec):
+            return self.write(codes), self.lengths()
+        out, lengths = decode_and_lengths(codes.values, codes.support, self.W_dec)
+        return self._by_layer(out), lengths
+
+    def lengths(self) -> Tensor:
+        """Norms `[m]` of the decoder rows, over all layers that they write to."""
+        return row_norms(self.W_dec)
+
+    def _by_layer(self, out: Tensor) -> tuple[Tensor, ...]:
         return (out,) if out.shape[1] == self.d else out.split(self.d, dim=1)
 
     def constant(self, x: Tensor) -> Tensor:
         """What the own layer gets beside features: the bias `[d]`, or with a skip `[B, d]`."""
         return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip
-
-    def lengths(self) -> Tensor:
-        """Norms `[m]` of the decoder rows, over all layers that they write to."""
-        norms: Tensor = _RowNorms.apply(self.W_dec)  # type: ignore[no-untyped-call]
-        return norms
 
     @torch.no_grad()
     def start_at(self, x: Tensor) -> None:
@@ -133,18 +141,3 @@ class Dictionary(nn.Module):
             smallest = codes.values.min()
             started = self.threshold_mean > 0
             self.threshold_mean.copy_(torch.where(started, self.threshold_mean.lerp(smallest, 0.01), smallest))
-
-
-class _RowNorms(torch.autograd.Function):
-    """`‖W_j‖`; torch's own derivative makes four tensors of the matrix's size, this one a single one."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        norms = weight.norm(dim=-1)
-        ctx.save_for_backward(weight, norms)
-        return norms
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        weight, norms = ctx.saved_tensors
-        return weight * (gradients[0] / norms.clamp(min=1e-12))[:, None]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.training.loss_watch import BY_PART
+from hagd.training.processes import rank_and_world
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 
 _BETAS = (0.6, 0.99)
@@ -50,6 +53,7 @@ class TranscoderTraining(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.layers = range(len(x_scaling.mean)) if layers is None else layers
+        self._early: list[RemovableHandle] = []
         if stacked is not None:
             self.stacked = stacked
         for name, value in (
@@ -89,6 +93,8 @@ class TranscoderTraining(pl.LightningModule):
         config = self.stacked.config
         peak = config.learning_rate * (_RATE_AT / self.stacked.dictionaries[0].m) ** 0.5
         optimiser = _optimiser(config, _groups(self.stacked, peak))
+        if rank_and_world()[1] == 1:  # others' gradients would have to be waited for
+            self._step_early(optimiser)
 
         def rate(step: int) -> float:
             rising = (step + 1) / max(config.warmup_fraction * config.steps, 1)
@@ -97,6 +103,28 @@ class TranscoderTraining(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _step_early(self, optimiser: torch.optim.Optimizer) -> None:
+        """Every matrix moves, and its gradient goes, as soon as the backward pass has it: no two are ever held."""
+        for i, group in enumerate(optimiser.param_groups):
+            if len(group["params"]) == 1 and group["params"][0].ndim == 2:
+                hook = partial(_step_alone, optimiser, i)
+                self._early.append(group["params"][0].register_post_accumulate_grad_hook(hook))
+
+    def on_fit_end(self) -> None:
+        """The optimiser goes with its trainer."""
+        while self._early:
+            self._early.pop().remove()
+
+
+def _step_alone(optimiser: torch.optim.Optimizer, i: int, matrix: Tensor) -> None:
+    groups = optimiser.param_groups  # others after the optimiser's state was loaded
+    optimiser.param_groups = groups[i : i + 1]
+    try:
+        optimiser.step()
+    finally:
+        optimiser.param_groups = groups
+    matrix.grad = None
 
 
 def _groups(stacked: StackedTranscoders, peak: float) -> list[dict[str, Any]]:

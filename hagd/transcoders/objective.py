@@ -241,10 +241,9 @@ class StackedTranscoders(nn.Module):
         """
         scale_x, scale_y = scale
         codes = dictionary.encode(scale_x(x))
-        written = dictionary.write(codes)
+        written, lengths = dictionary.write_and_measure(codes)
         constant = dictionary.b_dec if dictionary.W_skip is None else dictionary.constant(scale_x(x))
         error = sum(earlier, constant + written[0]).sub_(scale_y(y))
-        lengths = dictionary.lengths()
         prediction = auxiliary = x.new_zeros(())
         if len(self.heads) and before is not None:
             prediction = self._prediction(i, dictionary, codes, lengths, before, step)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hagd.transcoders.objective import Scaling, StackedTranscoders
+from hagd.transcoders.sparse import chunks
 from tests.transcoders.slow import (
     LAYERS,
     TOKENS,
@@ -97,7 +98,15 @@ def silence(before: Array, features: list[Array]) -> Array:
     return np.where(fired, 0, before + len(features[0]))
 
 
+@pytest.fixture(params=["small", "large"])
+def either_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dictionaries of the tests count as small ones, or as large ones, which are computed in other ways."""
+    if request.param == "large":
+        monkeypatch.setattr(chunks, "_LARGE", 1)
+
+
 @EVERY_CASE
+@pytest.mark.usefixtures("either_size")
 def test_losses_are_those_of_the_slow_implementation(case: str) -> None:
     stacked, (x, y) = random_stacked(settings(**CASES[case])), random_tokens()
     with_dead_features(stacked, x)
@@ -116,6 +125,7 @@ def test_losses_are_those_of_the_slow_implementation(case: str) -> None:
 
 
 @EVERY_CASE
+@pytest.mark.usefixtures("either_size")
 def test_gradients_are_finite_differences(case: str) -> None:
     """Of every parameter, with the prediction's energy and the auxiliary residual held constant.
 

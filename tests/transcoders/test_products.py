@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
+from hagd.transcoders.sparse import products
+from hagd.transcoders.sparse.products import (
+    Support,
+    decode,
+    decode_and_lengths,
+    gather_dot,
+    row_norms,
+    sum_by_feature,
+)
 
 D = 3
 
@@ -81,6 +89,25 @@ def test_gradients_of_decode(pattern: str) -> None:
     _, weight, _ = matrices(0, support.n_tokens, support.m)
     inputs = (values.requires_grad_(), weight.requires_grad_())
     assert torch.autograd.gradcheck(lambda v, w: decode(v, support, w), inputs)
+
+
+@EVERY_PATTERN
+def test_gradients_of_decode_and_lengths(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both results, and of either alone."""
+    monkeypatch.setattr(products, "_ROWS", 2)
+    support, values, dense = random_pairs(0, *PAIRS[pattern])
+    _, weight, _ = matrices(0, support.n_tokens, support.m)
+    inputs = (values.requires_grad_(), weight.requires_grad_())
+    out, lengths = decode_and_lengths(values, support, weight)
+    torch.testing.assert_close((out, lengths), (dense @ weight, weight.norm(dim=1)))
+    for chosen in (slice(None), slice(1)):
+        assert torch.autograd.gradcheck(lambda v, w, c=chosen: decode_and_lengths(v, support, w)[c], inputs)
+
+
+def test_gradients_of_row_norms() -> None:
+    weight = matrices(0, 3, 5)[1].requires_grad_()
+    torch.testing.assert_close(row_norms(weight), weight.norm(dim=1))
+    assert torch.autograd.gradcheck(row_norms, (weight,))
 
 
 @EVERY_PATTERN

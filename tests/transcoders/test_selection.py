@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hagd.transcoders.sparse import selection
+from hagd.transcoders.sparse import chunks, top_of_rows
 from hagd.transcoders.sparse.products import Support
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 
@@ -59,9 +59,9 @@ def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: 
     pre = all_pre(x, weight, bias)
     expected = pre.topk(k)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_LARGE", large)
-        patch.setattr(selection, "_DIRECT", 8)
-        support, values = top_k(x, weight, bias, k, x.dtype)
+        patch.setattr(chunks, "_LARGE", large)
+        patch.setattr(top_of_rows, "_DIRECT", 8)
+        support, values = top_k(x, weight, bias, k)
     assert support.offsets.tolist() == list(range(0, n_tokens * k + 1, k))
     assert mask(support).sum(1).tolist() == [k] * n_tokens
     torch.testing.assert_close(values, pre[support.token, support.index], rtol=1e-12, atol=1e-12)
@@ -79,12 +79,12 @@ def test_stages_find_what_one_finds(
     m: int, k: int, dtype: torch.dtype, shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the largest entries all in one group or all in different ones."""
-    monkeypatch.setattr(selection, "_DIRECT", 8)
+    monkeypatch.setattr(top_of_rows, "_DIRECT", 8)
     pre = (torch.randn(40, m, generator=torch.Generator().manual_seed(0)) + shift).to(dtype)
     for row, size in enumerate(size for size in (16, 8, 4, 2) if m % size == 0):
         pre[3 * row, row % (m // size) :: m // size] += 5
         pre[3 * row + 1, : m // size] += 5
-    for stages in (selection._two_stage, selection._partitioned):
+    for stages in (top_of_rows.two_stage, top_of_rows._partitioned):
         values, index = stages(pre, k)
         assert torch.equal(values.sort(descending=True).values, pre.topk(k).values)
         assert torch.equal(pre.gather(1, index), values)
@@ -97,14 +97,14 @@ def test_nan_is_left_to_be_found(dtype: torch.dtype) -> None:
     pre = torch.randn(4, 2048, generator=torch.Generator().manual_seed(0)).to(dtype)
     pre[1] = torch.nan
     pre[3, 7] = torch.nan
-    values, _ = selection._partitioned(pre, 4)
+    values, _ = top_of_rows._partitioned(pre, 4)
     assert values[1].isnan().all() and values[3].isnan().sum() == 1
     assert torch.equal(values[::2].sort(descending=True).values, pre[::2].topk(4).values)
-    assert selection._partitioned(pre[1:2], 4)[0].isnan().all()
-    assert selection._partitioned(pre[3:], 4)[0].isnan().sum() == 1
+    assert top_of_rows._partitioned(pre[1:2], 4)[0].isnan().all()
+    assert top_of_rows._partitioned(pre[3:], 4)[0].isnan().sum() == 1
     negative = pre[2:3].clone()
     negative[0, 9] = torch.tensor(-64, dtype=torch.int16).view(torch.bfloat16)  # NaN with a sign
-    assert selection._partitioned(negative, 4)[0].isnan().sum() == 1
+    assert top_of_rows._partitioned(negative, 4)[0].isnan().sum() == 1
 
 
 def test_more_columns_than_places_in_half_a_word() -> None:
@@ -114,7 +114,7 @@ def test_more_columns_than_places_in_half_a_word() -> None:
     same = torch.ones(1, 2**17, dtype=torch.bfloat16)
     same[0, torch.randperm(2**17, generator=g)[:40]] = 2
     for pre in (wide, same):
-        values, index = selection._partitioned(pre, 64)
+        values, index = top_of_rows._partitioned(pre, 64)
         assert torch.equal(values.sort(descending=True).values, pre.topk(64).values)
         assert torch.equal(pre.gather(1, index), values)
 
@@ -130,17 +130,17 @@ def test_rows_of_few_values_have_their_largest(dtype: torch.dtype, seed: int, le
     pre = torch.tensor(levels, dtype=dtype)[chosen]
     pre[0] = torch.arange(64.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_DIRECT", 8)
-        values, index = selection._partitioned(pre, k)
+        patch.setattr(top_of_rows, "_DIRECT", 8)
+        values, index = top_of_rows._partitioned(pre, k)
     assert torch.equal(values.sort(descending=True).values, pre.topk(k).values)
     assert torch.equal(pre.gather(1, index), values)
     assert all(len(set(row)) == k for row in index.tolist())
 
 
 def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
-    x, weight, bias = reals(0, 2 * selection._CHUNK + 77, 24)
+    x, weight, bias = reals(0, 2 * chunks._CHUNK + 77, 24)
     pre = all_pre(x, weight, bias)
-    support, values = top_k(x, weight, bias, 3, x.dtype)
+    support, values = top_k(x, weight, bias, 3)
     assert torch.equal(mask(support), pre >= pre.topk(3).values[:, -1:])
     torch.testing.assert_close(values, pre[support.token, support.index])
     support, values = above(x, weight, bias, torch.tensor(1.0))
@@ -155,10 +155,10 @@ def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
 @pytest.mark.parametrize("available", [True, False], ids=["oneDNN", "without"])
 def test_large_dictionaries_are_multiplied_by_another_library(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
-    x, weight, bias = (each.float() for each in reals(0, 2 * selection._ONEDNN_CHUNK + 5, selection._LARGE, d=40))
-    pre = torch.cat(list(selection._by_chunks(x, weight, bias, x.dtype, Tensor.clone)))
+    x, weight, bias = (each.float() for each in reals(0, 2 * chunks._CACHED_CHUNK + 5, chunks._LARGE, d=40))
+    pre = torch.cat(list(chunks.by_chunks(x, weight, bias, x.dtype, Tensor.clone)))
     torch.testing.assert_close(pre, all_pre(x.double(), weight.double(), bias.double()).float(), rtol=1e-5, atol=1e-5)
-    _, values = top_k(x, weight, bias, 8, x.dtype)
+    _, values = top_k(x, weight, bias, 8)
     torch.testing.assert_close(values.view(len(x), 8).sort(descending=True).values, pre.topk(8).values)
 
 
@@ -170,8 +170,8 @@ def test_low_precision_ranks_and_full_precision_decides(seed: int, n_tokens: int
     g = torch.Generator().manual_seed(seed)
     levels = 1 + torch.stack([torch.randperm(m, generator=g) for _ in range(n_tokens)]).float() / 64
     x, weight, bias = torch.eye(n_tokens), levels.T.contiguous(), torch.zeros(m)
-    support, values = top_k(x, weight, bias, k, torch.bfloat16)
-    exact, _ = top_k(x, weight, bias, k, torch.float32)
+    support, values = top_k(x, weight, bias, k, "bfloat16")
+    exact, _ = top_k(x, weight, bias, k)
     assert torch.equal(mask(support), mask(exact))
     assert values.dtype == torch.float32
     assert torch.equal(values, levels[support.token, support.index])
@@ -179,7 +179,7 @@ def test_low_precision_ranks_and_full_precision_decides(seed: int, n_tokens: int
 
 def test_values_are_those_of_the_full_precision_product() -> None:
     x, weight, bias = (each.float() for each in reals(0, 50, 64))
-    support, values = top_k(x, weight, bias, 8, torch.bfloat16)
+    support, values = top_k(x, weight, bias, 8, "bfloat16")
     pre = all_pre(x, weight, bias)
     torch.testing.assert_close(values, pre[support.token, support.index])
     assert (pre - all_pre(x.bfloat16(), weight.bfloat16(), bias.bfloat16()).float()).abs().max() > 5e-3
@@ -190,7 +190,7 @@ def test_recall_in_low_precision() -> None:
     x = torch.randn(400, 64, generator=g)
     weight = torch.nn.functional.normalize(torch.randn(512, 64, generator=g), dim=1)
     bias = torch.zeros(512)
-    exact, found = (mask(top_k(x, weight, bias, 32, dtype)[0]) for dtype in (torch.float32, torch.bfloat16))
+    exact, found = (mask(top_k(x, weight, bias, 32, by)[0]) for by in ("exact", "bfloat16"))
     assert (exact & found).sum() / exact.sum() > 0.985
 
 
@@ -267,7 +267,7 @@ def test_the_threshold_of_a_batch_is_what_k_a_token_reach() -> None:
 def test_selections_carry_no_gradient(select: str) -> None:
     x, weight, bias = (each.requires_grad_() for each in reals(0, 6, 8))
     _, values = {
-        "top_k": lambda: top_k(x, weight, bias, 2, x.dtype),
+        "top_k": lambda: top_k(x, weight, bias, 2),
         "above": lambda: above(x, weight, bias, torch.zeros(())),
         "top_of_batch": lambda: top_of_batch(x, weight, bias, 2),
     }[select]()

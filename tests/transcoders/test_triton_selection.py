@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hagd.transcoders.sparse import selection
+from hagd.transcoders.sparse import top_of_rows as dispatch
 from tests.transcoders.kernels import DEVICE, compiled, on_a_device
 
 pytest.importorskip("triton")
@@ -78,4 +78,4 @@ def test_the_kernel_compiles_for_a_gpu_and_spills_nothing(
 
 
 def test_a_cpu_runs_numpy() -> None:
-    assert selection._kernels(torch.zeros(1, 8)) is None
+    assert dispatch._kernels(torch.zeros(1, 8)) is None

@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import ModuleType
@@ -28,6 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+_ROWS = 512
+"""Of a matrix, to whose derivative something is added at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,16 @@ class Support:
 def decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
     """`out_t = Σ_j v_tj W_j`: `[B, d]` of values `[n]` and a matrix `[m, d]`; differentiable in both."""
     return _Decode.apply(values, weight, support)  # type: ignore[no-untyped-call]
+
+
+def decode_and_lengths(values: Tensor, support: Support, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As `decode`, with the norms `[m]` of the matrix' rows; both have one derivative, not two and their sum."""
+    return _DecodeAndLengths.apply(values, weight, support)  # type: ignore[no-untyped-call]
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """`‖W_j‖`: `[m]`, differentiable."""
+    return _RowNorms.apply(weight)  # type: ignore[no-untyped-call]
 
 
 def gather_dot(a: Tensor, support: Support, weight: Tensor, bias: Tensor, known: Tensor | None = None) -> Tensor:
@@ -152,12 +166,37 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, weight = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        d_values = _gather_dot(gradient, ctx.support, weight) if ctx.needs_input_grad[0] else None
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = sum_by_feature(values, ctx.support, gradient.to(weight.dtype))
+        return *_decode_derivatives(gradients[0], values, weight, ctx.support, ctx.needs_input_grad), None
+
+
+class _DecodeAndLengths(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+        gathered, lengths = _gathered(weight), weight.norm(dim=-1)
+        ctx.save_for_backward(values, gathered, weight, lengths)
+        ctx.support = support
+        return _decode(values, support, gathered), lengths
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, gathered, weight, lengths = ctx.saved_tensors
+        d_values, d_weight = _decode_derivatives(gradients[0], values, gathered, ctx.support, ctx.needs_input_grad)
+        if d_weight is not None:
+            scale = (gradients[1] / lengths.clamp(min=1e-12))[:, None]
+            parts = zip(d_weight.split(_ROWS), weight.split(_ROWS), scale.split(_ROWS), strict=True)
+            for rows, weights, scales in parts:
+                rows.add_(weights * scales)
         return d_values, d_weight, None
+
+
+def _decode_derivatives(
+    gradient: Tensor, values: Tensor, weight: Tensor, support: Support, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of `decode` in values and matrix."""
+    gradient = gradient.contiguous()
+    d_values = _gather_dot(gradient, support, weight) if needed[0] else None
+    d_weight = sum_by_feature(values, support, gradient.to(weight.dtype)) if needed[1] else None
+    return d_values, d_weight
 
 
 class _GatherDot(torch.autograd.Function):
@@ -177,3 +216,18 @@ class _GatherDot(torch.autograd.Function):
         d_weight = sum_by_feature(gradient, support, a) if ctx.needs_input_grad[1] else None
         d_bias = _sum_values_by_feature(gradient, support) if ctx.needs_input_grad[2] else None
         return d_a, d_weight, d_bias, None, None
+
+
+class _RowNorms(torch.autograd.Function):
+    """torch's own derivative makes four tensors of the matrix's size, this one a single one."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        norms = weight.norm(dim=-1)
+        ctx.save_for_backward(weight, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        weight, norms = ctx.saved_tensors
+        return weight * (gradients[0] / norms.clamp(min=1e-12))[:, None]

@@ -1,0 +1,107 @@
+"""Dense pre-activations of a few tokens at a time, so that all of them are never held; on a CPU they stay in its cache.
+
+Shape legend: B tokens, c tokens of a chunk, m features, d = d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+R = TypeVar("R")
+
+_CHUNK = 512
+"""Tokens of a chunk on a CPU."""
+
+_CACHED_CHUNK = 256
+"""The same where pre-activations take four bytes and another library than torch's first choice multiplies: 512 were
+little faster and held twice as much."""
+
+_CHUNK_BYTES = 2**28
+"""Of a chunk's pre-activations on any other device: no cache holds a useful chunk there, and each chunk reads W_enc
+again and costs a dozen launches, so a chunk is as large as memory spares. Reasoned, not measured."""
+
+_LARGE = 1024
+"""Features, from which what rounds otherwise is worth its while: on a CPU other libraries than torch's first choice
+multiply and select. With fewer it saves milliseconds a thousand steps, and earlier results are kept to the bit."""
+
+_LARGEST = 127
+"""Of eight bits with a sign."""
+
+_ROWS_ON_CUDA = 17
+"""The fewest that CUDA multiplies in eight bits."""
+
+_ROWS = 512
+"""Of a matrix, rounded at a time."""
+
+
+def large(weight: Tensor) -> bool:
+    """Whether `_LARGE` is about a matrix `[m, d]`."""
+    return len(weight) >= _LARGE
+
+
+def large_on_cpu(weight: Tensor) -> bool:
+    """The same, on a CPU."""
+    return weight.device.type == "cpu" and large(weight)
+
+
+def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found: Callable[[Tensor], R]) -> Iterator[R]:
+    """`found` of the pre-activations `[c, m]` of each chunk, which it may not keep: the next one's may replace them.
+
+    Args:
+        x: `[B, d]`.
+        W_enc: `[m, d]`.
+        b_enc: `[m]`.
+        dtype: of the product. In `int8` what it gives is float32, and rounded in both matrices but not in the bias.
+        found: what is done with them.
+    """
+    if dtype == torch.int8:
+        yield from _in_eight_bits(x, W_enc, b_enc, found)
+        return
+    x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
+    if large_on_cpu(weight) and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        # What torch takes for float32 by itself is slower on AMD's processors.
+        for chunk in x.split(_CACHED_CHUNK):
+            yield found(torch.ops.mkldnn._linear_pointwise(chunk, weight, bias, "none", [], ""))
+        return
+    size = _CHUNK if x.device.type == "cpu" else _off_cpu(len(weight), x.element_size())
+    buffer = x.new_empty(min(size, len(x)), len(weight))
+    for chunk in x.split(size):
+        yield found(torch.addmm(bias, chunk, weight.T, out=buffer[: len(chunk)]))
+
+
+def _in_eight_bits(x: Tensor, W_enc: Tensor, b_enc: Tensor, found: Callable[[Tensor], R]) -> Iterator[R]:
+    """A scale a row, and one a column that makes the columns of both matrices equally large (SmoothQuant, Xiao et al.
+    2023): along the principal axes of the inputs those of `x` are very different."""
+    columns = _evening(x, W_enc)
+    rounded = [_rounded(rows * columns) for rows in W_enc.split(_ROWS)]
+    weight, scale = (torch.cat(parts) for parts in zip(*rounded, strict=True))
+    for chunk in x.split(_CACHED_CHUNK if x.device.type == "cpu" else _off_cpu(len(weight), 4)):
+        rows, length = _rounded(chunk / columns)
+        rows = pad(rows, (0, 0, 0, max(0, _ROWS_ON_CUDA - len(rows))))
+        pre = torch._int_mm(rows, weight.T)[: len(chunk)].float().mul_(scale.T)
+        yield found(torch.addcmul(b_enc.float(), pre, length, out=pre))
+
+
+def _evening(x: Tensor, W_enc: Tensor) -> Tensor:
+    """`[d]`; what a column of `W_enc` is multiplied with and one of `x` is divided by. From a sample of both; a token
+    or a feature that is not finite shall be the only one to show it."""
+    size = [matrix[:: max(1, len(matrix) // _ROWS)].float().square().mean(0) for matrix in (x, W_enc)]
+    least = torch.finfo(torch.float32).tiny ** 0.5
+    columns = ((size[0] + least) / (size[1] + least)) ** 0.25
+    return columns.where(columns.isfinite(), 1)
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in eight bits, and the length `[rows, 1]` of a unit."""
+    unit = (rows.abs().amax(1, keepdim=True).float() / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+    return (rows / unit).round_().to(torch.int8), unit
+
+
+def _off_cpu(m: int, element_size: int) -> int:
+    """Tokens of a chunk."""
+    return max(1, _CHUNK_BYTES // (m * element_size))
