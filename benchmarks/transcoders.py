@@ -41,6 +41,7 @@ STEPS_A_TURN = {
     "sparsify_transcoder": 1,
     "ours": 3,
     "ours_bf16": 3,
+    "ours_int8": 3,
 }
 """Contenders in the order of the table; fast ones take more steps a turn."""
 
@@ -54,6 +55,7 @@ LABELS = {
     "sparsify_transcoder": "sparsify, transcoder",
     "ours": "ours, fp32",
     "ours_bf16": "ours, bf16 selection",
+    "ours_int8": "ours, int8 selection",
 }
 
 
@@ -197,7 +199,7 @@ def ratios(measured: Sequence[Measured]) -> dict[str, float]:
         "naive": "naive",
     }
     found: dict[str, float] = {}
-    for prefix, name in (("", "ours"), ("bf16_", "ours_bf16")):
+    for prefix, name in (("", "ours"), ("bf16_", "ours_bf16"), ("int8_", "ours_int8")):
         found |= {f"{prefix}x_{key}": seconds[peer] / seconds[name] for key, peer in peers.items() if peer in seconds}
         found[f"{prefix or 'fp32_'}over_encoder_gemm"] = seconds[name] / seconds["encoder_product"]
         found[f"{prefix}memory_over_naive"] = memory[name] / memory["naive"]

@@ -36,7 +36,7 @@ from torch import Tensor
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.sparse import products, selection
+from hagd.transcoders.sparse import products, selection, top_of_rows
 from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
 
 SIZE = Training(d=4096, m=32768, k=64, batch=32768, steps=0)
@@ -79,7 +79,7 @@ def backend(name: str) -> Iterator[None]:
     half = name == HALF and torch.cuda.is_available()
     with (
         mock.patch.object(products, "_kernels", lambda operand: kernels),
-        mock.patch.object(selection, "_kernels", lambda pre: top if top and top.can_hold(pre) else None),
+        mock.patch.object(top_of_rows, "_kernels", lambda pre: top if top and top.can_hold(pre) else None),
         torch.autocast("cuda", torch.bfloat16, enabled=half),
     ):
         yield
@@ -134,7 +134,7 @@ def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
     def sorting() -> object:
         return Support(support.index, support.offsets, support.m).by_feature
 
-    selecting = partial(selection.top_k, x, weight, bias, size.k, torch.bfloat16)
+    selecting = partial(selection.top_k, x, weight, bias, size.k, "bfloat16")
     named = {f"selection, {name}": _with_backend(name, selecting) for name in BACKENDS}
     named["sort by feature"] = sorting
     for name in (*BACKENDS, HALF):
