@@ -60,7 +60,7 @@ def save_record(record: Any, folder: Path) -> None:
 
 
 def load_record(cls: type[R], folder: Path) -> R:
-    """Read what `save_record` wrote.
+    """Read what `save_record` wrote. Fields with default None may be missing: older files lack them.
 
     Raises:
         DamagedArtifactError: files are missing, truncated or damaged, were written by another version, or hold another
@@ -206,7 +206,8 @@ def _decode_record(name: str, content: dict[str, Any], annotation: Any, tensors:
         raise ValueError(f"expected one of {sorted(known)}, found a {name}")
     cls = known[name]
     expected = [field.name for field in fields(cls) if field.init]
-    if sorted(expected) != sorted(content):
+    required = {field.name for field in fields(cls) if field.init and field.default is not None}
+    if not required <= content.keys() <= set(expected):
         raise ValueError(f"expected the fields {expected} of {name}, found {list(content)}")
     hints = _hints(cls)
     return cls(**{field: _decode(node, hints[field], tensors) for field, node in content.items()})

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 TOKENS_A_PASS = 8192
 """Positions that go through a layer together where nobody says otherwise."""
 
+_SAMPLED = 32
+"""Entries of a parameter in `LanguageModel.weight_sample`."""
+
+_STRIDE = 2_654_435_761
+"""Between two of them, modulo the parameter's size; prime, so that they are spread over rows and columns."""
+
 
 def rows_a_pass(length: int) -> int:
     """Sequences of `length` positions that go through a layer together, at least one."""
@@ -118,11 +124,31 @@ class LanguageModel:
         index = positions.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
         return self.unembedding(hidden.gather(1, index.to(hidden.device))).to(tokens.device).float()
 
+    def weight_sample(self) -> Tensor | None:
+        """Some entries of every parameter, `[n]` on the CPU in the model's precision: the same for every copy.
+
+        None where parameters have no values here, as of a model that is only described or that accelerate offloads.
+        """
+        tied = f"{self.adapter.unembedding}.weight" if self.model.config.tie_word_embeddings else None
+        entries = torch.arange(_SAMPLED) * _STRIDE
+        found = []
+        for name in (name for name, _ in self.model.named_parameters() if name != tied):
+            values = self._parameter(name)
+            if values.is_meta:
+                return None
+            places = (entries % values.numel()).to(values.device)
+            found.append(values.flatten()[places].to(self.model.dtype).cpu())
+        return torch.cat(found)
+
     def token_text(self, token: int) -> str:
         """Text of one token of a tokenizer's vocabulary."""
         if self.tokenizer is None:
             raise ModelError(f"model {self.name} has no tokenizer; read token texts from the task's vocabulary")
         return str(self.tokenizer.decode([token]))
+
+    def _parameter(self, name: str) -> Tensor:
+        """The values of a parameter, wherever they are."""
+        return self.model.get_parameter(name)
 
     def _get(self, path: str) -> Any:
         return self.model.get_submodule(path)

@@ -97,9 +97,7 @@ class StreamedLanguageModel(LanguageModel):
         for path, module in {**others, **layers}.items():
             names = {}
             for name, parameter in module.named_parameters(recurse=path in layers):
-                shape = tuple(parameter.shape)
-                wanted = self._stored_names(f"{path}.{name}")
-                stored = next((each for each in wanted if self._weights.shapes.get(each) == shape), None)
+                stored = self._stored_as(f"{path}.{name}", tuple(parameter.shape))
                 if stored is None:
                     lacking.append(f"{path}.{name}")
                 else:
@@ -111,6 +109,15 @@ class StreamedLanguageModel(LanguageModel):
                 f"({', '.join(lacking[:3])}, …); copy or download the model again"
             )
         yield from units
+
+    def _parameter(self, name: str) -> Tensor:
+        stored = self._stored_as(name, tuple(self.model.get_parameter(name).shape))
+        assert stored is not None, "refused when the model was made"
+        return self._weights.read([stored])[stored]
+
+    def _stored_as(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """What the files call a parameter; None: they lack it."""
+        return next((each for each in self._stored_names(name) if self._weights.shapes.get(each) == shape), None)
 
     def _stored_names(self, name: str) -> list[str]:
         """What files may call a tensor: its path, with or without the model's prefix, or what it is tied to."""

@@ -20,6 +20,7 @@ from hagd.config.run import ExportConfig
 from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
+from hagd.models.records import ModelSample
 from hagd.transcoders.formats import circuit_tracer, saelens, sparsify
 from hagd.transcoders.formats.checks import in_precision
 from hagd.transcoders.formats.files import folders_with, new_folder
@@ -100,24 +101,53 @@ def given(options: TranscoderConfig, model: ModelConfig, lm: LanguageModel) -> T
             f"{list(chosen)}; set transcoder.layers=null, because every layer reads from those before"
         )
     transcoders = (in_precision(each, torch.float32) for each in found.transcoders if each.layer in chosen)
-    return TranscoderSet(lm.name, found.site, tuple(transcoders))
+    return TranscoderSet(lm.name, found.site, tuple(transcoders), trained_on=found.trained_on)
+
+
+def sampled(model: ModelConfig, lm: LanguageModel) -> ModelSample | None:
+    """What dictionaries record of the model that they are trained for; None where its weights are not at hand."""
+    values = lm.weight_sample()
+    return None if values is None else ModelSample(_place(model), values)
+
+
+def _place(model: ModelConfig) -> str:
+    """Where a model is read from: an absolute folder or a hub name with its revision; empty for other kinds."""
+    if not isinstance(model, PretrainedModel):
+        return ""
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return str(folder.absolute())
+    return model.path if model.revision is None else f"{model.path}@{model.revision}"
 
 
 def _check_model(found: TranscoderSet, model: ModelConfig, lm: LanguageModel, where: str) -> None:
+    """The label, the width and, where dictionaries have recorded them, the weights must be the model's."""
     names = {lm.name, model.path} if isinstance(model, PretrainedModel) else {lm.name}
+    origin = found.trained_on
+    own = None if origin is None else sampled(model, lm)
+    other_weights = origin is not None and own is not None and not origin.fits(own.values)
+    expected = f"{where}expected dictionaries trained for model {_named(lm.name, _place(model))}"
+    ones = f"found ones for {_named(found.model, origin.path if origin else '')}"
     if not found.model:
         log.warning("%sdoes not say for which model the dictionaries were trained; taking %s", where, lm.name)
     elif _short(found.model) not in {_short(name) for name in names}:
-        raise ConfigError(
-            f"{where}expected dictionaries trained for model {lm.name}, found ones for {found.model}; choose that "
-            f"model, or set model.name={found.model} if it is the same under another name"
-        )
+        fix = "" if other_weights else f", or set model.name={found.model} if it is the same under another name"
+        raise ConfigError(f"{expected}, {ones}; choose that model{fix}")
     width = int(found.transcoders[0].W_enc.shape[1])
     if width != lm.d_model:
         raise ConfigError(
             f"{where}expected dictionaries for d_model = {lm.d_model} of model {lm.name}, found ones for {width}; "
             "choose the model that they were trained for"
         )
+    if other_weights:
+        raise ConfigError(
+            f"{expected}, {ones} with other weights; choose the model with the weights that they were trained for, or "
+            "train dictionaries for this one (transcoder.path=null)"
+        )
+
+
+def _named(name: str, place: str) -> str:
+    return f"{name} ({place})" if place else name
 
 
 def _short(name: str) -> str:

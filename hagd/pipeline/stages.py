@@ -125,13 +125,12 @@ def fit_transcoders(
     `activations_folder` may be that of several trainings. With `transcoder.path` nothing is trained: the dictionaries
     there are measured.
     """
+    from hagd.pipeline.dictionaries import given, sampled
     from hagd.transcoders.quality import measure
     from hagd.transcoders.training import train_transcoders
 
     options = config.transcoder
     if options.path is not None:
-        from hagd.pipeline.dictionaries import given
-
         elsewhere = given(options, config.model, lm)
         return _reported(measure(lm, elsewhere, None, None, task.selection, len(task.slot_names)), options)
     layers = tuple(range(lm.n_layers)) if options.layers is None else options.layers
@@ -155,9 +154,8 @@ def fit_transcoders(
             options, layers, activations, config.seed, config.trainer, work / "checkpoints", loggers
         )
         outliers = activations.outliers
-    trained = TranscoderSet(
-        lm.name, options.site, done.transcoders, tokens_per_second=done.tokens_per_second, waiting=done.waiting
-    )
+    trained = TranscoderSet(lm.name, options.site, done.transcoders, trained_on=sampled(config.model, lm))
+    trained = replace(trained, tokens_per_second=done.tokens_per_second, waiting=done.waiting)
     return _reported(measure(lm, trained, done.module, outliers, task.selection, len(task.slot_names)), options)
 
 

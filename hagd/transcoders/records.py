@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hagd.activations.capture import Site
+from hagd.models.records import ModelSample
 from hagd.transcoders.sparse.selection import top_places
 
 DENSITY_EDGES = tuple(-5 + 0.5 * i for i in range(11))
@@ -132,6 +133,7 @@ class TranscoderSet:
         kl, loss_recovered: as for one layer, with all layers replaced at once.
         tokens_per_second, waiting: of their training, since it was last resumed: wall-clock rate, and the share of that
             time spent waiting for activations; NaN for dictionaries from elsewhere.
+        trained_on: weights of that model; None where they were not recorded (other layouts, older results).
     """
 
     model: str
@@ -142,6 +144,7 @@ class TranscoderSet:
     loss_recovered: float = float("nan")
     tokens_per_second: float = float("nan")
     waiting: float = float("nan")
+    trained_on: ModelSample | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,13 @@ from hagd.tasks.records import Prompts, TaskData
 class Leaf:
     weight: Tensor
     name: str = "leaf"
+
+
+@dataclass(frozen=True)
+class Newer:
+    weight: float
+    name: str = "leaf"
+    since: str | None = None
 
 
 @dataclass(frozen=True)
@@ -215,3 +222,16 @@ def test_changed_fields_are_noticed(tmp_path: Path) -> None:
     save_record(old(weight=1), tmp_path)
     with pytest.raises(DamagedArtifactError, match="expected the fields"):
         load_record(Leaf, tmp_path)
+
+
+def test_a_field_that_older_files_lack_is_none_where_it_may_be(tmp_path: Path) -> None:
+    def written(**fields: Any) -> Any:
+        return make_dataclass("Newer", fields, frozen=True)(**fields)
+
+    save_record(written(weight=1.0, name="old"), tmp_path / "old")
+    assert load_record(Newer, tmp_path / "old") == Newer(weight=1.0, name="old", since=None)
+    save_record(written(weight=1.0, name="old", until=2.0), tmp_path / "unknown")
+    save_record(written(name="old", since="then"), tmp_path / "short")
+    for folder in ("unknown", "short"):
+        with pytest.raises(DamagedArtifactError, match="expected the fields"):
+            load_record(Newer, tmp_path / folder)
