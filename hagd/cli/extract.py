@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
+from hagd.cli.config_files import refuse_unreadable_files
 from hagd.cli.job import objective, run_job
 from hagd.cli.paths import conf_dir
 from hagd.cli.shared_store import share_config_store
 from hagd.cli.sweep_end import sweep_ends
 from hagd.cli.sweep_mode import report_wrong_sweeps
-from hagd.cli.unknown_key import unknown_keys_explained
+from hagd.cli.unknown_key import problems_explained
 
 if TYPE_CHECKING:
     from hagd.config.base import Section
@@ -34,8 +35,9 @@ def _run(composed: DictConfig) -> float:
 def main() -> None:
     """The command."""
     share_config_store()
+    refuse_unreadable_files()
     report_wrong_sweeps()
-    with sweep_ends(), unknown_keys_explained(_schema):
+    with sweep_ends(), problems_explained(_schema):
         _run()
 
 

@@ -37,9 +37,8 @@ def run_job(
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
-    from hagd.config.load import load_config
+    from hagd.config.load import load_config, plain
     from hagd.errors import HagdError
 
     hydra = HydraConfig.get()
@@ -50,10 +49,8 @@ def run_job(
     # A log file on a full disk must not bury the message that says so under a traceback a line.
     raises, logging.raiseExceptions = logging.raiseExceptions, False
     try:
-        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
-        assert isinstance(container, dict)
         try:
-            config = load_config(schema, {str(key): value for key, value in container.items()})
+            config = load_config(schema, plain(composed))
         except HagdError:
             if sweep:
                 _remove_results(folder)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hydra._internal import utils
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import run_and_report
 from hydra.types import RunMode
 
 
@@ -14,7 +14,7 @@ def report_wrong_sweeps() -> None:
 
 def _mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
     """As Hydra's own, which returns None for any error."""
-    mode: RunMode | None = run_and_report(
+    mode: RunMode | None = utils.run_and_report(
         lambda: (
             hydra.compose_config(
                 config_name=config_name,

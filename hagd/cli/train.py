@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from hagd.cli.config_files import refuse_unreadable_files
 from hagd.cli.job import objective, run_job
 from hagd.cli.paths import conf_dir
 from hagd.cli.shared_store import share_config_store
 from hagd.cli.sweep_end import sweep_ends
 from hagd.cli.sweep_mode import report_wrong_sweeps
-from hagd.cli.unknown_key import unknown_keys_explained
+from hagd.cli.unknown_key import problems_explained
 
 if TYPE_CHECKING:
     from hagd.config.base import Section
@@ -31,8 +32,9 @@ def _run(composed: DictConfig) -> float:
 def main() -> None:
     """The command."""
     share_config_store()
+    refuse_unreadable_files()
     report_wrong_sweeps()
-    with sweep_ends(), unknown_keys_explained(_schema):
+    with sweep_ends(), problems_explained(_schema):
         _run()
 
 
@@ -56,17 +58,16 @@ def _section(group: str, name: str) -> dict[str, Any]:
     """One file of the configuration.
 
     Raises:
-        ConfigError: there is no such file; lists those that exist.
+        ConfigError: there is no such file (lists those that exist), or it cannot be read.
     """
-    import yaml
-
+    from hagd.config.yaml_files import yaml_content
     from hagd.errors import ConfigError
 
     file = conf_dir() / group / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(each.stem for each in file.parent.glob("*.yaml")))
         raise ConfigError(f"gnn.{group}s: expected names of conf/{group}, found {name}; there are: {known}")
-    section: dict[str, Any] = yaml.safe_load(file.read_text())
+    section: dict[str, Any] = yaml_content(file)
     return section
 
 

@@ -1,12 +1,15 @@
-"""Hydra answers a key that it cannot override with the advice to add it by `+`; this says what to do instead."""
+"""What to do about a key that Hydra cannot override, where it advises to add it by `+`, and about an unknown option."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
+
+from hagd.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -14,21 +17,40 @@ if TYPE_CHECKING:
     from hagd.config.base import Section
 
 _REFUSED = re.compile(r"Could not override '(?P<key>[^']+)'")
+_MISSING = re.compile(
+    r"Could not find '(?P<file>[^']+)'\s+Available options in '(?P<group>[^']+)':\n(?P<options>(?:\t.*\n)+)"
+)
 
 
 @contextmanager
-def unknown_keys_explained(schema: Callable[[], type[Section]]) -> Iterator[None]:
-    """One line after Hydra's message when it ends the block because of a key that it cannot override.
+def problems_explained(schema: Callable[[], type[Section]]) -> Iterator[None]:
+    """One line when the configuration cannot be composed: alone, or after Hydra's message of a key or an option.
 
     Args:
-        schema: gives the schema; called only then, because it takes a second to import.
+        schema: gives the schema; called only for a key, because it takes a second to import.
     """
     try:
         yield
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as stop:  # Hydra exits while it handles its own exception
-        if line := key_advice(str(stop.__context__ or ""), schema):
+        said = str(stop.__context__ or "")
+        if line := key_advice(said, schema) or option_advice(said):
             print(f"error: {line}", file=sys.stderr)
         raise
+
+
+def option_advice(said: str) -> str | None:
+    """What to say to Hydra's message `said` about a file that a group does not have; None when it is another one."""
+    missing = _MISSING.search(said)
+    if missing is None:
+        return None
+    group, options = missing["group"], missing["options"].split()
+    name = missing["file"].removeprefix(f"{group}/")
+    near = difflib.get_close_matches(name, options, n=1)
+    fix = f"did you mean {group}={near[0]}?" if near else "choose one, or give the folder of your own by --config-dir"
+    return f"{group}: expected one of {', '.join(options)}, found {name}; {fix}"
 
 
 def key_advice(said: str, schema: Callable[[], type[Section]]) -> str | None:

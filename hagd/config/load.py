@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,7 +11,30 @@ from hagd.config.base import Section
 from hagd.config.problems import explain, sections_of
 from hagd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 S = TypeVar("S", bound=Section)
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """What Hydra composed as a plain container, its interpolations resolved.
+
+    Raises:
+        ConfigError: an interpolation cannot be resolved.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        why = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{error.full_key}: expected a value or the name of another key in ${{…}}, found: {why}; correct it"
+        ) from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def load_config(schema: type[S], container: dict[str, Any]) -> S:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hagd.config.model import PackagedModel, PretrainedModel
 from hagd.models.language_model import LanguageModel
-from hagd.models.pretrained import describe_pretrained, load_pretrained
-from hagd.models.smollm2 import describe_smollm2, load_smollm2
+from hagd.models.pretrained import describe_pretrained, load_pretrained, load_pretrained_tokenizer
+from hagd.models.smollm2 import describe_smollm2, load_smollm2, load_smollm2_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_model(config: PretrainedModel | PackagedModel, cache: Path, *, layer_streaming: bool = False) -> LanguageModel:
@@ -22,6 +26,17 @@ def load_model(config: PretrainedModel | PackagedModel, cache: Path, *, layer_st
         assert not layer_streaming, "refused by the configuration"
         return load_smollm2(config, cache)
     return load_pretrained(config, layer_streaming=layer_streaming)
+
+
+def load_tokenizer(config: PretrainedModel | PackagedModel, cache: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_model` gives the model, without reading weights.
+
+    Raises:
+        ModelError: as `load_model`, of everything but the weights.
+    """
+    if isinstance(config, PackagedModel):
+        return load_smollm2_tokenizer(config, cache)
+    return load_pretrained_tokenizer(config)
 
 
 def describe_model(config: PretrainedModel | PackagedModel) -> LanguageModel:

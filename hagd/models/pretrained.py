@@ -44,6 +44,15 @@ def load_pretrained(config: PretrainedModel, *, layer_streaming: bool = False) -
     return LanguageModel(_load_weights(source, config), _load_tokenizer(source, config), config.name)
 
 
+def load_pretrained_tokenizer(config: PretrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of `config.path`; the architecture is checked first.
+
+    Raises:
+        ModelError: as `load_pretrained`, of everything but the weights.
+    """
+    return _load_tokenizer(_checked_source(config), config)
+
+
 def describe_pretrained(config: PretrainedModel) -> LanguageModel:
     """The model of `config.path` with its tokenizer, but without values of its weights, which nothing reads.
 

@@ -61,23 +61,41 @@ def load_smollm2(config: PackagedModel, cache: Path) -> LanguageModel:
     Raises:
         ModelError: the packages are not installed, or their file is damaged.
     """
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
+    with _converted(config, cache) as folder, _no_bars():
+        model = LlamaForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", local_files_only=True
+        )
+    return LanguageModel(model, load_smollm2_tokenizer(config, cache), config.name)
+
+
+def load_smollm2_tokenizer(config: PackagedModel, cache: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of the converted copy in `cache`, which is made if it is not there.
+
+    Raises:
+        ModelError: as `load_smollm2`.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    with _converted(config, cache) as folder:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+@contextmanager
+def _converted(config: PackagedModel, cache: Path) -> Iterator[Path]:
+    """The folder of the converted copy; an error of the block, which reads it, says what to do."""
     folder = cache / FOLDER
     if not folder.is_dir():
         _convert(folder)
     try:
-        with _no_bars():
-            model = LlamaForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", local_files_only=True
-            )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        yield folder
     except Exception as error:  # a damaged file raises whatever its first bad byte leads to
         raise ModelError(
             f"model {config.name}: the converted copy {folder} cannot be read ({type(error).__name__}: {error}); "
             "delete that folder, it is then made again"
         ) from error
-    return LanguageModel(model, tokenizer, config.name)
 
 
 def describe_smollm2(config: PackagedModel) -> LanguageModel:

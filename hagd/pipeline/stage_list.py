@@ -62,9 +62,12 @@ def _activations_folder(p: Pipeline, work: Path) -> Path:
 
 
 def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
+    """With the tokenizer alone: what is wrong with a task or its data is said before the weights are read."""
+    from hagd.models.load import load_tokenizer
     from hagd.tasks.build import build_task
 
-    tokenizer = None if isinstance(p.config.model, MiniModel) else p.lm.tokenizer
+    model = p.config.model
+    tokenizer = None if isinstance(model, MiniModel) else load_tokenizer(model, p.runs / "models")
     return build_task(p.config.task, tokenizer, p.config.seed)
 
 

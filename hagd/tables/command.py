@@ -27,8 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from rich.console import Console
 
+    from hagd.cli.config_files import refuse_unreadable_files
     from hagd.errors import HagdError
 
+    refuse_unreadable_files()
     console = Console()
     try:
         if options.action == "run":

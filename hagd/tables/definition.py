@@ -14,18 +14,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, model_validator
 
 from hagd.cli.paths import conf_dir
-from hagd.cli.unknown_key import key_advice
+from hagd.cli.unknown_key import key_advice, option_advice
 from hagd.config.base import Section
-from hagd.config.load import load_config
+from hagd.config.load import load_config, plain
 from hagd.config.run import ExtractConfig
+from hagd.config.yaml_files import yaml_content
 from hagd.errors import ConfigError
 from hagd.tables.settings import may_decide, settings_beside
 
@@ -202,8 +202,8 @@ def descriptions(conf: Path | None = None) -> dict[str, tuple[TableSpec, dict[st
 
 
 def _describe(name: str) -> tuple[TableSpec, dict[str, list[str]]]:
-    hydra: Any = compose("extract", overrides=[f"experiment={name}"], return_hydra_config=True).hydra
-    described: Any = OmegaConf.to_container(hydra.callbacks.table, resolve=True)
+    hydra: Any = _composed([f"experiment={name}"], return_hydra_config=True).hydra
+    described = plain(hydra.callbacks.table)
     swept = {SEED: ["0"], **_swept(OmegaConf.to_container(hydra.sweeper.params) or {})}
     spec = load_config(TableSpec, {key: value for key, value in described.items() if key != "_target_"})
     axes = [key for key in swept if key != SEED]
@@ -216,10 +216,7 @@ def _describe(name: str) -> tuple[TableSpec, dict[str, list[str]]]:
 
 
 def _is_table(file: Path) -> bool:
-    try:
-        content: Any = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: expected YAML, found {error}") from None
+    content: Any = yaml_content(file)
     for key in ("hydra", "callbacks", "table"):
         content = content.get(key) if isinstance(content, dict) else None
     return content is not None
@@ -251,13 +248,16 @@ def _cells(name: str, swept: dict[str, list[str]], settings: list[str]) -> Itera
 def _cell(values: dict[str, str], seeds: list[int], common: list[str]) -> Cell:
     """Composed once; nothing but the seed differs between its jobs."""
     own = [f"{key}={value}" for key, value in values.items()]
-    try:
-        composed = compose("extract", overrides=[*common, *own])
-    except HydraException as error:
-        unknown = key_advice(str(error), lambda: ExtractConfig)
-        raise ConfigError(unknown or f"{' '.join([*common, *own])}: {error}") from None
-    container: Any = OmegaConf.to_container(composed, resolve=True)
+    container = plain(_composed([*common, *own]))
     return Cell(values, {seed: load_config(ExtractConfig, {**container, SEED: seed}) for seed in seeds})
+
+
+def _composed(overrides: list[str], *, return_hydra_config: bool = False) -> DictConfig:
+    try:
+        return compose("extract", overrides=overrides, return_hydra_config=return_hydra_config)
+    except HydraException as error:
+        known = key_advice(str(error), lambda: ExtractConfig) or option_advice(str(error))
+        raise ConfigError(known or f"{' '.join(overrides)}: {error}") from None
 
 
 def _asked(cell: Cell) -> tuple[str, int | None]:

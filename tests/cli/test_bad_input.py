@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hagd.artifacts.codec import load_record, save_record
-from hagd.cli.unknown_key import key_advice
+from hagd.cli.unknown_key import key_advice, option_advice
 from hagd.config.run import ExtractConfig, TrainConfig
 from hagd.models.records import TrainedLM
 from tests.cli.jobs import run_command, run_here, tiny_overrides
@@ -117,14 +117,43 @@ def test_a_model_that_is_not_there(
     assert str(path) in message and "model.path" in message
 
 
-def test_a_truncated_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved(tmp_path / "model", *SUPPORTED[0])
-    weights = tmp_path / "model" / "model.safetensors"
+def truncated(root: Path) -> list[str]:
+    """A model whose tokenizer is whole and whose weights are not, as overrides."""
+    saved(root / "model", *SUPPORTED[0])
+    weights = root / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    chosen = ["model=hf", f"model.path={tmp_path / 'model'}", "task=ioi", "tracking=disabled", f"paths.runs={tmp_path}"]
+    return ["model=hf", f"model.path={root / 'model'}", "tracking=disabled", f"paths.runs={root}"]
+
+
+def test_a_truncated_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [{"sentence": f"{i} _ is.", "option1": f"a{i}", "option2": f"b{i}", "answer": "1"} for i in range(6)]
+    (tmp_path / "items").write_text(json.dumps(items))
+    chosen = [*truncated(tmp_path), "task=winogrande", f"task.data_files={tmp_path / 'items'}"]
     message = failure(tmp_path / "run", capsys, *chosen)
     assert str(tmp_path / "model") in message and "copy or download the model again" in message
     assert partial_artifacts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b'{"sentence": "The _ .", "option1": "a", "option2": "b"}', "row 1 lacks answer; expected the columns"),
+        (b"sentence,option1,option2,answer\n", "line 1 is no JSON"),
+        (b"PAR1\x15\x04\xff\xfe", "expected JSON lines, found no UTF-8 text; convert other formats, such as Parquet"),
+        (b'{"sentence": "The _ .", "option1": "a", "option2": "b", "answer": "1"}', "too few usable prompts"),
+    ],
+)
+def test_task_data_are_read_before_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str
+) -> None:
+    """Reading the weights fails here, so what is said first was found without them."""
+    file = tmp_path / "items"
+    if content is not None:
+        file.write_bytes(content)
+    chosen = [*truncated(tmp_path), "task=winogrande", f"task.data_files={file}"]
+    said = failure(tmp_path / "run", capsys, *chosen)
+    assert said.startswith(f"task.data_files={file}") and message in said
 
 
 @pytest.mark.parametrize("only_correct", ["true", "false"])
@@ -255,18 +284,36 @@ def test_a_key_of_the_other_command_is_not_taken_for_one_that_is_alike() -> None
 def test_other_messages_of_hydra_stand_alone() -> None:
     assert key_advice("Could not find 'model/gpt3'", lambda: ExtractConfig) is None
     assert key_advice("Could not override 'wxyzwxyz'.", lambda: ExtractConfig) is None
+    assert option_advice("Could not override 'wxyzwxyz'.") is None
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("file", "advice"),
     [
-        ("model=gpt2_minni", "In 'base': Could not find 'model/gpt2_minni'"),
-        ("serch.n_nodes=3", "Could not override 'serch.n_nodes'."),
+        ("model/gpt3", "model: expected one of gpt2, hf, found gpt3; did you mean model=gpt2?"),
+        (
+            "model/own/tiny",
+            "model: expected one of gpt2, hf, found own/tiny; choose one, or give the folder of your own",
+        ),
     ],
 )
-def test_a_wrong_sweep_is_not_taken_for_a_run(tmp_path: Path, override: str, message: str) -> None:
+def test_an_unknown_option_is_answered_with_the_nearest(file: str, advice: str) -> None:
+    said = (
+        f"In 'base': Could not find '{file}'\n\nAvailable options in 'model':\n\tgpt2\n\thf\nConfig search path:\n\tx"
+    )
+    assert str(option_advice(said)).startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "advice"),
+    [
+        ("model=gpt2_minni", "In 'base': Could not find 'model/gpt2_minni'", "did you mean model=gpt2_mini?"),
+        ("serch.n_nodes=3", "Could not override 'serch.n_nodes'.", "did you mean search.n_nodes?"),
+    ],
+)
+def test_a_wrong_sweep_is_not_taken_for_a_run(tmp_path: Path, override: str, message: str, advice: str) -> None:
     done = run_command(tmp_path, "experiment=quick/main", "seed=0,1", override)
-    assert done.returncode == 1 and done.stderr.startswith(message)
+    assert done.returncode == 1 and done.stderr.startswith(message) and done.stderr.strip().endswith(advice)
     assert "Ambiguous" not in done.stderr and "Traceback" not in done.stderr
 
 

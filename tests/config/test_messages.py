@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from hagd.config.load import load_config
+from hagd.config.load import load_config, plain
 from hagd.config.run import ExtractConfig, TrainConfig
 from hagd.errors import ConfigError
 from tests.config.composed import container
@@ -204,3 +205,11 @@ def test_all_problems_are_reported_together() -> None:
 
 def test_a_wrong_section_is_not_printed_whole() -> None:
     assert len(message("task.name=chess")) < 300
+
+
+@pytest.mark.parametrize("value", ["${task.nam}", "${oc.env:NOT_SET_ANYWHERE}", "${nothing:1}"])
+def test_interpolations_that_lead_nowhere(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plain(OmegaConf.create({"task": {"name": "ioi"}, "model": {"path": value}}))
+    assert str(caught.value).startswith("model.path: expected a value or the name of another key in ${…}, found: ")
+    assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from hagd.config.model import PretrainedModel
 from hagd.errors import ModelError
 from hagd.models.freezing import frozen_linear
-from hagd.models.load import load_model
+from hagd.models.load import load_model, load_tokenizer
 from hagd.models.pretrained import load_pretrained
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -57,6 +57,15 @@ def settings(path: Path | str, **changes: Any) -> PretrainedModel:
 def gpt2(tmp_path: Path) -> Path:
     saved(tmp_path / "gpt2", *SUPPORTED[0])
     return tmp_path / "gpt2"
+
+
+def test_the_tokenizer_alone_is_that_of_the_model(gpt2: Path) -> None:
+    alone, lm = load_tokenizer(settings(gpt2), gpt2), load_model(settings(gpt2), gpt2)
+    assert lm.tokenizer is not None and lm.tokenizer("a b").input_ids == alone("a b").input_ids
+    (gpt2 / "model.safetensors").unlink()
+    assert load_tokenizer(settings(gpt2), gpt2).get_vocab() == alone.get_vocab()
+    with pytest.raises(ModelError, match=r"model\.path=.*gone: no such folder"):
+        load_tokenizer(settings(gpt2 / "gone"), gpt2)
 
 
 @pytest.mark.parametrize(("config", "model", "sizes"), SUPPORTED, ids=[row[1] for row in SUPPORTED])

