@@ -41,8 +41,9 @@ class TranscoderConfig(Section):
     )
     selection: Selection = Field(
         "exact",
-        description="precision of the product that ranks features for topk; with bfloat16 the k pre-activations are "
-        "computed again in full precision, with int8 those of a quarter more, of which these decide",
+        description="how the k largest are found for topk. exact: as a product in full precision ranks them; bfloat16: "
+        "as one in bfloat16 does; int8: one in eight bits chooses a quarter more, at least 16, of which full precision "
+        "chooses",
     )
     bandwidth: float = Field(0.1, gt=0, description="width of the straight-through gradient of jumprelu thresholds")
     lambda_prediction: float = Field(0.1, ge=0, description="λ1, weight of the cross-layer prediction term")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
@@ -15,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError
 from hagd.training.loss_watch import BY_PART
+from hagd.training.own_layers import OwnLayersStrategy
 from hagd.training.processes import rank_and_world
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 
@@ -93,7 +95,8 @@ class TranscoderTraining(pl.LightningModule):
         config = self.stacked.config
         peak = config.learning_rate * (_RATE_AT / self.stacked.dictionaries[0].m) ** 0.5
         optimiser = _optimiser(config, _groups(self.stacked, peak))
-        if rank_and_world()[1] == 1:  # others' gradients would have to be waited for
+        self.on_fit_end()
+        if self._gradients_are_final():
             self._step_early(optimiser)
 
         def rate(step: int) -> float:
@@ -104,15 +107,24 @@ class TranscoderTraining(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _gradients_are_final(self) -> bool:
+        """Whether what the backward pass gives is what the optimiser takes: no process averages it, as DDP does even
+        when it is alone, and no scale is taken off, as from float16 on a GPU."""
+        trainer = self._trainer
+        if trainer is None:
+            return rank_and_world()[1] == 1
+        alone = isinstance(trainer.strategy, SingleDeviceStrategy | OwnLayersStrategy)
+        return alone and getattr(trainer.precision_plugin, "scaler", None) is None
+
     def _step_early(self, optimiser: torch.optim.Optimizer) -> None:
-        """Every matrix moves, and its gradient goes, as soon as the backward pass has it: no two are ever held."""
+        """Every matrix moves, and its gradient goes, as soon as the backward pass has all of it."""
         for i, group in enumerate(optimiser.param_groups):
             if len(group["params"]) == 1 and group["params"][0].ndim == 2:
                 hook = partial(_step_alone, optimiser, i)
                 self._early.append(group["params"][0].register_post_accumulate_grad_hook(hook))
 
     def on_fit_end(self) -> None:
-        """The optimiser goes with its trainer."""
+        """Matrices move no more; the optimiser goes with its trainer."""
         while self._early:
             self._early.pop().remove()
 

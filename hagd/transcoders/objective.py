@@ -21,6 +21,7 @@ from hagd.training.device import LateReading, sent_ahead
 from hagd.training.processes import mean_over_processes, rank_and_world
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.prediction_head import PredictionHead
+from hagd.transcoders.sparse.chunks import large
 
 _OLD_SHARE = 8
 """AuxK looks at no more than m / 8 dead features a step, the longest silent first: a step stays cheap."""
@@ -273,7 +274,10 @@ class StackedTranscoders(nn.Module):
         size = target.values.detach() * lengths.detach()[target.support.index]
         energy = mean_over_processes(size.square().sum())
         sample = self._sampled(dictionary.m, source, step)
-        loss: Tensor = self.heads[str(source)].loss(*before, target, dictionary, sample)  # type: ignore[operator]
+        if not large(dictionary.W_dec):
+            lengths = dictionary.lengths()
+        head: Any = self.heads[str(source)]
+        loss: Tensor = head.loss(*before, target, dictionary, lengths, sample)
         return loss / energy.clamp(min=1e-12)
 
     def _sampled(self, m: int, head: int, step: int) -> Tensor:

@@ -72,12 +72,15 @@ class PredictionHead(nn.Module):
         query, keys, bias = self.query_and_keys(codes, written, following)
         return torch.addmm(bias, query, keys.T).relu()
 
-    def loss(self, codes: Codes, written: Tensor, target: Codes, following: Dictionary, sample: Tensor) -> Tensor:
+    def loss(
+        self, codes: Codes, written: Tensor, target: Codes, following: Dictionary, lengths: Tensor, sample: Tensor
+    ) -> Tensor:
         """`Σ_tj (f'_tj − f̂'_tj)² ‖W_dec,j'‖²`, estimated without bias from the features `sample` `[s]`; exact if all.
+        `lengths` `[m']` are these norms.
 
         The squared decoder norms make it an error of contributions: with free norms f alone could shrink.
         """
-        weight, active = following.lengths().square(), target.support
+        weight, active = lengths.square(), target.support
         if self.dense is not None:
             predicted = self.predict(codes, written, following)
             at_active, at_sample = predicted[active.token, active.index], predicted[:, sample]

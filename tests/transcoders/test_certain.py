@@ -91,7 +91,7 @@ def test_products_are_off_by_no_more_than_is_said(case: str) -> None:
 
 def bounds(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """`[B, m]`: what the rounded products are said to be off by at most, and what they are off by."""
-    pre, error, length = certain._product(x, (encoder := certain._round(weight, bias)))
+    pre, error, length = certain._product(x, (encoder := certain._rounded(weight, bias)))
     token, feature = (each.ravel() for each in np.indices(pre.shape))
     value = pre.float().numpy().ravel()
     off = certain._off(encoder, feature, error[token], length[token], value)
@@ -104,10 +104,10 @@ def test_all_that_can_be_among_the_largest_are_looked_at(case: str, k: int) -> N
     """Those whose largest possible pre-activation reaches the k-th of the least possible ones, and no others."""
     x, weight, bias = CASES[case]
     off, _ = bounds(x, weight, bias)
-    rounded = certain._round(weight, bias)
+    rounded = certain._rounded(weight, bias)
     pre = certain._product(x, rounded)[0].float()
     possible = pre + off >= (pre - off).topk(k).values[:, -1:]
-    features, counts = certain._candidates(x, rounded, k)
+    features, counts = certain._possible(x, rounded, k)
     start = 0
     for token, count in enumerate(counts):
         if count:
@@ -172,6 +172,22 @@ def test_what_is_left_open() -> None:
     assert certain_top_k(x.abs() + 1, alike.abs() + 1, bias, 4)[2].all()
     weight[5] = torch.nan
     assert certain_top_k(x, weight, bias, 4)[2].all()
+
+
+def test_where_bounds_say_little_no_more_than_a_chunk_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with one feature of an outlying norm."""
+    products: list[int] = []
+    plain = certain._product
+    monkeypatch.setattr(certain, "_product", lambda x, encoder: products.append(len(x)) or plain(x, encoder))
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3 * certain._CHUNK + 5, 64, generator=g), torch.randn(1024, 64, generator=g)
+    assert certain_top_k(x, weight, torch.zeros(1024), 16)[2].float().mean() < 0.05
+    assert products == [*3 * [certain._CHUNK], 5]
+    products.clear()
+    weight[3] *= 30
+    values, index, left_open = certain_top_k(x, weight, torch.zeros(1024), 16)
+    assert values.shape == index.shape == (len(x), 16) and left_open[certain._CHUNK :].all()
+    assert products == [certain._CHUNK]
 
 
 @given(

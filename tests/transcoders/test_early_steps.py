@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hagd.config.run import TrainerConfig
 from hagd.config.transcoder import Optimiser
+from hagd.training.fit import fit
+from hagd.training.loader import StepLoader
 from hagd.transcoders import module
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.module import TranscoderTraining
@@ -61,9 +70,13 @@ def test_the_weights_are_the_same_to_the_bit(
 ) -> None:
     if large:
         monkeypatch.setattr(chunks, "_LARGE", 1)
-    early = run(*training(optimiser, **CASES[case]))
+    moving = training(optimiser, **CASES[case])
+    assert len(moving[0]._early) >= 2 * LAYERS
+    early = run(*moving)
     monkeypatch.setattr(module, "rank_and_world", lambda: (0, 2))  # several processes wait for each other's gradients
-    late = run(*training(optimiser, **CASES[case]))
+    waiting = training(optimiser, **CASES[case])
+    assert not waiting[0]._early
+    late = run(*waiting)
     start = training(optimiser, **CASES[case])[0].stacked.state_dict()
     for name, value in late.items():
         assert torch.equal(early[name], value), name
@@ -82,18 +95,89 @@ def test_a_training_that_was_stored_goes_on_the_same() -> None:
         assert torch.equal(value, expected[name]), name
 
 
-def test_no_two_matrices_have_gradients_at_once() -> None:
-    made, _ = training(skip=True)
-    matrices = {name: each for name, each in made.stacked.named_parameters() if name.endswith(("W_enc", "W_dec"))}
-    held: list[int] = []
-    for matrix in matrices.values():
-        matrix.register_post_accumulate_grad_hook(
-            lambda _: held.append(sum(each.grad is not None for each in matrices.values()))
-        )
-    made.training_step(tokens(0), 0)["loss"].backward()
-    assert held == [0] * 2 * LAYERS, "the matrix' own gradient is gone when the next hook is called"
-    assert all(each.grad is None for each in matrices.values())
-    assert all(dictionary.b_enc.grad is not None for dictionary in made.stacked.dictionaries)
+class Matrices(TorchDispatchMode):
+    """The most tensors of a matrix' size, made within, that were alive at once."""
+
+    def __init__(self, size: int, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.size, self.most = size, 0
+        self._known = {each.data_ptr() for each in known}
+        self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        strided = isinstance(out, Tensor) and out.layout == torch.strided
+        if strided and out.untyped_storage().nbytes() == 4 * self.size:
+            self._alive.add(out.untyped_storage())
+            self.most = max(self.most, len({each.data_ptr() for each in self._alive} - self._known))
+        return out
+
+
+def test_gradients_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all layers' matrices would be six."""
+    monkeypatch.setattr(chunks, "_LARGE", 1)
+    most = {}
+    for early in (True, False):
+        monkeypatch.setattr(module, "rank_and_world", lambda early=early: (0, 1 if early else 2))
+        made, configured = training(lambda_prediction=0, aux_weight=0, expansion=16)
+        run(made, configured, end=1)  # with state in the optimiser
+        loss = made.training_step(tokens(1), 1)["loss"]
+        moments = [value for state in configured["optimizer"].state.values() for value in state.values()]
+        known = (*made.stacked.parameters(), *moments)
+        with Matrices(made.stacked.dictionaries[0].W_enc.numel(), known) as matrices:
+            loss.backward()
+        most[early] = matrices.most
+        held = [name for name, each in made.stacked.named_parameters() if each.ndim == 2 and each.grad is not None]
+        assert len(held) == (0 if early else 2 * LAYERS)
+        assert all(dictionary.b_enc.grad is not None for dictionary in made.stacked.dictionaries)
+    assert most[True] <= 2 < 2 * LAYERS <= most[False]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_a_process_alone_trains_the_same_however_it_is_started(strategy: str, tmp_path: Path) -> None:
+    """DDP brings gradients back that a hook took away."""
+    trainer = {"auto": TrainerConfig(), "ddp": TrainerConfig(strategy="ddp")}[strategy]
+    made, configured = training()
+    expected = run(made, configured)
+    found, _ = training()
+    fit(found, StepLoader(tokens, 6), trainer, 6, tmp_path / "c")
+    for name, value in found.stacked.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_scale_is_taken_off_before_anything_moves() -> None:
+    """As with `trainer.precision=16-mixed` on a GPU, which skips steps whose gradients overflow."""
+    made, _ = training()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=1, accelerator="cpu", plugins=[plugin], enable_model_summary=False, **settings)
+    trainer.fit(made, StepLoader(tokens, 1))
+    assert not made._early and scaler.get_scale() < 2.0**126
+    assert all(each.isfinite().all() for each in made.stacked.parameters())
+
+
+def test_a_second_optimiser_takes_over() -> None:
+    made, first = training()
+    again = made.configure_optimizers()
+    run(made, again, end=2)
+    assert not any(each.ndim == 2 and each in first["optimizer"].state for each in made.stacked.parameters())
+    expected, configured = training()
+    for name, value in run(expected, configured, end=2).items():
+        assert torch.equal(value, made.stacked.state_dict()[name]), name
+
+
+def test_an_error_in_a_step_leaves_the_optimiser_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, configured = training()
+    groups = configured["optimizer"].param_groups
+
+    def failing(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(configured["optimizer"], "step", failing)
+    with pytest.raises(MemoryError):
+        made.training_step(tokens(0), 0)["loss"].backward()
+    assert configured["optimizer"].param_groups is groups
 
 
 def test_an_end_leaves_no_optimiser_behind() -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hagd.transcoders.sparse import selection
 from hagd.transcoders.sparse.chunks import by_chunks
+from hagd.transcoders.sparse.products import Support
 from hagd.transcoders.sparse.selection import top_k
 
 K = 32
@@ -62,6 +64,49 @@ def test_columns_of_very_different_sizes_are_evened() -> None:
     x, weight, bias = case()
     columns = torch.logspace(-2, 2, x.shape[1])
     assert right(x * columns, weight / columns, bias, "int8") > 0.9999
+
+
+def test_a_column_that_few_tokens_use_is_not_all_that_is_left_of_them() -> None:
+    x, weight, bias = case(n_tokens=2048)
+    x[:, 5] = 0
+    x[[3, 7], 5] = 1
+    assert right(x[:64], weight, bias, "int8") > 0.999  # among 64 tokens, and among all
+    exact = (x.double() @ weight.double().T + bias)[[3, 7]].topk(K).indices
+    support, _ = top_k(x, weight, bias, K, "int8")
+    for place, token in enumerate((3, 7)):
+        found = support.index[token * K : (token + 1) * K].tolist()
+        assert len(set(found) & set(exact[place].tolist())) >= K - 1
+
+
+@pytest.mark.parametrize(("k", "expected"), [(4, 20), (64, 80), (200, 250), (500, 512)])
+def test_a_quarter_more_are_looked_at_and_at_least_sixteen(
+    k: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+    plain = selection.gather_dot
+
+    def looking(x: Tensor, support: Support, *rest: Tensor) -> Tensor:
+        looked_at.append(len(support.index) // len(x))
+        return plain(x, support, *rest)
+
+    monkeypatch.setattr(selection, "gather_dot", looking)
+    top_k(*case(n_tokens=3), k, "int8")
+    assert looked_at == [expected]
+
+
+def test_a_gpu_gets_sizes_that_it_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 16 rows, and multiples of eight."""
+    product, shapes = torch._int_mm, []
+
+    def noting(a: Tensor, b: Tensor) -> Tensor:
+        shapes.append((*a.shape, *b.shape))
+        return product(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", noting)
+    x, weight, bias = case(n_tokens=3, m=50, d=13)
+    pre = in_eight_bits(x, weight, bias)
+    assert shapes == [(17, 16, 16, 56)]
+    torch.testing.assert_close(pre, x @ weight.T + bias, atol=0.1, rtol=0)
 
 
 def test_tokens_and_features_of_nothing() -> None:

@@ -25,7 +25,9 @@ def two_layers(kind: PredictionHeadKind, activation: str = "topk") -> tuple[Stac
 
 
 def loss(stacked: StackedTranscoders, codes: list[Codes], written: Tensor, sample: Tensor) -> Tensor:
-    return stacked.heads["0"].loss(codes[0], written, codes[1], stacked.dictionaries[1], sample)  # type: ignore[operator]
+    return stacked.heads["0"].loss(
+        codes[0], written, codes[1], stacked.dictionaries[1], stacked.dictionaries[1].lengths(), sample
+    )  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("kind", KINDS)

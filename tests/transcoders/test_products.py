@@ -104,6 +104,13 @@ def test_gradients_of_decode_and_lengths(pattern: str, monkeypatch: pytest.Monke
         assert torch.autograd.gradcheck(lambda v, w, c=chosen: decode_and_lengths(v, support, w)[c], inputs)
 
 
+def test_a_row_of_nothing_has_a_norm_without_gradient() -> None:
+    support, values, _ = random_pairs(0, *PAIRS["some"])
+    weight = torch.zeros(support.m, D, dtype=torch.float64, requires_grad=True)
+    for lengths in (decode_and_lengths(values, support, weight)[1], row_norms(weight)):
+        assert torch.equal(torch.autograd.grad(lengths.sum(), weight)[0], torch.zeros_like(weight))
+
+
 def test_gradients_of_row_norms() -> None:
     weight = matrices(0, 3, 5)[1].requires_grad_()
     torch.testing.assert_close(row_norms(weight), weight.norm(dim=1))

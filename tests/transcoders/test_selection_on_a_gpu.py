@@ -17,7 +17,7 @@ from hagd.transcoders.sparse.selection import top_k
     [
         ("meta", torch.bfloat16, [2048, 2048, 904]),
         ("meta", torch.float32, [1024] * 4 + [904]),
-        ("meta", torch.int8, [1024] * 4 + [904]),
+        ("meta", torch.int8, [512] * 9 + [392]),
         ("cpu", torch.bfloat16, [512] * 9 + [392]),
         ("cpu", torch.int8, [256] * 19 + [136]),
     ],

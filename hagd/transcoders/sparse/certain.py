@@ -3,7 +3,8 @@
 Of rows rounded to x̃ and w̃, `x·w − x̃·w̃ = (x − x̃)·w + x̃·(w − w̃)`. So the rounded product is off by no more than
 `‖x − x̃‖‖w‖ + ‖x̃‖‖w − w̃‖` (Cauchy and Schwarz). A feature whose largest possible pre-activation is below the k-th
 largest of the least possible ones is not among the k largest; the others, about half as many again as k, are computed
-in full. What is found is what the product in full precision would find, up to its own rounding.
+in full. What is found is what the product in full precision would find, up to its own rounding and to norms below
+1e-19, whose squares float32 loses.
 
 Shape legend: B tokens, c tokens of a chunk, m features, d = d_model, n pairs.
 """
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hagd.transcoders.sparse.products import Support, gather_dot
-from hagd.transcoders.sparse.top_of_rows import kth_largest, least_maximum
+from hagd.transcoders.sparse.top_of_rows import kth_largest, least_maximum, padded
 
 _MOST = 8
 """Times k features of a token that are looked at; where more are possible, as on outliers, it is left open."""
+
+_WORTHWHILE = 0.5
+"""Share of the first tokens that have to be decided for the others to be looked at."""
 
 _STORED = np.float32(2**-8)
 """What storing a bfloat16 changes it by, relative; twice what rounding to the nearest does."""
@@ -36,7 +40,7 @@ _ROWS = 256
 """Of the encoder, whose errors are measured at a time."""
 
 
-class _Rounded(NamedTuple):
+class _Encoder(NamedTuple):
     """An encoder in bfloat16.
 
     Attributes:
@@ -62,11 +66,16 @@ def certain_top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tens
 
     Returns:
         Pre-activations and features `[B, k]`, and which tokens `[B]` were left open: their rows mean nothing. They
-        are those with NaN or infinities, with fewer than k features surely above zero, and with too many candidates.
+        are those with NaN or infinities, with fewer than k features surely above zero, and with too many candidates;
+        where they are many among the first, as with a feature of outlying norm, all later ones too.
     """
-    rounded = _round(W_enc, b_enc)
-    parts = zip(*(_candidates(chunk, rounded, k) for chunk in x.split(_CHUNK)), strict=True)
-    features, counts = (np.concatenate(part) for part in parts)
+    encoder = _rounded(W_enc, b_enc)
+    first, *others = x.split(_CHUNK)
+    parts = [_possible(first, encoder, k)]
+    if (parts[0][1] > 0).mean() >= _WORTHWHILE:
+        parts += [_possible(chunk, encoder, k) for chunk in others]
+    features, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
+    counts = np.append(counts, np.zeros(len(x) - len(counts), counts.dtype))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     support = Support(torch.from_numpy(features), torch.from_numpy(offsets), len(W_enc))
     pre = gather_dot(x, support, W_enc, b_enc)
@@ -78,16 +87,16 @@ def certain_top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tens
     return values, index, ~decided
 
 
-def _round(W_enc: Tensor, b_enc: Tensor) -> _Rounded:
+def _rounded(W_enc: Tensor, b_enc: Tensor) -> _Encoder:
     weight, bias = W_enc.bfloat16(), b_enc.bfloat16()
     both = zip(W_enc.split(_ROWS), weight.split(_ROWS), strict=True)
     errors = torch.cat([(rows - low.float()).norm(dim=1) for rows, low in both])
     norms = torch.cat([rows.norm(dim=1) for rows in W_enc.split(_ROWS)])
-    return _Rounded(weight, bias, norms.numpy(), errors.numpy(), (b_enc - bias.float()).abs().numpy())
+    return _Encoder(weight, bias, norms.numpy(), errors.numpy(), (b_enc - bias.float()).abs().numpy())
 
 
 @np.errstate(invalid="ignore")  # comparisons with NaN leave a token open
-def _candidates(x: Tensor, encoder: _Rounded, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _possible(x: Tensor, encoder: _Encoder, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Features `[n]` that can be among the k largest of a chunk, token after token, and how many each token has; none
     where it is left open."""
     pre, error, length = _product(x, encoder)
@@ -108,7 +117,7 @@ def _candidates(x: Tensor, encoder: _Rounded, k: int) -> tuple[NDArray[np.int64]
     return feature[possible], np.bincount(row[possible], minlength=len(x))
 
 
-def _product(x: Tensor, encoder: _Rounded) -> tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]:
+def _product(x: Tensor, encoder: _Encoder) -> tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]:
     """The rounded pre-activations `[c, m]`, norms `[c]` of what rounding took from `x`, and of what it left."""
     low = x.bfloat16()
     length = low.float().norm(dim=1).numpy()
@@ -117,7 +126,7 @@ def _product(x: Tensor, encoder: _Rounded) -> tuple[Tensor, NDArray[np.float32],
 
 
 def _off(
-    encoder: _Rounded,
+    encoder: _Encoder,
     feature: NDArray[np.int64],
     error: NDArray[np.float32],
     length: NDArray[np.float32],
@@ -136,9 +145,7 @@ def _bits(bound: NDArray[np.float32]) -> NDArray[np.int16]:
 
 def _kth_of_segments(values: NDArray[np.float32], counts: NDArray[np.int64], k: int) -> NDArray[np.float32]:
     """The k-th largest of each of consecutive segments."""
-    rows = np.full((len(counts), max(k, counts.max())), -np.inf, values.dtype)
-    rows[np.arange(rows.shape[1]) < counts[:, None]] = values
-    return kth_largest(rows, k)
+    return kth_largest(padded(values, counts, k), k)
 
 
 def _top_of_segments(values: NDArray[np.float32], counts: NDArray[np.int64], k: int) -> NDArray[np.int64]:

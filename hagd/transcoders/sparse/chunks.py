@@ -32,8 +32,8 @@ multiply and select. With fewer it saves milliseconds a thousand steps, and earl
 _LARGEST = 127
 """Of eight bits with a sign."""
 
-_ROWS_ON_CUDA = 17
-"""The fewest that CUDA multiplies in eight bits."""
+_ROWS_ON_CUDA, _MULTIPLE_ON_CUDA = 17, 8
+"""The fewest rows that CUDA multiplies in eight bits, and what the other sizes have to be multiples of."""
 
 _ROWS = 512
 """Of a matrix, rounded at a time."""
@@ -77,26 +77,34 @@ def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found
 def _in_eight_bits(x: Tensor, W_enc: Tensor, b_enc: Tensor, found: Callable[[Tensor], R]) -> Iterator[R]:
     """A scale a row, and one a column that makes the columns of both matrices equally large (SmoothQuant, Xiao et al.
     2023): along the principal axes of the inputs those of `x` are very different."""
-    columns = _evening(x, W_enc)
-    rounded = [_rounded(rows * columns) for rows in W_enc.split(_ROWS)]
-    weight, scale = (torch.cat(parts) for parts in zip(*rounded, strict=True))
-    for chunk in x.split(_CACHED_CHUNK if x.device.type == "cpu" else _off_cpu(len(weight), 4)):
-        rows, length = _rounded(chunk / columns)
-        rows = pad(rows, (0, 0, 0, max(0, _ROWS_ON_CUDA - len(rows))))
-        pre = torch._int_mm(rows, weight.T)[: len(chunk)].float().mul_(scale.T)
+    columns, m = _evening(x, W_enc), len(W_enc)
+    parts = [_to_eight_bits(rows * columns) for rows in W_enc.split(_ROWS)]
+    weight, unit = (torch.cat(part) for part in zip(*parts, strict=True))
+    weight = _padded(weight, -m % _MULTIPLE_ON_CUDA)
+    for chunk in x.split(_CACHED_CHUNK if x.device.type == "cpu" else _off_cpu(m, 8)):  # as integers and as float32
+        rows, length = _to_eight_bits(chunk / columns)
+        rows = _padded(rows, max(0, _ROWS_ON_CUDA - len(rows)))
+        pre = torch._int_mm(rows, weight.T)[: len(chunk), :m].float().mul_(unit.T)
         yield found(torch.addcmul(b_enc.float(), pre, length, out=pre))
 
 
+def _padded(matrix: Tensor, rows: int) -> Tensor:
+    """With as many rows of nothing, and as many columns as make their number a multiple."""
+    return pad(matrix, (0, -matrix.shape[1] % _MULTIPLE_ON_CUDA, 0, rows))
+
+
 def _evening(x: Tensor, W_enc: Tensor) -> Tensor:
-    """`[d]`; what a column of `W_enc` is multiplied with and one of `x` is divided by. From a sample of both; a token
-    or a feature that is not finite shall be the only one to show it."""
-    size = [matrix[:: max(1, len(matrix) // _ROWS)].float().square().mean(0) for matrix in (x, W_enc)]
+    """`[d]`; what a column of `W_enc` is multiplied with and one of `x` is divided by. From all of `x`, since a column
+    that few tokens use would be the only one that is left of them, and a sample of `W_enc`; a token or a feature that
+    is not finite shall be the only one to show it."""
+    some = W_enc[:: max(1, len(W_enc) // _ROWS)].float().square().mean(0)
+    every = torch.stack([rows.float().square().sum(0) for rows in x.split(_ROWS)]).sum(0) / len(x)
     least = torch.finfo(torch.float32).tiny ** 0.5
-    columns = ((size[0] + least) / (size[1] + least)) ** 0.25
+    columns = ((every + least) / (some + least)) ** 0.25
     return columns.where(columns.isfinite(), 1)
 
 
-def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _to_eight_bits(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in eight bits, and the length `[rows, 1]` of a unit."""
     unit = (rows.abs().amax(1, keepdim=True).float() / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
     return (rows / unit).round_().to(torch.int8), unit

@@ -182,7 +182,7 @@ class _DecodeAndLengths(torch.autograd.Function):
         values, gathered, weight, lengths = ctx.saved_tensors
         d_values, d_weight = _decode_derivatives(gradients[0], values, gathered, ctx.support, ctx.needs_input_grad)
         if d_weight is not None:
-            scale = (gradients[1] / lengths.clamp(min=1e-12))[:, None]
+            scale = _by_row(gradients[1], lengths)
             parts = zip(d_weight.split(_ROWS), weight.split(_ROWS), scale.split(_ROWS), strict=True)
             for rows, weights, scales in parts:
                 rows.add_(weights * scales)
@@ -230,4 +230,9 @@ class _RowNorms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         weight, norms = ctx.saved_tensors
-        return weight * (gradients[0] / norms.clamp(min=1e-12))[:, None]
+        return weight * _by_row(gradients[0], norms)
+
+
+def _by_row(gradient: Tensor, norms: Tensor) -> Tensor:
+    """What a row is multiplied with, `[m, 1]`, in the derivative of its norm."""
+    return (gradient / norms.clamp(min=1e-12))[:, None]

@@ -35,8 +35,9 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, by: Selection = "exac
         W_enc: `[m, d]`.
         b_enc: `[m]`.
         k: how many.
-        by: precision of the dense product that ranks features. After `bfloat16` the pre-activations of the k are
-            computed again in `x`'s own; after `int8` those of a quarter more, of which these decide.
+        by: how. `exact`: as a product in `x`'s precision ranks them, which on some CPUs is found without it
+            (`certain.py`). `bfloat16`: as a product in bfloat16 does. `int8`: k and a quarter more, at least 16, as a
+            product in eight bits ranks them, of which full precision chooses.
 
     Returns:
         The pairs, and their pre-activations `[B · k]` in `x`'s precision; without gradient.
@@ -119,7 +120,7 @@ def _bfloat16_saves_time(x: Tensor, W_enc: Tensor) -> bool:
     return (
         large_on_cpu(W_enc)
         and len(x) >= _WORTHWHILE
-        and x.dtype == torch.float32
+        and x.dtype == W_enc.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and torch.cpu._is_avx512_bf16_supported()
     )

@@ -83,9 +83,15 @@ def _largest_of(found: NDArray[np.int64], pre: Tensor, k: int) -> Tensor:
         return _places(found[:0], pre, k)
     rank = np.arange(len(found)) - np.repeat(starts, counts)
     values = _distinct(pre.view(-1).index_select(0, torch.from_numpy(found)), torch.from_numpy(rank))
-    rows = np.full((n_rows, counts.max()), -np.inf, values.dtype)
+    bound = kth_largest(padded(values, counts, k), k)
+    return _places(found[values >= np.repeat(bound, counts)], pre, k)
+
+
+def padded(values: NDArray[Any], counts: NDArray[np.int64], least: int) -> NDArray[Any]:
+    """Consecutive segments as rows that end in minus infinity, at least `least` columns wide."""
+    rows = np.full((len(counts), max(least, counts.max())), -np.inf, values.dtype)
     rows[np.arange(rows.shape[1]) < counts[:, None]] = values
-    return _places(found[values >= np.repeat(kth_largest(rows, k), counts)], pre, k)
+    return rows
 
 
 def _group_size(m: int, k: int, sizes: Sequence[int]) -> int:
