@@ -15,8 +15,8 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 WORLD = 2
 
 
-def in_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What `work(rank)` returns in each of two processes, which Lightning takes for those that it would start."""
+def in_processes(work: Callable[[int], Any], folder: Path, world: int = WORLD) -> list[Any]:
+    """What `work(rank)` returns in each of `world` processes, which Lightning takes for those that it would start."""
     port = find_free_network_port()
 
     def run(rank: int) -> None:
@@ -25,10 +25,10 @@ def in_processes(work: Callable[[int], Any], folder: Path) -> list[Any]:
         (folder / f"{rank}.pickle").write_bytes(pickle.dumps(work(rank)))
         os._exit(0)
 
-    processes = [get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
+    processes = [get_context("fork").Process(target=run, args=(rank,)) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0] * WORLD
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(WORLD)]
+    assert [process.exitcode for process in processes] == [0] * world
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from hagd.transcoders.initialise import initialise
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import chunks
+from tests.processes import in_processes
 from tests.transcoders.slow import settings
 
 LAYERS, TOKENS, D = 3, 64, 8
@@ -134,15 +135,18 @@ def test_gradients_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
-def test_a_process_alone_trains_the_same_however_it_is_started(strategy: str, tmp_path: Path) -> None:
+def test_a_process_alone_trains_the_same_however_it_is_started(
+    strategy: Literal["auto", "ddp"], tmp_path: Path
+) -> None:
     """DDP brings gradients back that a hook took away."""
-    trainer = {"auto": TrainerConfig(), "ddp": TrainerConfig(strategy="ddp")}[strategy]
-    made, configured = training()
-    expected = run(made, configured)
-    found, _ = training()
-    fit(found, StepLoader(tokens, 6), trainer, 6, tmp_path / "c")
-    for name, value in found.stacked.state_dict().items():
-        assert torch.equal(value, expected[name]), name
+    expected = run(*training())
+
+    def work(_: int) -> list[str]:
+        found, _ = training()
+        fit(found, StepLoader(tokens, 6), TrainerConfig(strategy=strategy), 6, tmp_path / "c")
+        return [name for name, each in found.stacked.state_dict().items() if not torch.equal(each, expected[name])]
+
+    assert in_processes(work, tmp_path, world=1) == [[]]
 
 
 def test_a_scale_is_taken_off_before_anything_moves() -> None:
