@@ -62,7 +62,7 @@ def signalled(runs: Path, stage: str, sent: signal.Signals) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("stage", "sent"),
     [
-        ("lm", signal.SIGINT),
+        pytest.param("lm", signal.SIGINT, marks=pytest.mark.slow),
         ("transcoders", signal.SIGTERM),
         pytest.param("lm", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("transcoders", signal.SIGINT, marks=pytest.mark.slow),

@@ -78,6 +78,7 @@ def test_a_repeated_job_that_is_interrupted_keeps_what_it_had(
     assert left(folder) == before == ["manifest.json", "metrics.json", "report.html"]
 
 
+@pytest.mark.slow
 def test_a_sweep_in_the_folder_of_another_one_takes_its_place(tiny_runs: Path, tmp_path: Path) -> None:
     """The second has the jobs of the first in another order: none may refer to a folder that a later one gets."""
     jobs = [[*tiny_overrides(tiny_runs), f"validation.n_bootstrap={n}"] for n in (52, 53)]

@@ -36,7 +36,7 @@ def test_what_all_jobs_share_is_left_out(tmp_path: Path) -> None:
 
 
 def test_keys_of_an_experiment_that_sweeps(tmp_path: Path) -> None:
-    found = swept("experiment=quick/branching", f"paths.runs={tmp_path}")
+    found = swept("experiment=quick/branching", "seed=0,1", f"paths.runs={tmp_path}")
     assert len(found) > 2 and len(set(found)) == len(found)
     assert {part.partition("=")[0] for job in found for part in job} >= {"hierarchy.branching", "seed"}
 

@@ -57,8 +57,13 @@ def test_wide_rows_and_doubles_are_left_to_torch() -> None:
     assert not can_hold(torch.empty(1, 8, device=DEVICE, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("columns", [2**12, 2**15])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("dtype", "columns"),
+    [
+        ("fp32", 2**15),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("bf16", 2**15), ("fp32", 2**12), ("bf16", 2**12))),
+    ],
+)
 def test_the_kernel_compiles_for_a_gpu_and_spills_nothing(
     dtype: str, columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
