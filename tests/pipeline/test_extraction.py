@@ -275,7 +275,7 @@ def test_without_heads_no_key_changes(tiny_runs: Path) -> None:
     assert "head_means" not in plain.parents("report") and "head_means" in heads.parents("report")
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("architecture", ["gpt_neox", pytest.param("llama", marks=pytest.mark.slow)])
 def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str) -> None:
     metrics = extract(tiny_extract(tiny_runs, model__architecture=architecture), tmp_path)
     assert metrics["circuit.nodes"] == 8 and reused(tmp_path) == {"task"}

@@ -44,6 +44,7 @@ def test_a_job_with_both(tiny_runs: Path, tmp_path: Path) -> None:
     assert {name for name, stage in stages.items() if not stage["reused"]} == {"dark_matter", "comparison"}
 
 
+@pytest.mark.slow
 def test_the_other_extraction_comes_first_while_another_process_makes_the_own_one(tmp_path: Path) -> None:
     config = tiny_extract(tmp_path, comparison={**ITSELF, "seed_offset": 1})
     own = Pipeline(config, QUIET)

@@ -82,6 +82,7 @@ def test_every_stage_is_a_run_with_its_result(folder: Path, runs: dict[str, Logg
         assert set(run.artifacts) == {f"{types.get(stage, stage)}-{key}"} and set(*run.artifacts.values()) <= set(files)
 
 
+@pytest.mark.slow
 def test_stages_of_a_compared_model_are_runs_too(tiny_runs: Path, tmp_path: Path) -> None:
     other = {"model": tiny_settings(tiny_runs)["model"], "seed_offset": 7, "n_null": 5, "n_bootstrap": 10}
     config = tiny_extract(tiny_runs, tracking__mode="offline", comparison=other)

@@ -89,7 +89,9 @@ def in_group(work: Callable[[int], Any], folder: Path) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:.*returned a view tensor")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("dense", "low rank"))) for name in CASES]
+)
 @pytest.mark.parametrize("kind", [ShardedTraining, DividedTraining])
 def test_two_processes_train_what_one_trains(tmp_path: Path, kind: type[JointTraining], case: str) -> None:
     config = settings(case)
