@@ -95,7 +95,7 @@ class TranscoderTraining(pl.LightningModule):
         config = self.stacked.config
         peak = config.learning_rate * (_RATE_AT / self.stacked.dictionaries[0].m) ** 0.5
         optimiser = _optimiser(config, _groups(self.stacked, peak))
-        self.on_fit_end()
+        self._stop_stepping_early()
         if self._gradients_are_final():
             self._step_early(optimiser)
 
@@ -124,7 +124,10 @@ class TranscoderTraining(pl.LightningModule):
                 self._early.append(group["params"][0].register_post_accumulate_grad_hook(hook))
 
     def on_fit_end(self) -> None:
-        """Matrices move no more; the optimiser goes with its trainer."""
+        """The optimiser goes with its trainer."""
+        self._stop_stepping_early()
+
+    def _stop_stepping_early(self) -> None:
         while self._early:
             self._early.pop().remove()
 

@@ -274,7 +274,7 @@ class StackedTranscoders(nn.Module):
         size = target.values.detach() * lengths.detach()[target.support.index]
         energy = mean_over_processes(size.square().sum())
         sample = self._sampled(dictionary.m, source, step)
-        if not large(dictionary.W_dec):
+        if not large(dictionary.W_dec):  # a derivative of its own, which keeps earlier results to the bit
             lengths = dictionary.lengths()
         head: Any = self.heads[str(source)]
         loss: Tensor = head.loss(*before, target, dictionary, lengths, sample)

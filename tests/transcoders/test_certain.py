@@ -141,7 +141,7 @@ def test_what_is_decided_is_right(
     seed: int, n_tokens: int, m: int, k: int, d: int, sizes: tuple[int, int, int]
 ) -> None:
     """Ties, few positive pre-activations and features all alike among them."""
-    agrees(*whole(n_tokens, m, d, *sizes, seed), k=min(k, m))
+    assert len(agrees(*whole(n_tokens, m, d, *sizes, seed), k=min(k, m))) == n_tokens
 
 
 @pytest.mark.parametrize("spread", [0.0, 3.0], ids=["alike", "of all sizes"])

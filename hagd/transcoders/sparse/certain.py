@@ -2,9 +2,9 @@
 
 Of rows rounded to x̃ and w̃, `x·w − x̃·w̃ = (x − x̃)·w + x̃·(w − w̃)`. So the rounded product is off by no more than
 `‖x − x̃‖‖w‖ + ‖x̃‖‖w − w̃‖` (Cauchy and Schwarz). A feature whose largest possible pre-activation is below the k-th
-largest of the least possible ones is not among the k largest; the others, about half as many again as k, are computed
-in full. What is found is what the product in full precision would find, up to its own rounding and to norms below
-1e-19, whose squares float32 loses.
+largest of the least possible ones is not among the k largest; the others, fewer than 2 k on ordinary tokens, are
+computed in full. What is found is what the product in full precision would find, up to its own rounding and to norms
+below 1e-19, whose squares float32 loses.
 
 Shape legend: B tokens, c tokens of a chunk, m features, d = d_model, n pairs.
 """
