@@ -37,7 +37,8 @@ from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import products, selection, top_of_rows
-from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
+from hagd.transcoders.sparse.products import decode, gather_dot, sum_by_feature
+from hagd.transcoders.sparse.support import Support
 
 SIZE = Training(d=4096, m=32768, k=64, batch=32768, steps=0)
 BATCHES = (4096, 8192, 32768)

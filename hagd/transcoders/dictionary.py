@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.activation_functions import JumpReLU, Step
 from hagd.transcoders.sparse.chunks import large
-from hagd.transcoders.sparse.products import Support, decode, decode_and_lengths, gather_dot, row_norms
+from hagd.transcoders.sparse.products import decode, decode_and_lengths, gather_dot, row_norms
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
+from hagd.transcoders.sparse.support import Support
 
 R = TypeVar("R")
 

@@ -18,7 +18,7 @@ from hagd.transcoders.dictionary import Codes
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.joint import JointTraining
 from hagd.transcoders.objective import StackedTranscoders
-from hagd.transcoders.sparse.products import Support
+from hagd.transcoders.sparse.support import Support
 
 _SUMS = ("loss", "prediction", "sparsity")
 """Terms of a step that are sums over layers; `BY_PART` is one layer's, and the others are means."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hagd.transcoders.sparse import selection
 from hagd.transcoders.sparse.chunks import by_chunks
-from hagd.transcoders.sparse.products import Support
 from hagd.transcoders.sparse.selection import top_k
+from hagd.transcoders.sparse.support import Support
 
 K = 32
 

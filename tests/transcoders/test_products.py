@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hagd.transcoders.sparse import products
-from hagd.transcoders.sparse.products import (
-    Support,
-    decode,
-    decode_and_lengths,
-    gather_dot,
-    row_norms,
-    sum_by_feature,
-)
+from hagd.transcoders.sparse.products import decode, decode_and_lengths, gather_dot, row_norms, sum_by_feature
+from hagd.transcoders.sparse.support import Support
 
 D = 3
 
@@ -157,3 +151,43 @@ def test_pairs_by_feature() -> None:
         assert token[start:end].tolist() == sorted(token[start:end].tolist())
     more_than_16_bits, _, _ = replace(support, m=2**16 + 1).by_feature
     assert torch.equal(more_than_16_bits, order)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 3, 4, 99])
+def test_parts_are_consecutive_tokens(n_tokens: int) -> None:
+    support, _, _ = random_pairs(0, *PAIRS["few"])
+    parts = support.parts(n_tokens)
+    assert max(part.n_tokens for part in parts) == -(-6 // len(parts)) <= n_tokens, "nearly the same number each"
+    assert torch.equal(torch.cat([part.index for part in parts]), support.index)
+    assert torch.equal(torch.cat([part.offsets.diff() for part in parts]), support.offsets.diff())
+    assert parts is support.parts(n_tokens), "their orders are found once"
+
+
+@pytest.mark.parametrize("least", [1, 3])
+@EVERY_PATTERN
+def test_products_in_parts_that_the_cache_holds(pattern: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with matrices larger than the cache: `gather_dot` to the bit, sums over tokens up to rounding."""
+    support, values, dense = random_pairs(0, *PAIRS[pattern])
+    a, weight, bias = (each.float() for each in matrices(0, support.n_tokens, support.m))
+    whole = gather_dot(a, support, weight, bias)
+    sizes = []
+    parts = Support.parts
+    monkeypatch.setattr(Support, "parts", lambda self, n_tokens: sizes.append(n_tokens) or parts(self, n_tokens))
+    for name, value in {"_CACHED": 0, "_CACHED_ROWS": 1, "_FEWEST_TOKENS": 2, "_LEAST_PAIRS": least}.items():
+        monkeypatch.setattr(products, name, value)
+    assert torch.equal(gather_dot(a, support, weight, bias), whole)
+    many = len(support.index) >= support.m
+    assert len(sizes) == many, "with fewer pairs than rows nothing is met twice"
+    torch.testing.assert_close(sum_by_feature(values.float(), support, a), dense.float().T @ a)
+    enough = least * support.m * support.n_tokens // max(1, len(support.index))
+    assert sizes[many:] == [max(2, enough)]
+
+
+def test_dots_by_feature_add_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows as long as those of models, where a sum has many orders."""
+    support, _, _ = random_pairs(0, 40, 30, 0.3)
+    g = torch.Generator().manual_seed(0)
+    a, weight, bias = (torch.randn(*shape, generator=g) for shape in ((40, 1000), (30, 1000), (30,)))
+    whole = gather_dot(a, support, weight, bias)
+    monkeypatch.setattr(products, "_CACHED", 0)
+    assert torch.equal(gather_dot(a, support, weight, bias), whole)

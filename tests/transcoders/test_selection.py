@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hagd.transcoders.sparse import chunks, top_of_rows
-from hagd.transcoders.sparse.products import Support
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
+from hagd.transcoders.sparse.support import Support
 
 EXTREMES = (-float("inf"), -3e38, -1.0, -1e-40, -0.0, 0.0, 1e-40, 1.0, 1.0078125, 3e38, float("inf"))
 

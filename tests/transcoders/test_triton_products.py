@@ -16,7 +16,8 @@ from torch import Tensor
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse import products
-from hagd.transcoders.sparse.products import Support, decode, gather_dot, sum_by_feature
+from hagd.transcoders.sparse.products import decode, gather_dot, sum_by_feature
+from hagd.transcoders.sparse.support import Support
 from tests.transcoders.kernels import DEVICE, INTERPRETED, compiled, on_a_device
 from tests.transcoders.test_products import PAIRS, random_pairs
 

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hagd.transcoders.sparse.products import Support, gather_dot
+from hagd.transcoders.sparse.products import gather_dot
+from hagd.transcoders.sparse.support import Support
 from hagd.transcoders.sparse.top_of_rows import kth_largest, least_maximum, padded
 
 _MOST = 8

@@ -20,55 +20,27 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from hagd.transcoders.sparse.support import Support
+
 _ROWS = 512
 """Of a matrix, to whose derivative something is added at a time."""
 
+_CACHED, _CACHED_ROWS = 2**24, 2**23
+"""Bytes of a matrix that a CPU's last-level cache, shared as it is, can be expected to hold, and of rows beside it."""
 
-@dataclass(frozen=True)
-class Support:
-    """Which features are active on which token, in compressed rows.
+_FEWEST_TOKENS = 256
+"""Whose rows are held at once, however long they are."""
 
-    Attributes:
-        index: int64 `[n]`, features, token after token.
-        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
-        m: number of features.
-    """
-
-    index: Tensor
-    offsets: Tensor
-    m: int
-
-    @property
-    def n_tokens(self) -> int:
-        """B."""
-        return len(self.offsets) - 1
-
-    @cached_property
-    def token(self) -> Tensor:
-        """int64 `[n]`: the token of every pair."""
-        tokens = torch.arange(self.n_tokens, device=self.index.device)
-        return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.index))
-
-    @cached_property
-    def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
-        if self.index.device.type == "cpu" and self.m <= 2**16:  # NumPy sorts 16 bits by radix
-            order = torch.from_numpy(np.argsort(self.index.numpy().astype(np.uint16), kind="stable"))
-            features = self.index.index_select(0, order)
-        else:
-            features, order = torch.sort(self.index, stable=True)
-        starts = torch.searchsorted(features, torch.arange(self.m, device=features.device))
-        return order, self.token.index_select(0, order), starts
+_LEAST_PAIRS = 32
+"""Of a feature on average, which make up for adding the sums of one more part."""
 
 
 def decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
@@ -120,11 +92,19 @@ def _decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
 
 def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
     """`out_j = Σ_t v_tj a_t`: `[m, d]` of values `[n]` and rows `[B, d]`; without gradient."""
-    order, token, offsets = support.by_feature
-    values = values.index_select(0, order)
     if (kernels := _kernels(a)) is not None:
-        return kernels.long_segment_sums(values, token, offsets, a)
-    return embedding_bag(token, a, offsets, mode="sum", per_sample_weights=values)
+        order, token, offsets = support.by_feature
+        return kernels.long_segment_sums(values.index_select(0, order), token, offsets, a)
+    parts = _parts(a, support, _LEAST_PAIRS) if a.nbytes > _CACHED else [support]
+    first, *others = map(_segment_sums, values.split([len(part.index) for part in parts]), parts, _rows(a, parts))
+    for sums in others:
+        first.add_(sums)
+    return first
+
+
+def _segment_sums(values: Tensor, support: Support, a: Tensor) -> Tensor:
+    order, token, offsets = support.by_feature
+    return embedding_bag(token, a, offsets, mode="sum", per_sample_weights=values.index_select(0, order))
 
 
 def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
@@ -137,10 +117,36 @@ def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
 def _gather_dot(a: Tensor, support: Support, weight: Tensor) -> Tensor:
     if (kernels := _kernels(weight)) is not None:
         return kernels.row_dots(a, support.index, support.offsets, weight)
-    pattern = torch.sparse_csr_tensor(
-        support.offsets, support.index, a.new_zeros(len(support.index)), size=(support.n_tokens, support.m)
-    )
-    return torch.sparse.sampled_addmm(pattern, a, weight.T, beta=0.0).values()
+    if weight.nbytes > _CACHED and len(support.index) >= support.m and not weight.is_cuda:
+        return _gather_dot_by_feature(a, support, weight)
+    return _dots(a, weight, support.offsets, support.index)
+
+
+def _gather_dot_by_feature(a: Tensor, support: Support, weight: Tensor) -> Tensor:
+    """The same bits. Where the cache does not hold the matrix, it holds so many of the other rows that each row of the
+    matrix meets all of them at once."""
+    parts, products = _parts(a, support, 1), []
+    for part, rows in zip(parts, _rows(a, parts), strict=True):
+        order, token, starts = part.by_feature
+        ordered = _dots(weight, rows, torch.cat([starts, starts.new_tensor([len(order)])]), token)
+        products.append(torch.empty_like(ordered).index_copy_(0, order, ordered))
+    return torch.cat(products)
+
+
+def _dots(rows: Tensor, columns: Tensor, offsets: Tensor, index: Tensor) -> Tensor:
+    """`[n]`: every row with those columns, both matrices' rows, that compressed rows name."""
+    pattern = torch.sparse_csr_tensor(offsets, index, rows.new_zeros(len(index)), size=(len(rows), len(columns)))
+    return torch.sparse.sampled_addmm(pattern, rows, columns.T, beta=0.0).values()
+
+
+def _parts(a: Tensor, support: Support, least: int) -> list[Support]:
+    """As many tokens as the cache holds rows `a` of, or more, so that a part has `least` pairs a feature on average."""
+    enough = least * support.m * support.n_tokens // max(1, len(support.index))
+    return support.parts(max(_FEWEST_TOKENS, enough, _CACHED_ROWS // (a.element_size() * max(1, a.shape[1]))))
+
+
+def _rows(a: Tensor, parts: Sequence[Support]) -> tuple[Tensor, ...]:
+    return a.split([part.n_tokens for part in parts])
 
 
 with warnings.catch_warnings():  # torch says once a process that its compressed sparse layout is in beta

@@ -16,7 +16,8 @@ from torch import Tensor
 from hagd.config.transcoder import Selection
 from hagd.transcoders.sparse.certain import certain_top_k
 from hagd.transcoders.sparse.chunks import by_chunks, large_on_cpu
-from hagd.transcoders.sparse.products import Support, gather_dot
+from hagd.transcoders.sparse.products import gather_dot
+from hagd.transcoders.sparse.support import Support
 from hagd.transcoders.sparse.top_of_rows import top_of_rows, two_stage
 
 _MORE, _LEAST_MORE = 4, 16
@@ -47,11 +48,13 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, by: Selection = "exac
             values, index = _exact(x, W_enc, b_enc, k)
         case "bfloat16":
             _, index = _top(x, W_enc, b_enc, k, torch.bfloat16)
-            values = _rescored(x, W_enc, b_enc, index)
+            support = _constant_rows(index, len(W_enc))
+            return support, gather_dot(x, support, W_enc, b_enc)
         case "int8":
             more = min(len(W_enc), k + max(_LEAST_MORE, k // _MORE))
             _, index = _top(x, W_enc, b_enc, more, torch.int8)
-            values, best = top_of_rows(_rescored(x, W_enc, b_enc, index), k)
+            pre = gather_dot(x, _constant_rows(index, len(W_enc)), W_enc, b_enc)
+            values, best = top_of_rows(pre.view_as(index), k)
             index = index.gather(1, best)
     return _constant_rows(index, len(W_enc)), values.flatten()
 
@@ -132,11 +135,6 @@ def _top(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) ->
     top = partial(two_stage if small_on_cpu else top_of_rows, k=k)
     values, index = (torch.cat(parts) for parts in zip(*by_chunks(x, W_enc, b_enc, dtype, top), strict=True))
     return values, index
-
-
-def _rescored(x: Tensor, W_enc: Tensor, b_enc: Tensor, index: Tensor) -> Tensor:
-    support = _constant_rows(index, len(W_enc))
-    return gather_dot(x, support, W_enc, b_enc).view_as(index)
 
 
 def _constant_rows(index: Tensor, m: int) -> Support:

@@ -1,0 +1,73 @@
+"""Which features are active on which token.
+
+Shape legend: B tokens, n active pairs in all, m features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Support:
+    """Which features are active on which token, in compressed rows.
+
+    Attributes:
+        index: int64 `[n]`, features, token after token.
+        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
+        m: number of features.
+    """
+
+    index: Tensor
+    offsets: Tensor
+    m: int
+
+    @property
+    def n_tokens(self) -> int:
+        """B."""
+        return len(self.offsets) - 1
+
+    @cached_property
+    def token(self) -> Tensor:
+        """int64 `[n]`: the token of every pair."""
+        tokens = torch.arange(self.n_tokens, device=self.index.device)
+        return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.index))
+
+    @cached_property
+    def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
+        if self.index.device.type == "cpu" and self.m <= 2**16:  # NumPy sorts 16 bits by radix
+            order = torch.from_numpy(np.argsort(self.index.numpy().astype(np.uint16), kind="stable"))
+            features = self.index.index_select(0, order)
+        else:
+            features, order = torch.sort(self.index, stable=True)
+        starts = torch.searchsorted(features, torch.arange(self.m, device=features.device))
+        return order, self.token.index_select(0, order), starts
+
+    def parts(self, n_tokens: int) -> list[Support]:
+        """Consecutive parts of at most so many tokens, nearly the same number each; on a CUDA device this waits for it.
+
+        The same ones each time, so that what they know of themselves is found once.
+        """
+        if n_tokens not in self._parts:
+            self._parts[n_tokens] = self._split(-(-self.n_tokens // max(1, -(-self.n_tokens // n_tokens))))
+        return self._parts[n_tokens]
+
+    @cached_property
+    def _parts(self) -> dict[int, list[Support]]:
+        return {}
+
+    def _split(self, n_tokens: int) -> list[Support]:
+        if n_tokens >= self.n_tokens:
+            return [self]
+        bounds = [*range(0, self.n_tokens, n_tokens), self.n_tokens]
+        places = self.offsets[bounds].tolist()
+        return [
+            Support(self.index[first:last], self.offsets[start : stop + 1] - first, self.m)
+            for start, stop, first, last in zip(bounds[:-1], bounds[1:], places[:-1], places[1:], strict=True)
+        ]
