@@ -1,4 +1,4 @@
-"""The exact top k by way of a product in bfloat16, against the one of the full product."""
+"""The exact top k, and all above a threshold, by way of a product in bfloat16, against those of the full product."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hagd.transcoders.sparse import certain, selection
-from hagd.transcoders.sparse.certain import certain_top_k
-from hagd.transcoders.sparse.selection import top_k
+from hagd.transcoders.sparse.certain import certain_above, certain_top_k
+from hagd.transcoders.sparse.selection import above, top_k, top_of_batch
 
 ROUGH, FINE = 1000, 8
 """Whole numbers up to 1,000 are not among the bfloat16, those up to 8 are."""
@@ -233,3 +233,105 @@ def test_large_dictionaries_take_it_where_bfloat16_is_fast(native: bool, monkeyp
     top_k(x, weight[:1000], bias[:1000], 8)
     top_k(x.double(), weight.double(), bias.double(), 8)
     assert asked == ([600] if native else [])
+
+
+def limits(pre: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A threshold for all that about such a share exceeds, and one a feature around it, on pre-activations and between
+    them."""
+    one = pre.flatten().sort(descending=True).values[int(share * pre.numel())].clamp(min=1)
+    spread = torch.randint(-1, 2, (pre.shape[1],), generator=torch.Generator().manual_seed(seed)) / 2
+    return one, one + spread
+
+
+@ROUNDING
+@pytest.mark.parametrize("each", [False, True], ids=["for all", "a feature"])
+def test_all_that_exceed_a_threshold_are_found(case: str, each: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is looked at are those that rounding lets exceed it, no others."""
+    x, weight, bias = CASES[case]
+    pre = x @ weight.T + bias
+    threshold = limits(pre, 0.01, 0)[each]
+    looked_at: list[Tensor] = []
+    plain = certain.gather_dot
+    monkeypatch.setattr(certain, "gather_dot", lambda x, s, *rest: looked_at.append(s.index) or plain(x, s, *rest))
+    monkeypatch.setattr(certain, "_MOST_SHARE", 1)
+    found = certain_above(x, weight, bias, threshold)
+    off, _ = bounds(x, weight, bias)
+    if found is None:
+        assert (threshold - 1.1 * off.amax() <= 0).float().mean() > 0.2, "bounds say nothing"
+        return
+    support, values = found
+    above_it = pre > threshold
+    assert support.index.tolist() == above_it.nonzero()[:, 1].tolist()
+    assert torch.equal(support.offsets.diff(), above_it.sum(1))
+    assert torch.equal(values, pre[above_it])
+    rounded = certain._product(x, certain._rounded(weight, bias))[0].float()
+    assert looked_at[0].tolist() == (rounded + off > threshold).nonzero()[:, 1].tolist()
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n_tokens=st.integers(1, 9),
+    m=st.integers(1, 80),
+    d=st.integers(1, 6),
+    sizes=st.tuples(*3 * [st.sampled_from([0, 1, FINE, ROUGH])]),
+    share=st.sampled_from([0.0, 0.01, 0.3]),
+    each=st.booleans(),
+)
+@property_test
+def test_no_threshold_misleads(
+    seed: int, n_tokens: int, m: int, d: int, sizes: tuple[int, int, int], share: float, each: bool
+) -> None:
+    x, weight, bias = whole(n_tokens, m, d, *sizes, seed)
+    pre = x @ weight.T + bias
+    threshold = limits(pre, share, seed)[each]
+    if (found := certain_above(x, weight, bias, threshold)) is not None:
+        support, values = found
+        assert torch.equal(torch.stack([support.token, support.index], 1), (pre > threshold).nonzero())
+        assert torch.equal(values, pre[pre > threshold])
+
+
+def test_thresholds_that_are_left_to_the_full_product() -> None:
+    """NaN, infinities, near zero, and where too many are above."""
+    x, weight, bias = whole(300, 256, 100, FINE, FINE, 0)
+    limit = limits(x @ weight.T, 0.01, 0)[0]
+    assert certain_above(x, weight, bias, limit) is not None
+    assert certain_above(x, weight, bias, limit.expand(256)) is not None
+    assert certain_above(x, weight, bias, torch.tensor(0.0)) is None
+    assert certain_above(x, weight, bias, -limit) is None
+    assert certain_above(x, weight, bias, limits(x @ weight.T, 0.2, 0)[0]) is None
+    few = torch.where(torch.arange(256) < 8, -limit, limit)
+    assert (found := certain_above(x, weight, bias, few)) is not None
+    assert torch.equal(found[1], (pre := x @ weight.T + bias)[pre > few])
+    for wrong in (torch.nan, torch.inf):
+        for matrix in (x, weight):
+            kept = matrix[299 % len(matrix), 3].clone()
+            matrix[299 % len(matrix), 3] = wrong
+            assert certain_above(x, weight, bias, limit) is None
+            assert certain_above(x, weight, bias, limit.expand(256)) is None
+            matrix[299 % len(matrix), 3] = kept
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_thresholds_of_large_dictionaries_take_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same result, for JumpReLU and BatchTopK alike."""
+    asked: list[bool] = []
+    plain = selection.certain_above
+
+    def asking(*inputs: Tensor) -> object:
+        found = plain(*inputs)
+        asked.append(found is not None)
+        return found
+
+    monkeypatch.setattr(selection, "certain_above", asking)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    x, weight, bias = whole(600, 1024, 16, FINE, ROUGH, FINE)
+    pre = x @ weight.T + bias
+    for threshold in limits(pre, 0.02, 0):
+        support, values = above(x, weight, bias, threshold)
+        assert torch.equal(torch.stack([support.token, support.index], 1), (pre > threshold).nonzero())
+        assert torch.equal(values, pre[pre > threshold])
+    support, values = top_of_batch(x, weight, bias, 8)
+    assert torch.equal(values.sort().values, pre.flatten().topk(600 * 8).values.sort().values)
+    assert torch.equal(pre[support.token, support.index], values)
+    assert asked == (3 * [True] if native else [])

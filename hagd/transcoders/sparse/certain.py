@@ -1,10 +1,11 @@
-"""The k largest pre-activations in full precision from a product in bfloat16, which newer CPUs make twice as fast.
+"""The k largest pre-activations, or all above a threshold, in full precision from a product in bfloat16, which newer
+CPUs make twice as fast.
 
 Of rows rounded to x̃ and w̃, `x·w − x̃·w̃ = (x − x̃)·w + x̃·(w − w̃)`. So the rounded product is off by no more than
 `‖x − x̃‖‖w‖ + ‖x̃‖‖w − w̃‖` (Cauchy and Schwarz). A feature whose largest possible pre-activation is below the k-th
-largest of the least possible ones is not among the k largest; the others, fewer than 2 k on ordinary tokens, are
-computed in full. What is found is what the product in full precision would find, up to its own rounding and to norms
-below 1e-19, whose squares float32 loses.
+largest of the least possible ones is not among the k largest, nor is one whose largest possible one is below a
+threshold above it; the others, fewer than 2 k on ordinary tokens, are computed in full. What is found is what the
+product in full precision would find, up to its own rounding and to norms below 1e-19, whose squares float32 loses.
 
 Shape legend: B tokens, c tokens of a chunk, m features, d = d_model, n pairs.
 """
@@ -27,6 +28,10 @@ _MOST = 8
 
 _WORTHWHILE = 0.5
 """Share of the first tokens that have to be decided for the others to be looked at."""
+
+_MOST_SHARE = 16
+"""Share of all features, one in so many, of which on average of a chunk's tokens no more are looked at against a
+threshold: computing as many costs what the faster product saves."""
 
 _STORED = np.float32(2**-8)
 """What storing a bfloat16 changes it by, relative; twice what rounding to the nearest does."""
@@ -77,8 +82,7 @@ def certain_top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tens
         parts += [_possible(chunk, encoder, k) for chunk in others]
     features, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
     counts = np.append(counts, np.zeros(len(x) - len(counts), counts.dtype))
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    support = Support(torch.from_numpy(features), torch.from_numpy(offsets), len(W_enc))
+    support = _segments(torch.from_numpy(features), torch.from_numpy(counts), len(W_enc))
     pre = gather_dot(x, support, W_enc, b_enc)
     chosen = torch.from_numpy(_top_of_segments(pre.numpy(), counts, k))
     decided = torch.from_numpy(counts > 0)
@@ -86,6 +90,59 @@ def certain_top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tens
     values[decided] = pre.index_select(0, chosen).view(-1, k)
     index[decided] = support.index.index_select(0, chosen).view(-1, k)
     return values, index, ~decided
+
+
+def certain_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> tuple[Support, Tensor] | None:
+    """Of float32 matrices on a CPU, without gradient.
+
+    Args:
+        x: `[B, d]`.
+        W_enc: `[m, d]`.
+        b_enc: `[m]`.
+        threshold: `[m]`, or one for all.
+
+    Returns:
+        All pairs above it and their pre-activations `[n]`. None where something is not finite, or too many features
+        can be above, as with thresholds near zero: where nothing is saved.
+    """
+    encoder = _rounded(W_enc, b_enc)
+    parts = []
+    for chunk in x.split(_CHUNK):
+        if (part := _possibly_above(chunk, encoder, threshold.numpy())) is None:
+            return None
+        parts.append(part)
+    features, counts = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    support = _segments(features, counts, len(W_enc))
+    pre = gather_dot(x, support, W_enc, b_enc)
+    above = pre > threshold.expand(len(W_enc)).index_select(0, features)
+    counts = torch.bincount(support.token[above], minlength=len(x))
+    return _segments(features[above], counts, len(W_enc)), pre[above]
+
+
+def _segments(features: Tensor, counts: Tensor, m: int) -> Support:
+    return Support(features, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), m)
+
+
+@np.errstate(invalid="ignore")  # bounds that are not finite are refused
+def _possibly_above(
+    x: Tensor, encoder: _Encoder, threshold: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Features `[n]` of a chunk that can be above the threshold, token after token, and how many each token has."""
+    pre, error, length = _product(x, encoder)
+    off = _most_off(encoder, error, length)
+    off = off.max() if threshold.ndim else off[:, None]  # a chunk's largest where there is a threshold a feature
+    bound = threshold - (1 + 4 * _STORED) * off - 4 * _STORED * np.abs(threshold)
+    if not np.isfinite(bound).all():
+        return None
+    bits = np.where(bound > 0, _bits(bound), np.iinfo(np.int16).min)  # all, where a bound says nothing
+    found = np.flatnonzero(pre.view(torch.int16).numpy() >= bits)
+    if len(found) * _MOST_SHARE > pre.numel():
+        return None
+    row, feature = np.divmod(found, pre.shape[1])
+    value = pre.view(-1).index_select(0, torch.from_numpy(found)).float().numpy()
+    off = _off(encoder, feature, error[row], length[row], value)
+    possible = value + off > (threshold[feature] if threshold.ndim else threshold)
+    return feature[possible], np.bincount(row[possible], minlength=len(x))
 
 
 def _rounded(W_enc: Tensor, b_enc: Tensor) -> _Encoder:
@@ -103,7 +160,7 @@ def _possible(x: Tensor, encoder: _Encoder, k: int) -> tuple[NDArray[np.int64], 
     pre, error, length = _product(x, encoder)
     ranks = pre.view(torch.int16)  # where positive, integers of the same order, which NumPy and torch are faster with
     reached = torch.from_numpy(least_maximum(ranks, k)).view(torch.bfloat16).float().numpy()
-    off = error * encoder.norms.max() + length * encoder.errors.max() + encoder.bias_errors.max()
+    off = _most_off(encoder, error, length)
     bound = reached - 2 * (1 + 4 * _STORED) * off - 4 * _STORED * np.abs(reached)
     found = np.flatnonzero(ranks.numpy() >= _bits(bound)[:, None])
     counts = np.diff(np.searchsorted(found, pre.shape[1] * np.arange(len(x) + 1)))
@@ -124,6 +181,12 @@ def _product(x: Tensor, encoder: _Encoder) -> tuple[Tensor, NDArray[np.float32],
     length = low.float().norm(dim=1).numpy()
     error = (x - low.float()).norm(dim=1).numpy() + x.shape[1] * _SUMMED * length
     return torch.addmm(encoder.bias, low, encoder.weight.T), error, length
+
+
+def _most_off(encoder: _Encoder, error: NDArray[np.float32], length: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What any of a token's rounded pre-activations can be off by before it is stored, `[c]`."""
+    most: NDArray[np.float32] = error * encoder.norms.max() + length * encoder.errors.max()
+    return most + encoder.bias_errors.max()
 
 
 def _off(

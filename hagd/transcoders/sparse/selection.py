@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hagd.config.transcoder import Selection
-from hagd.transcoders.sparse.certain import certain_top_k
+from hagd.transcoders.sparse.certain import certain_above, certain_top_k
 from hagd.transcoders.sparse.chunks import by_chunks, large_on_cpu
 from hagd.transcoders.sparse.products import gather_dot
 from hagd.transcoders.sparse.support import Support
@@ -69,16 +69,23 @@ def top_places(pre: Tensor, k: int) -> Tensor:
 @torch.no_grad()
 def above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> tuple[Support, Tensor]:
     """All pre-activations above `threshold` (`[m]`, or one for all): the pairs and values `[n]`, without gradient."""
-
-    def found(pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = pre > threshold
-        place = _nonzero(chosen)
-        return chosen.sum(1), place % pre.shape[1], pre.flatten()[place]
-
-    chunks = zip(*by_chunks(x, W_enc, b_enc, x.dtype, found), strict=True)
-    counts, index, values = (torch.cat(parts) for parts in chunks)
+    if _bfloat16_saves_time(x, W_enc) and (found := certain_above(x, W_enc, b_enc, threshold)) is not None:
+        return found
+    chunks = by_chunks(x, W_enc, b_enc, x.dtype, partial(_above, threshold=threshold))
+    counts, index, values = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     offsets = torch.cat([torch.zeros(1, dtype=torch.long, device=x.device), counts.cumsum(0)])
     return Support(index, offsets, len(W_enc)), values
+
+
+def _above(pre: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk: how many each token has, the features, and their pre-activations."""
+    n_tokens, m = pre.shape
+    if pre.device.type == "cpu":  # NumPy is several times faster
+        place = torch.from_numpy(np.flatnonzero(pre.numpy() > threshold.numpy()))
+    else:
+        place = (pre > threshold).flatten().nonzero()[:, 0]
+    counts = torch.searchsorted(place, m * torch.arange(n_tokens + 1, device=pre.device)).diff()
+    return counts, place % m, pre.flatten()[place]
 
 
 @torch.no_grad()
@@ -88,7 +95,7 @@ def top_of_batch(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Suppo
     A bound from a few tokens lets most pairs be dropped unsorted; it is lowered until enough pass.
     """
     wanted = k * len(x)
-    bound = batch_threshold(x[:: max(1, len(x) // 64)], W_enc, b_enc, min(len(W_enc), k + k // 2))
+    bound = batch_threshold(x[:: max(1, len(x) // 64)], W_enc, b_enc, min(len(W_enc), k + max(1, k // 4)))
     while True:
         support, values = above(x, W_enc, b_enc, bound)
         if len(values) >= wanted or bound == 0:
@@ -140,10 +147,3 @@ def _top(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) ->
 def _constant_rows(index: Tensor, m: int) -> Support:
     n_tokens, k = index.shape
     return Support(index.flatten(), torch.arange(0, n_tokens * k + 1, k, device=index.device), m)
-
-
-def _nonzero(mask: Tensor) -> Tensor:
-    """Flat places of the few True entries; NumPy finds them several times faster than torch on a CPU."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero()[:, 0]
