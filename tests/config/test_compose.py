@@ -84,7 +84,12 @@ EXPERIMENTS = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in s
     ("entry", "name"),
     [
         *(("extract", name) for name in EXPERIMENTS),
-        *(("train", name) for name in EXPERIMENTS if not name.startswith("quick/")),
+        *(
+            # train.py takes the sections from the same files; these two stand for the others.
+            pytest.param("train", name, marks=[pytest.mark.slow] * (name not in ("main", "smollm2_ioi")))
+            for name in EXPERIMENTS
+            if not name.startswith("quick/")
+        ),
     ],
 )
 def test_every_experiment_composes(entry: str, name: str) -> None:
