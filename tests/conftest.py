@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from rich.console import Console
 
 from hagd.pipeline.extraction import run_extraction
 from tests.builders import tiny_extract
+
+gc.disable()  # while test modules are imported: what they define stays
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules out of every later collection of garbage, which would go through all of them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,41 +67,51 @@ class Case:
     def slots(self) -> Tensor:
         return self.prompts.slots.flatten(0, 1)
 
-    @property
+    @cached_property
     def targets(self) -> list[int]:
         return np.flatnonzero(np.isin(self.nodes.kind, (FEATURE, HEAD, LOGIT))).tolist()
+
+    @cached_property
+    def places(self) -> list[tuple[int, int, int, int]]:
+        """Kind, layer, slot and feature of every target."""
+        nodes = self.nodes
+        places = np.stack([nodes.kind, nodes.layer, nodes.slot, nodes.feature], axis=1)[self.targets]
+        return [(kind, layer, slot, feature) for kind, layer, slot, feature in places.tolist()]
 
     def values(self, found: Pass) -> Tensor:
         """Every target, `[len(targets)]`: pre-activation where it is active in the clean run, or a head's output along
         its direction; mean over prompts."""
-        out = []
-        for target in self.targets:
-            layer, slot, feature = (int(x[target]) for x in (self.nodes.layer, self.nodes.slot, self.nodes.feature))
-            if self.nodes.kind[target] == LOGIT:
+        out: list[Tensor] = []
+        sums: dict[tuple[int, int], Tensor] = {}
+        for kind, layer, slot, feature in self.places:
+            if kind == LOGIT:
                 out.append(self.lead(found.logits))
-                continue
-            if self.nodes.kind[target] == HEAD:
+            elif kind == HEAD:
                 here, u = found.heads[layer][self.slots == slot], self.directions[layer][self.slots == slot]
                 out.append((here[:, feature] * u[:, feature]).sum() / len(self.prompts))
-                continue
-            i = self.patched.transcoders.layers.index(layer)
-            transcoder = self.patched.transcoders.transcoders[i]
-            where = (self.slots == slot) & (self.f[i, ..., feature] > 0)
-            out.append(
-                (found.mlp_in[layer][where] @ transcoder.W_enc[feature] + transcoder.b_enc[feature]).sum()
-                / len(self.prompts)
-            )
+            else:
+                if (layer, slot) not in sums:
+                    sums[layer, slot] = self.preactivations(found, layer, slot)
+                out.append(sums[layer, slot][feature] / len(self.prompts))
         return torch.stack(out)
+
+    def preactivations(self, found: Pass, layer: int, slot: int) -> Tensor:
+        """Sum of each feature's pre-activations at the positions of a slot where it is active in the clean run."""
+        i = self.patched.transcoders.layers.index(layer)
+        transcoder = self.patched.transcoders.transcoders[i]
+        here = self.slots == slot
+        read = found.mlp_in[layer][here] @ transcoder.W_enc.T + transcoder.b_enc
+        return (read * (self.f[i][here] > 0)).sum(0)
 
     def lead(self, logits: Tensor) -> Tensor:
         """Mean over prompts of the mean over scored positions of answer minus distractor."""
         prompts, total = self.prompts, torch.zeros((), dtype=logits.dtype)
-        for row in range(len(prompts)):
-            at = [i for i in range(prompts.scored.shape[2]) if prompts.scored[row, 0, i] != PADDING]
+        answers, distractors = prompts.answers[:, 0, :, 0].tolist(), prompts.distractors[:, 0, :, 0].tolist()
+        for row, scored in enumerate(prompts.scored[:, 0].tolist()):
+            at = [i for i, position in enumerate(scored) if position != PADDING]
             for i in at:
-                scores = logits[row, prompts.scored[row, 0, i]]
-                right, wrong = prompts.answers[row, 0, i, 0], prompts.distractors[row, 0, i, 0]
-                total = total + (scores[right] - scores[wrong]) / len(at)
+                scores = logits[row, scored[i]]
+                total = total + (scores[answers[row][i]] - scores[distractors[row][i]]) / len(at)
         return total / len(prompts)
 
 

@@ -98,7 +98,7 @@ def test_attributions_add_up(
     """To what closing every gate changes, when no feature is switched by TopK."""
     options = {"k": 12, "batch_size": 7, "variant": variant, "head_layers": head_layers}
     target = objective(architecture, site=site, ablation=ablation, error=error, **options)  # type: ignore[arg-type]
-    found = attribute_nodes(target, GraphConfig(ig_steps=100))
+    found = attribute_nodes(target, GraphConfig(ig_steps=50))
     ends = [target.outcome(torch.full(target.patched.gate_shape, g)).logit_difference.mean().item() for g in (1.0, 0.0)]
     everything = found.importance.sum().item()
     assert everything > 0.3, "much that may not add up"
@@ -159,7 +159,7 @@ def test_on_mixed_inputs_a_gate_moves_the_deviation_of_the_clean_prompt(share: f
 @pytest.mark.parametrize("head_layers", [(), (0, 1)])
 def test_integrated_gradients_on_inputs_end_in_gradient_times_activation(head_layers: tuple[int, ...]) -> None:
     target = objective(k=12, error="keep", head_layers=head_layers)
-    steps = 50
+    steps = 12
     found = attribute_nodes(target, GraphConfig(attribution="integrated_gradients_inputs", ig_steps=steps)).signed
     parts = []
     for share in [(i + 0.5) / steps for i in range(steps)] + [1.0]:

@@ -15,7 +15,7 @@ from hagd.attribution.records import FEATURE, HEAD
 from hagd.attribution.total_edges import TotalEdges
 from hagd.config.model import Architecture
 from hagd.config.stages import Ablation
-from tests.attribution.edge_cases import Case, all_nodes, assert_same, matrix, random_case, removal
+from tests.attribution.edge_cases import SLOW, Case, all_nodes, assert_same, matrix, random_case, removal
 from tests.builders import random_model, random_transcoders, tiny_task
 from tests.reference import HeadAttention, Pass, encode, run, skipped, written_features
 
@@ -39,7 +39,10 @@ def with_features_moved(case: Case, moved: dict[int, Tensor], heads: dict[int, T
     return run(case.patched.lm, case.tokens, write=rewrite, attention=attention)
 
 
-@pytest.mark.parametrize(("architecture", "ablation"), [("gpt2", "mean"), ("gpt_neox", "resample"), ("llama", "zero")])
+@pytest.mark.parametrize(
+    ("architecture", "ablation"),
+    [("gpt2", "mean"), ("gpt_neox", "resample"), pytest.param("llama", "zero", marks=SLOW)],
+)
 def test_total_edges_of_heads_are_finite_differences_of_the_real_model(
     architecture: Architecture, ablation: Ablation
 ) -> None:

@@ -186,9 +186,10 @@ def test_a_full_disk(tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     """Files may not grow beyond 20 kB: stages and reports fail to be written, with the fix in the message."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     fresh = tmp_path / "runs"
+    brief = ["task.training.steps=60", "transcoder.steps=10", "search=random"]
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        during_a_stage = failure(tmp_path / "a", capsys, *tiny_overrides(fresh))
+        during_a_stage = failure(tmp_path / "a", capsys, *tiny_overrides(fresh), *brief)
         in_the_run_folder = failure(tmp_path / "b", capsys, *tiny_overrides(tiny_runs))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -196,7 +197,7 @@ def test_a_full_disk(tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert "cannot be used" in message and "raise the limit on file sizes" in message
     assert str(tmp_path / "b") in in_the_run_folder
     assert partial_artifacts(fresh) == []
-    run_here(tmp_path / "again", *tiny_overrides(fresh))  # with space, the same command finishes
+    run_here(tmp_path / "again", *tiny_overrides(fresh), *brief)  # with space, the same command finishes
     assert (tmp_path / "again" / "metrics.json").is_file()
 
 
@@ -240,7 +241,7 @@ def test_the_real_command_exits_with_one_line(tmp_path: Path) -> None:
     ("entry", "override", "near"),
     [
         ("extract.py", "serch.n_nodes=3", "search.n_nodes"),
-        ("extract.py", "n_nodes=3", "search.n_nodes"),
+        pytest.param("extract.py", "n_nodes=3", "search.n_nodes", marks=pytest.mark.slow),  # as test_messages.py
         ("train.py", "gnn.epoch=3", "gnn.epochs"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.jobs import command, environment, run_here, tiny_overrides
 
-LONGER = ["task.training.steps=90", "transcoder.steps=160", "trainer.checkpoint_every=10", "search=random"]
+LONGER = ["task.training.steps=90", "transcoder.steps=100", "trainer.checkpoint_every=10", "search=random"]
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SAYS = {signal.SIGINT: "interrupted; finished stages are kept", signal.SIGTERM: "terminated; finished stages are kept"}
 

@@ -36,9 +36,9 @@ def test_what_all_jobs_share_is_left_out(tmp_path: Path) -> None:
 
 
 def test_keys_of_an_experiment_that_sweeps(tmp_path: Path) -> None:
-    found = swept("experiment=quick/branching", "seed=0,1", f"paths.runs={tmp_path}")
-    assert len(found) > 2 and len(set(found)) == len(found)
-    assert {part.partition("=")[0] for job in found for part in job} >= {"hierarchy.branching", "seed"}
+    found = swept("experiment=quick/scaling", "graph.n_max=250", "seed=0,1", f"paths.runs={tmp_path}")
+    assert len(found) == 4 and len(set(found)) == len(found)
+    assert {part.partition("=")[0] for job in found for part in job} >= {"model.d_model", "seed"}
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated API features")  # SQLAlchemy, of Optuna

@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from hagd.cli.paths import conf_dir
 
@@ -21,12 +23,20 @@ def options(group: str) -> list[str]:
 
 
 def container(*overrides: str, entry: str = "extract") -> dict[str, Any]:
-    """What `extract.py` or `train.py` gets for these overrides."""
-    return deepcopy(_container(overrides, entry))
+    """What `extract.py` or `train.py` gets for these overrides.
+
+    Files are read once for each choice of options; Hydra sets values after that, here as on the command line.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [each for each in parsed if not (CONF / each.key_or_group).is_dir()]
+    chosen = tuple(str(each.input_line) for each in parsed if each not in values)
+    composed = deepcopy(_composed(chosen, entry))
+    ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    resolved: Any = OmegaConf.to_container(composed, resolve=True)
+    return dict(resolved)
 
 
-@lru_cache(maxsize=64)
-def _container(overrides: tuple[str, ...], entry: str) -> dict[str, Any]:
+@lru_cache(maxsize=128)
+def _composed(options: tuple[str, ...], entry: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed: Any = OmegaConf.to_container(compose(entry, overrides=list(overrides)), resolve=True)
-    return dict(composed)
+        return compose(entry, overrides=list(options))

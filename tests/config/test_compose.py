@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import Any
 
 import pytest
@@ -16,19 +18,28 @@ from tests.config.composed import CONF, GROUPS, container, options
 SYMBOLIC = ("modular_addition", "modular_multiplication", "modular_subtraction", "parity", "sorting")
 
 
-def pair(model: str) -> tuple[str, ...]:
-    """Overrides that choose `model` and a task that fits it."""
-    task = "modular_addition" if model.endswith("_mini") else "ioi"
-    path = ("model.path=somewhere",) if model == "hf" else ()
-    return (f"model={model}", f"task={task}", *path)
+def fits(model: str, task: str) -> bool:
+    return model.endswith("_mini") == (task in SYMBOLIC)
 
 
-def overrides(group: str, name: str) -> tuple[str, ...]:
-    if group == "model":
-        return pair(name)
-    if group == "task" and name not in SYMBOLIC:
-        return (*pair("gpt2"), f"task={name}")
-    return (f"{group}={name}",)
+def together() -> Iterator[dict[str, str]]:
+    """Choices of one option of every group, as few as hold every option: a model, a task that fits it, and the rest."""
+    others = {group: cycle(options(group)) for group in GROUPS if group not in ("model", "task")}
+    for mini in (True, False):
+        models = [name for name in options("model") if name.endswith("_mini") == mini]
+        tasks = [name for name in options("task") if (name in SYMBOLIC) == mini]
+        pairs = zip(cycle(models), cycle(tasks), strict=False)
+        for model, task in islice(pairs, max(len(models), len(tasks))):
+            yield {"model": model, "task": task, **{group: next(names) for group, names in others.items()}}
+
+
+TOGETHER = list(together())
+
+
+def with_option(group: str, name: str) -> dict[str, Any]:
+    chosen = next(each for each in TOGETHER if each[group] == name)
+    path = ["model.path=somewhere"] if chosen["model"] == "hf" else []
+    return container(*(f"{key}={option}" for key, option in chosen.items()), *path)
 
 
 def test_every_group_is_known_here() -> None:
@@ -57,9 +68,7 @@ def test_a_recipe_is_heard_beside_an_experiment(experiment: str) -> None:
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in options(group)])
 def test_every_option_composes(group: str, name: str) -> None:
-    chosen = overrides(group, name)
-    config = load_config(ExtractConfig, container(*chosen))
-    section = getattr(config, group)
+    section = getattr(load_config(ExtractConfig, with_option(group, name)), group)
     written = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
     written.pop("defaults", None)
     for key, value in written.items():
@@ -75,7 +84,12 @@ EXPERIMENTS = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in s
     ("entry", "name"),
     [
         *(("extract", name) for name in EXPERIMENTS),
-        *(("train", name) for name in EXPERIMENTS if not name.startswith("quick/")),
+        *(
+            # train.py takes the sections from the same files; these two stand for the others.
+            pytest.param("train", name, marks=[pytest.mark.slow] * (name not in ("main", "smollm2_ioi")))
+            for name in EXPERIMENTS
+            if not name.startswith("quick/")
+        ),
     ],
 )
 def test_every_experiment_composes(entry: str, name: str) -> None:
@@ -123,9 +137,8 @@ def test_yaml_spells_out_every_key(entry: str) -> None:
 @pytest.mark.parametrize("task", options("task"))
 def test_model_and_task_pairs(model: str, task: str) -> None:
     chosen = {"model": model, "task": task}
-    fits = (model == "gpt2_mini") == (task in SYMBOLIC)
-    composed = {**container(), **{group: container(f"{group}={name}")[group] for group, name in chosen.items()}}
-    if fits:
+    composed = {**container(), **{group: with_option(group, name)[group] for group, name in chosen.items()}}
+    if fits(model, task):
         load_config(ExtractConfig, composed)
     else:
         with pytest.raises(ValueError, match="choose model="):

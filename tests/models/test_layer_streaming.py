@@ -49,8 +49,17 @@ def without_weights(lm: LanguageModel) -> bool:
     return all(parameter.is_meta for parameter in lm.model.parameters())
 
 
-@pytest.mark.parametrize("files", BOTH)
-@pytest.mark.parametrize("row", DEEP, ids=[row[1] for row in DEEP])
+@pytest.mark.parametrize(
+    ("row", "files"),
+    [
+        *(pytest.param(row, "sharded", id=f"{row[1]}-sharded") for row in DEEP),
+        # One file is read alike whatever the architecture.
+        *(
+            pytest.param(row, "single", id=f"{row[1]}-single", marks=[pytest.mark.slow] * (i > 0))
+            for i, row in enumerate(DEEP)
+        ),
+    ],
+)
 def test_logits_are_those_of_the_model_in_memory(
     tmp_path: Path, row: tuple[str, str, dict[str, int]], files: str
 ) -> None:

@@ -30,7 +30,7 @@ def training(steps: int) -> LMTraining:
     return LMTraining(steps=steps, batch_size=32, warmup_steps=5, learning_rate=0.01, weight_decay=0.1)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", pytest.param("llama", marks=pytest.mark.slow)])
 def test_training_fits_the_training_sequences(tmp_path: Path, architecture: Architecture) -> None:
     task = small_task()
     lm = train_lm(model(architecture), training(120), task, 0, TrainerConfig(), tmp_path / "c")

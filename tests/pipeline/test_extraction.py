@@ -168,7 +168,13 @@ def test_the_report_holds_the_circuits_up_to_its_size(tiny_runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["attribution", "integrated_gradients_inputs", "gradient_activation", "gates", "greedy", "random"]
+    "method",
+    [
+        *("attribution", "integrated_gradients_inputs", "random"),
+        *(
+            pytest.param(name, marks=SLOW) for name in ("gradient_activation", "gates", "greedy")
+        ),  # as test_find_circuit.py
+    ],
 )
 def test_every_method_gives_a_validated_circuit(tiny_runs: Path, tmp_path: Path, method: str) -> None:
     metrics = extract(tiny_extract(tiny_runs, search__method=method), tmp_path)

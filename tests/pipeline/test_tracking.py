@@ -17,12 +17,14 @@ from hagd.tracking.sweep_job import SweepJob
 from tests.builders import tiny_extract, tiny_settings
 from tests.tracking.read_back import LoggedRun, offline_runs, read_run
 
+BRIEF = {"tracking__mode": "offline", "task__training__steps": 60, "transcoder__steps": 30}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs folder of one extraction that was tracked from the training of its model on, in the group `sweep`."""
     runs = tmp_path_factory.mktemp("tracked")
-    config = tiny_extract(runs, tracking__mode="offline", tracking__tags=["tiny"])
+    config = tiny_extract(runs, tracking__tags=["tiny"], **BRIEF)
     run_extraction(config, runs / "run", SweepJob("sweep", ("seed=0",)), Console(quiet=True))
     return runs
 
@@ -41,7 +43,7 @@ def logged(runs: dict[str, LoggedRun]) -> LoggedRun:
 
 def test_configuration_and_state(folder: Path, logged: LoggedRun) -> None:
     assert (logged.name, logged.state, logged.exit_code) == ("tiny-sorting-0", "finished", 0)
-    config = tiny_extract(folder, tracking__mode="offline", tracking__tags=["tiny"]).model_dump(mode="json")
+    config = tiny_extract(folder, tracking__tags=["tiny"], **BRIEF).model_dump(mode="json")
     assert {key: logged.config[key] for key in config} == config
 
 
@@ -147,9 +149,7 @@ def test_stages_count_their_own_steps(runs: dict[str, LoggedRun]) -> None:
 
 def test_a_stage_that_is_there_has_no_second_run(folder: Path) -> None:
     before = len(offline_runs(folder))
-    run_extraction(
-        tiny_extract(folder, tracking__mode="offline"), folder / "again", SweepJob("sweep"), Console(quiet=True)
-    )
+    run_extraction(tiny_extract(folder, **BRIEF), folder / "again", SweepJob("sweep"), Console(quiet=True))
     assert len(offline_runs(folder)) == before + 1
 
 
@@ -157,9 +157,7 @@ def test_a_damaged_result_is_made_again_in_a_run_of_its_own(folder: Path) -> Non
     key = json.loads((folder / "run" / "manifest.json").read_text())["stages"]["hierarchy"]["key"]
     (folder / "artifacts" / "hierarchy" / key / "record.json").write_text("{")
     before = set(offline_runs(folder))
-    run_extraction(
-        tiny_extract(folder, tracking__mode="offline"), folder / "third", SweepJob("sweep"), Console(quiet=True)
-    )
+    run_extraction(tiny_extract(folder, **BRIEF), folder / "third", SweepJob("sweep"), Console(quiet=True))
     new = {read_run(run).name for run in set(offline_runs(folder)) - before}
     assert new == {"tiny-sorting-0", "hierarchy-tiny-sorting-0"}
 

@@ -30,9 +30,11 @@ def no_sections(group: str, name: str) -> dict[str, Any]:
 
 
 def sections(group: str, name: str) -> dict[str, Any]:
-    """The tiny model, and its task with `name` symbols."""
+    """The tiny model, and its task with `name` symbols, trained briefly."""
     settings = tiny_settings(Path())
-    return settings["model"] if group == "model" else {**settings["task"], "n_symbols": int(name)}
+    if group == "model":
+        return settings["model"]
+    return {**settings["task"], "n_symbols": int(name), "training": {**settings["task"]["training"], "steps": 60}}
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def test_stage_gnn_trains_a_scorer_on_other_circuits(trained: tuple[Path, dict[s
 
 def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     runs, _ = trained
-    options = {"search__traversal": False, **BRIEF}
+    options = {"search__traversal": False, "task__training__steps": 60, **BRIEF}
     (folder,) = (file.parent for file in (runs / "artifacts" / "scorer").glob("*/record.json"))
     guided = tiny_extract(runs, search__scorer=str(folder), **options)
     run_extraction(guided, tmp_path / "guided", None, QUIET)

@@ -19,7 +19,7 @@ from tests.search.trained import Trained
 def objective(request: pytest.FixtureRequest, trained: Trained) -> Objective:
     old = trained.objective
     return Objective(
-        old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=3, loss=request.param
+        old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=15, loss=request.param
     )
 
 
@@ -32,7 +32,8 @@ def ranking(objective: Objective, trained: Trained, sizes: tuple[int, ...] = (10
 
 
 def test_contributions_are_the_equation_prompt_by_prompt(objective: Objective, trained: Trained) -> None:
-    flat, index, steps = trained.flat[:12], torch.tensor([3, 0, 17, 5]), 2
+    flat, steps = trained.flat[:12], 2
+    index = torch.tensor([3, 0, 17, 5, *range(20, 33)])  # two batches
     found = contributions(objective, flat, index, steps)
     expected = np.zeros(12)
     for prompt in index:

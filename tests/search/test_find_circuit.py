@@ -53,7 +53,7 @@ def test_circuits_of_every_size_among_the_candidates(searched: Searched, method:
     assert result.evaluations == pytest.approx(sum(step.evaluations for step in result.steps))
 
 
-@pytest.mark.parametrize("method", ["hagd", "gates", "greedy", "random"])
+@pytest.mark.parametrize("method", ["hagd", pytest.param("gates", marks=pytest.mark.slow), "greedy", "random"])
 def test_the_same_seed_gives_the_same_circuits(searched: Searched, method: str) -> None:
     first, again = (find(searched, method=method) for _ in range(2))
     for ours, theirs in zip(first.circuits, again.circuits, strict=True):

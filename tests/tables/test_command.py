@@ -237,9 +237,13 @@ def test_an_unknown_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.startswith("error: table: expected one of ")
 
 
-def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_there_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = conf_with_tiny(tmp_path / "conf", tmp_path / "runs")
+    monkeypatch.setattr(definition, "conf_dir", lambda: conf)
     with pytest.raises(SystemExit):
-        main(["show", "quick/main", "--runs", str(tmp_path / "typo")])
+        main(["show", "tiny", "--runs", str(tmp_path / "typo")])
     assert "paths.runs: expected a folder with runs, found no folder" in capsys.readouterr().err
     assert not (tmp_path / "typo").exists()
 

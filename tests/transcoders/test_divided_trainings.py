@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -73,64 +75,69 @@ def train(
     return dict(module.whole().state_dict())
 
 
-@pytest.mark.parametrize("strategy", KINDS)
-def test_a_power_cut_changes_no_bit(tmp_path: Path, strategy: Strategy) -> None:
-    def work(rank: int) -> bool:
-        expected = train(strategy, tmp_path / "alone")
-        with suppress(PowerCut):
-            train(strategy, tmp_path / "cut", cut=5)
-        assert (tmp_path / "cut" / "last.ckpt").is_dir()
-        found = train(strategy, tmp_path / "cut")
-        return all(torch.equal(found[name], expected[name]) for name in expected)
+@dataclass(frozen=True)
+class Cut:
+    """A training with a power cut: the folder of its checkpoint, and the files that its first process had synced."""
 
-    assert in_processes(work, tmp_path) == [True, True]
+    strategy: Strategy
+    folder: Path
+    synced: set[int]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-@pytest.mark.parametrize("strategy", KINDS)
-def test_a_damaged_part_is_named_with_what_to_do(tmp_path: Path, strategy: Strategy, damage: str) -> None:
-    """Every process says so, also those whose part is good."""
-    last = tmp_path / "c" / "last.ckpt"
-
-    def work(rank: int) -> str | None:
-        with suppress(PowerCut):
-            train(strategy, tmp_path / "c", cut=5)
-        if rank == 1:
-            (part,) = last.glob("process-1-*.ckpt" if strategy == "layers" else "__1_*.distcp")
-            if damage == "truncated":
-                part.write_bytes(part.read_bytes()[:1000])
-            else:
-                part.unlink()
-        torch.distributed.barrier()
-        try:
-            train(strategy, tmp_path / "c")
-        except ConfigError as error:
-            return str(error)
-        return None
-
-    for said in in_processes(work, tmp_path):
-        assert said is not None and str(last) in said and said.endswith("to start over")
-
-
-@pytest.mark.parametrize("strategy", KINDS)
-def test_a_checkpoint_and_its_parts_are_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
-) -> None:
-    sync, synced = os.fsync, set()
+@pytest.fixture(scope="module", params=KINDS)
+def cut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    folder, sync, synced = tmp_path_factory.mktemp("cut"), os.fsync, set[int]()
 
     def watched(descriptor: int) -> None:
         sync(descriptor)
         synced.add(os.fstat(descriptor).st_ino)
 
     def work(rank: int) -> set[int]:
-        monkeypatch.setattr(os, "fsync", watched)
+        pytest.MonkeyPatch().setattr(os, "fsync", watched)
         with suppress(PowerCut):
-            train(strategy, tmp_path / "c", cut=5)
+            train(request.param, folder / "c", cut=5)
         return synced
 
-    by_first, _ = in_processes(work, tmp_path)
-    last = tmp_path / "c" / "last.ckpt"
-    assert {path.stat().st_ino for path in (last, *last.iterdir())} <= by_first
+    by_first, _ = in_processes(work, folder)
+    assert (folder / "c" / "last.ckpt").is_dir()
+    return Cut(request.param, folder / "c", by_first)
+
+
+def test_a_checkpoint_and_its_parts_are_on_the_disk(cut: Cut) -> None:
+    last = cut.folder / "last.ckpt"
+    assert {path.stat().st_ino for path in (last, *last.iterdir())} <= cut.synced
+
+
+def test_a_power_cut_changes_no_bit(tmp_path: Path, cut: Cut) -> None:
+    shutil.copytree(cut.folder, tmp_path / "cut")
+
+    def work(rank: int) -> bool:
+        expected = train(cut.strategy, tmp_path / "alone")
+        found = train(cut.strategy, tmp_path / "cut")
+        return all(torch.equal(found[name], expected[name]) for name in expected)
+
+    assert in_processes(work, tmp_path) == [True, True]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_part_is_named_with_what_to_do(tmp_path: Path, cut: Cut, damage: str) -> None:
+    """Every process says so, also those whose part is good."""
+    last = shutil.copytree(cut.folder, tmp_path / "c") / "last.ckpt"
+    (part,) = last.glob("process-1-*.ckpt" if cut.strategy == "layers" else "__1_*.distcp")
+    if damage == "truncated":
+        part.write_bytes(part.read_bytes()[:1000])
+    else:
+        part.unlink()
+
+    def work(rank: int) -> str | None:
+        try:
+            train(cut.strategy, tmp_path / "c")
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    for said in in_processes(work, tmp_path):
+        assert said is not None and str(last) in said and said.endswith("to start over")
 
 
 def test_what_is_logged_is_of_all_layers(tmp_path: Path) -> None:
