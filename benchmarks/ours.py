@@ -34,7 +34,17 @@ def ours_int8(training: Training, batches: Batches) -> Weights:
     return _train(_config(training, "int8"), training, batches)
 
 
-def _config(training: Training, selection: str) -> TranscoderConfig:
+def ours_batch_topk(training: Training, batches: Batches) -> Weights:
+    """BatchTopK with exact selection."""
+    return _train(_config(training, "exact", "batch_topk"), training, batches)
+
+
+def ours_jumprelu(training: Training, batches: Batches) -> Weights:
+    """JumpReLU. For speed alone: hardly a rate, or two batches over and over would draw most features away."""
+    return _train(_config(training, "exact", "jumprelu", learning_rate=1e-6), training, batches)
+
+
+def _config(training: Training, selection: str, activation: str = "topk", **settings: float) -> TranscoderConfig:
     chosen = {} if training.rate is None else {"learning_rate": training.rate}
     return TranscoderConfig.model_validate(
         {
@@ -42,9 +52,11 @@ def _config(training: Training, selection: str) -> TranscoderConfig:
             "expansion": training.m // training.d,
             "skip": training.skip,
             "selection": selection,
+            "activation": activation,
             "steps": training.steps,
             "batch_size": training.batch,
             **chosen,
+            **settings,
         }
     )
 
@@ -56,6 +68,8 @@ def _train(config: TranscoderConfig, training: Training, batches: Batches) -> We
     configured = module.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for step, (x, y) in enumerate(batches()):
+        if step == 0 and not training.scaled:
+            stacked.dictionaries[0].start_at(x)
         loss = module.training_step((x[None], y[None]), step)["loss"]
         loss.backward()
         optimizer.step()

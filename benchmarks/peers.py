@@ -144,18 +144,53 @@ class _Inputs:
 def dictionary_learning_autoencoder(training: Training, batches: Batches) -> Weights:
     """dictionary_learning's TopK trainer with the schedule of its demonstration (10 steps up, last fifth down)."""
     from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+
+    state = _dictionary_learning(
+        training, batches, trainer=TopKTrainer, dict_class=AutoEncoderTopK, k=training.k, lr=training.rate
+    )
+    return {
+        "W_enc": state["encoder.weight"],
+        "b_enc": state["encoder.bias"] - state["encoder.weight"] @ state["b_dec"],
+        "W_dec": state["decoder.weight"].T.contiguous(),
+        "b_dec": state["b_dec"],
+    }
+
+
+def dictionary_learning_batch_topk(training: Training, batches: Batches) -> Weights:
+    """Its BatchTopK trainer; gives no weights."""
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
+
+    _dictionary_learning(
+        training, batches, trainer=BatchTopKTrainer, dict_class=BatchTopKSAE, k=training.k, lr=training.rate
+    )
+    return {}
+
+
+def dictionary_learning_jumprelu(training: Training, batches: Batches) -> Weights:
+    """Its JumpReLU trainer; gives no weights."""
+    from dictionary_learning.dictionary import JumpReluAutoEncoder
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+
+    _dictionary_learning(
+        training,
+        batches,
+        trainer=JumpReluTrainer,
+        dict_class=JumpReluAutoEncoder,
+        target_l0=float(training.k),
+        sparsity_warmup_steps=min(2000, training.steps // 4),
+    )
+    return {}
+
+
+def _dictionary_learning(training: Training, batches: Batches, **settings: Any) -> dict[str, Tensor]:
     from dictionary_learning.training import trainSAE
 
-    configuration = {
-        "trainer": TopKTrainer,
-        "dict_class": AutoEncoderTopK,
+    configuration = settings | {
         "steps": training.steps,
         "activation_dim": training.d,
         "dict_size": training.m,
-        "k": training.k,
         "layer": 0,
         "lm_name": "given activations",
-        "lr": training.rate,
         "warmup_steps": min(10, training.steps // 4),
         "decay_start": int(0.8 * training.steps),
         "seed": training.seed,
@@ -170,13 +205,8 @@ def dictionary_learning_autoencoder(training: Training, batches: Batches) -> Wei
             normalize_activations=training.scaled,
             device="cpu",
         )
-        state = torch.load(Path(folder) / "trainer_0" / "ae.pt", weights_only=True)
-    return {
-        "W_enc": state["encoder.weight"],
-        "b_enc": state["encoder.bias"] - state["encoder.weight"] @ state["b_dec"],
-        "W_dec": state["decoder.weight"].T.contiguous(),
-        "b_dec": state["b_dec"],
-    }
+        state: dict[str, Tensor] = torch.load(Path(folder) / "trainer_0" / "ae.pt", weights_only=True)
+    return state
 
 
 _SCALE_BATCHES = 20
@@ -185,31 +215,62 @@ _SCALE_BATCHES = 20
 
 def saelens_autoencoder(training: Training, batches: Batches) -> Weights:
     """SAELens's TopK autoencoder with the schedule of its tutorial (no warm-up, last fifth down)."""
-    return _saelens(training, batches, sparse=False)
+    return _saelens_top_k(training, batches, sparse=False)
 
 
 def saelens_autoencoder_sparse(training: Training, batches: Batches) -> Weights:
     """The same with `use_sparse_activations`, which on a CPU only runs without rescaling by decoder norms."""
-    return _saelens(training, batches, sparse=True)
+    return _saelens_top_k(training, batches, sparse=True)
 
 
-def _saelens(training: Training, batches: Batches, *, sparse: bool) -> Weights:
+def saelens_batch_topk(training: Training, batches: Batches) -> Weights:
+    """SAELens's BatchTopK autoencoder; gives no weights."""
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+    config = BatchTopKTrainingSAEConfig(d_in=training.d, d_sae=training.m, k=training.k)
+    _saelens(training, batches, BatchTopKTrainingSAE, config)
+    return {}
+
+
+def saelens_jumprelu(training: Training, batches: Batches) -> Weights:
+    """SAELens's JumpReLU autoencoder with the loss that has a target L0; gives no weights."""
+    from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+
+    config = JumpReLUTrainingSAEConfig(
+        d_in=training.d, d_sae=training.m, jumprelu_sparsity_loss_mode="quadratic", target_l0=training.k
+    )
+    _saelens(training, batches, JumpReLUTrainingSAE, config)
+    return {}
+
+
+def _saelens_top_k(training: Training, batches: Batches, *, sparse: bool) -> Weights:
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    config = TopKTrainingSAEConfig(
+        d_in=training.d,
+        d_sae=training.m,
+        k=training.k,
+        normalize_activations="expected_average_only_in" if training.scaled else "none",
+        use_sparse_activations=sparse,
+        rescale_acts_by_decoder_norm=not sparse,
+    )
+    state = _saelens(training, batches, TopKTrainingSAE, config)
+    W_enc = state["W_enc"].T.contiguous()
+    return {
+        "W_enc": W_enc,
+        "b_enc": state["b_enc"] - W_enc @ state["b_dec"],
+        "W_dec": state["W_dec"],
+        "b_dec": state["b_dec"],
+    }
+
+
+def _saelens(training: Training, batches: Batches, kind: Any, sae_config: Any) -> dict[str, Tensor]:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
     from safetensors.torch import load_file
 
     torch.manual_seed(training.seed)
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(
-            d_in=training.d,
-            d_sae=training.m,
-            k=training.k,
-            normalize_activations="expected_average_only_in" if training.scaled else "none",
-            use_sparse_activations=sparse,
-            rescale_acts_by_decoder_norm=not sparse,
-        )
-    )
+    sae = kind(sae_config)
     rate = SAETrainerConfig.lr if training.rate is None else training.rate
     config = SAETrainerConfig(
         lr=rate,
@@ -225,11 +286,5 @@ def _saelens(training: Training, batches: Batches, *, sparse: bool) -> Weights:
     trained = SAETrainer(config, sae, inputs).fit()
     with tempfile.TemporaryDirectory() as folder:
         weights, _ = trained.save_inference_model(folder)
-        state = load_file(weights)
-    W_enc = state["W_enc"].T.contiguous()
-    return {
-        "W_enc": W_enc,
-        "b_enc": state["b_enc"] - W_enc @ state["b_dec"],
-        "W_dec": state["W_dec"],
-        "b_dec": state["b_dec"],
-    }
+        state: dict[str, Tensor] = load_file(weights)
+    return state

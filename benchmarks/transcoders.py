@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from contenders import interpreter, one_thread
+from contenders import interpreter, is_ours, one_thread
 
 FOLDER = Path(__file__).resolve().parent
 EXPANSION, K = 8, 64
@@ -31,20 +31,6 @@ QUICK_SECONDS = 60.0
 NOT_QUICK = ("saelens_autoencoder_sparse", "sparsify_transcoder")
 """Left out of --quick: the peers' other settings."""
 
-STEPS_A_TURN = {
-    "encoder_product": 4,
-    "naive": 1,
-    "dictionary_learning_autoencoder": 1,
-    "saelens_autoencoder": 1,
-    "saelens_autoencoder_sparse": 1,
-    "sparsify_autoencoder": 1,
-    "sparsify_transcoder": 1,
-    "ours": 3,
-    "ours_bf16": 3,
-    "ours_int8": 3,
-}
-"""Contenders in the order of the table; fast ones take more steps a turn."""
-
 LABELS = {
     "encoder_product": "encoder product alone",
     "naive": "naive dense PyTorch",
@@ -56,7 +42,17 @@ LABELS = {
     "ours": "ours, fp32",
     "ours_bf16": "ours, bf16 selection",
     "ours_int8": "ours, int8 selection",
+    "dictionary_learning_batch_topk": "dictionary_learning, BatchTopK",
+    "saelens_batch_topk": "SAELens, BatchTopK",
+    "ours_batch_topk": "ours, BatchTopK",
+    "dictionary_learning_jumprelu": "dictionary_learning, JumpReLU",
+    "saelens_jumprelu": "SAELens, JumpReLU",
+    "ours_jumprelu": "ours, JumpReLU",
 }
+"""Contenders in the order of the table."""
+
+OTHERS = ("batch_topk", "jumprelu")
+"""Activation functions beside TopK, with contenders of their own beside the encoder product and a plain TopK."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +144,24 @@ def measure(contenders: Sequence[str], d: int, batch: int, rounds: int, seconds:
             if turn >= 3 and time.monotonic() - start > seconds:
                 break
             for worker in workers[turn % len(workers) :] + workers[: turn % len(workers)]:
-                steps = STEPS_A_TURN[worker.contender]
+                steps = _steps_a_turn(worker.contender)
                 times[worker.contender].append(worker.ask(str(steps)) / steps)
             _note(f"d={d} B={batch}: turn {turn + 1}")
     finally:
         for worker in workers:
             worker.stop()
     return [Measured(n, d, batch, tuple(times[n]), size) for n, size in zip(contenders, grown, strict=True)]
+
+
+def _steps_a_turn(contender: str) -> int:
+    """Fast ones take more."""
+    return 4 if contender == "encoder_product" else 3 if is_ours(contender) else 1
+
+
+def _contenders(activation: str, quick: bool) -> list[str]:
+    if activation in OTHERS:
+        return ["encoder_product", "naive", *(name for name in LABELS if name.endswith(activation))]
+    return [name for name in LABELS if not name.endswith(OTHERS) and not (quick and name in NOT_QUICK)]
 
 
 def _note(text: str) -> None:
@@ -186,7 +193,8 @@ def ratios(measured: Sequence[Measured]) -> dict[str, float]:
     """Our speed over each peer's, and our time and memory over the yardsticks', for one size.
 
     `x_sparsify` and `x_saelens` are over autoencoders with the packages' defaults, as for dictionary_learning, which
-    has nothing else; `x_sparsify_transcoder` and `x_saelens_sparse` are over other settings of those packages.
+    has nothing else; `x_sparsify_transcoder` and `x_saelens_sparse` are over other settings of those packages. Of
+    another activation function than TopK the names begin with it.
     """
     seconds = {row.contender: row.median for row in measured}
     memory = {row.contender: row.step_bytes for row in measured}
@@ -199,7 +207,12 @@ def ratios(measured: Sequence[Measured]) -> dict[str, float]:
         "naive": "naive",
     }
     found: dict[str, float] = {}
-    for prefix, name in (("", "ours"), ("bf16_", "ours_bf16"), ("int8_", "ours_int8")):
+    for prefix in ("", "bf16_", "int8_", *(f"{activation}_" for activation in OTHERS)):
+        name = f"ours_{prefix}".rstrip("_")
+        if name not in seconds:
+            continue
+        if (other := prefix.rstrip("_")) in OTHERS:
+            peers |= {peer: f"{peer}_{other}" for peer in ("dictionary_learning", "saelens")}
         found |= {f"{prefix}x_{key}": seconds[peer] / seconds[name] for key, peer in peers.items() if peer in seconds}
         found[f"{prefix or 'fp32_'}over_encoder_gemm"] = seconds[name] / seconds["encoder_product"]
         found[f"{prefix}memory_over_naive"] = memory[name] / memory["naive"]
@@ -210,13 +223,14 @@ def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"d, tokens a step = {QUICK_SIZE} only; under 3 minutes")
+    parser.add_argument("--activation", choices=("topk", *OTHERS), default="topk", help="function of the dictionaries")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()
     interpreter("naive")  # the peers' environment, before anything is timed
     rows: list[Measured] = []
     summary: dict[str, Any] = {}
-    contenders = [name for name in STEPS_A_TURN if not (arguments.quick and name in NOT_QUICK)]
+    contenders = _contenders(arguments.activation, arguments.quick)
     limit = QUICK_SECONDS if arguments.quick else float("inf")
     for d, batch in (QUICK_SIZE,) if arguments.quick else SIZES:
         size = measure(contenders, d, batch, arguments.rounds, limit)
