@@ -26,7 +26,7 @@ CONTEXT = 128
 """Tokens a sequence."""
 
 EXPANSION, K = 8, 64
-N_TRAIN, N_SELECTION, N_HELDOUT = 256_000, 20_000, 40_000
+N_TRAIN, N_SELECTION, N_HELDOUT = 400_000, 20_000, 40_000
 LAYERS = (10, 5, 20)
 
 PLACES = tuple(SitePlace(site, layer) for layer in LAYERS for site in SITES)
