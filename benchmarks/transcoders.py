@@ -194,7 +194,7 @@ def ratios(measured: Sequence[Measured]) -> dict[str, float]:
 
     `x_sparsify` and `x_saelens` are over autoencoders with the packages' defaults, as for dictionary_learning, which
     has nothing else; `x_sparsify_transcoder` and `x_saelens_sparse` are over other settings of those packages. Of
-    another activation function than TopK the names begin with it.
+    another activation function than TopK the names begin with it, and `naive` is a TopK all the same.
     """
     seconds = {row.contender: row.median for row in measured}
     memory = {row.contender: row.step_bytes for row in measured}
@@ -211,9 +211,10 @@ def ratios(measured: Sequence[Measured]) -> dict[str, float]:
         name = f"ours_{prefix}".rstrip("_")
         if name not in seconds:
             continue
-        if (other := prefix.rstrip("_")) in OTHERS:
-            peers |= {peer: f"{peer}_{other}" for peer in ("dictionary_learning", "saelens")}
-        found |= {f"{prefix}x_{key}": seconds[peer] / seconds[name] for key, peer in peers.items() if peer in seconds}
+        same = {peer: f"{peer}_{prefix[:-1]}" for peer in ("dictionary_learning", "saelens") if prefix[:-1] in OTHERS}
+        for key, peer in (peers | same).items():
+            if peer in seconds:
+                found[f"{prefix}x_{key}"] = seconds[peer] / seconds[name]
         found[f"{prefix or 'fp32_'}over_encoder_gemm"] = seconds[name] / seconds["encoder_product"]
         found[f"{prefix}memory_over_naive"] = memory[name] / memory["naive"]
     return {key: round(value, 3) for key, value in found.items()}

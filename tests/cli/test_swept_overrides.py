@@ -35,10 +35,18 @@ def test_what_all_jobs_share_is_left_out(tmp_path: Path) -> None:
     assert found == [(f"hierarchy.branching={b}", f"seed={seed}") for b in (2, 4) for seed in (0, 1)]
 
 
-def test_keys_of_an_experiment_that_sweeps(tmp_path: Path) -> None:
-    found = swept("experiment=quick/scaling", "graph.n_max=250", "seed=0,1", f"paths.runs={tmp_path}")
-    assert len(found) == 4 and len(set(found)) == len(found)
-    assert {part.partition("=")[0] for job in found for part in job} >= {"model.d_model", "seed"}
+@pytest.mark.parametrize(
+    ("experiment", "key", "n_jobs"),
+    [
+        (("quick/scaling", "graph.n_max=250"), "model.d_model", 4),
+        pytest.param(("quick/branching",), "hierarchy.branching", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_keys_of_an_experiment_that_sweeps(experiment: tuple[str, ...], key: str, n_jobs: int, tmp_path: Path) -> None:
+    name, *settings = experiment
+    found = swept(f"experiment={name}", *settings, "seed=0,1", f"paths.runs={tmp_path}")
+    assert len(found) == n_jobs and len(set(found)) == len(found)
+    assert {part.partition("=")[0] for job in found for part in job} >= {key, "seed"}
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated API features")  # SQLAlchemy, of Optuna

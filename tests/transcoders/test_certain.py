@@ -253,7 +253,7 @@ def test_all_that_exceed_a_threshold_are_found(case: str, each: bool, monkeypatc
     looked_at: list[Tensor] = []
     plain = certain.gather_dot
     monkeypatch.setattr(certain, "gather_dot", lambda x, s, *rest: looked_at.append(s.index) or plain(x, s, *rest))
-    monkeypatch.setattr(certain, "_MOST_SHARE", 1)
+    monkeypatch.setattr(certain, "_MOST_SHARE", 0)
     found = certain_above(x, weight, bias, threshold)
     off, _ = bounds(x, weight, bias)
     if found is None:
@@ -284,10 +284,13 @@ def test_no_threshold_misleads(
     x, weight, bias = whole(n_tokens, m, d, *sizes, seed)
     pre = x @ weight.T + bias
     threshold = limits(pre, share, seed)[each]
-    if (found := certain_above(x, weight, bias, threshold)) is not None:
-        support, values = found
-        assert torch.equal(torch.stack([support.token, support.index], 1), (pre > threshold).nonzero())
-        assert torch.equal(values, pre[pre > threshold])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certain, "_MOST_SHARE", 0)
+        found = certain_above(x, weight, bias, threshold)
+    assert found is not None
+    support, values = found
+    assert torch.equal(torch.stack([support.token, support.index], 1), (pre > threshold).nonzero())
+    assert torch.equal(values, pre[pre > threshold])
 
 
 def test_thresholds_that_are_left_to_the_full_product() -> None:
@@ -297,6 +300,7 @@ def test_thresholds_that_are_left_to_the_full_product() -> None:
     assert certain_above(x, weight, bias, limit) is not None
     assert certain_above(x, weight, bias, limit.expand(256)) is not None
     assert certain_above(x, weight, bias, torch.tensor(0.0)) is None
+    assert certain_above(x, weight, bias, limit / 1000) is None
     assert certain_above(x, weight, bias, -limit) is None
     assert certain_above(x, weight, bias, limits(x @ weight.T, 0.2, 0)[0]) is None
     few = torch.where(torch.arange(256) < 8, -limit, limit)

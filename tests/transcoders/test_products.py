@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -160,7 +162,21 @@ def test_parts_are_consecutive_tokens(n_tokens: int) -> None:
     assert max(part.n_tokens for part in parts) == -(-6 // len(parts)) <= n_tokens, "nearly the same number each"
     assert torch.equal(torch.cat([part.index for part in parts]), support.index)
     assert torch.equal(torch.cat([part.offsets.diff() for part in parts]), support.offsets.diff())
-    assert parts is support.parts(n_tokens), "their orders are found once"
+    assert all(same is part for same, part in zip(support.parts(n_tokens), parts, strict=True)), "ordered once"
+
+
+@pytest.mark.parametrize("n_tokens", [2, 99])
+def test_a_support_is_freed_with_its_last_use(n_tokens: int) -> None:
+    """Without waiting for the collector of garbage: training steps would pile up until then."""
+    support, _, _ = random_pairs(0, *PAIRS["few"])
+    assert all(len(part.by_feature) for part in support.parts(n_tokens))
+    gone = weakref.ref(support)
+    gc.disable()
+    try:
+        del support
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("least", [1, 3])
@@ -176,11 +192,15 @@ def test_products_in_parts_that_the_cache_holds(pattern: str, least: int, monkey
     for name, value in {"_CACHED": 0, "_CACHED_ROWS": 1, "_FEWEST_TOKENS": 2, "_LEAST_PAIRS": least}.items():
         monkeypatch.setattr(products, name, value)
     assert torch.equal(gather_dot(a, support, weight, bias), whole)
-    many = len(support.index) >= support.m
+    many = int(len(support.index) >= support.m)
     assert len(sizes) == many, "with fewer pairs than rows nothing is met twice"
     torch.testing.assert_close(sum_by_feature(values.float(), support, a), dense.float().T @ a)
     enough = least * support.m * support.n_tokens // max(1, len(support.index))
     assert sizes[many:] == [max(2, enough)]
+    inputs = tuple(each.double().requires_grad_() for each in (a, weight, bias))
+    assert torch.autograd.gradcheck(lambda a, w, b: gather_dot(a, support, w, b), inputs)
+    inputs = (values.clone().requires_grad_(), inputs[1])
+    assert torch.autograd.gradcheck(lambda v, w: decode(v, support, w), inputs)
 
 
 def test_dots_by_feature_add_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,3 +211,22 @@ def test_dots_by_feature_add_in_the_same_order(monkeypatch: pytest.MonkeyPatch) 
     whole = gather_dot(a, support, weight, bias)
     monkeypatch.setattr(products, "_CACHED", 0)
     assert torch.equal(gather_dot(a, support, weight, bias), whole)
+
+
+def test_sums_in_parts_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    support, values, dense = random_pairs(0, 40, 30, 0.3)
+    a = matrices(0, 40, 30)[0]
+    alive: list[weakref.ref[Tensor]] = []
+    most: list[int] = []
+    plain = products._segment_sums
+
+    def counted(*inputs: Tensor) -> Tensor:
+        alive.append(weakref.ref(sums := plain(*inputs)))
+        most.append(sum(each() is not None for each in alive))
+        return sums
+
+    monkeypatch.setattr(products, "_segment_sums", counted)
+    for name, value in {"_CACHED": 0, "_CACHED_ROWS": 1, "_FEWEST_TOKENS": 5, "_LEAST_PAIRS": 0}.items():
+        monkeypatch.setattr(products, name, value)
+    torch.testing.assert_close(sum_by_feature(values, support, a), dense.T @ a)
+    assert len(alive) == 8 and max(most) <= 3

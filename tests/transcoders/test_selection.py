@@ -255,6 +255,14 @@ def test_the_bound_of_a_sample_is_lowered_until_enough_pass() -> None:
     assert mask(support)[1::2].any()
 
 
+def test_infinite_pre_activations_are_the_largest() -> None:
+    """And the search for a bound below them ends, so that a training that diverges can stop."""
+    x, weight, bias = reals(0, 8, 24)
+    bias[:4] = torch.inf
+    support, values = top_of_batch(x, weight, bias, 2)
+    assert len(values) == 16 and values.isinf().all() and (support.index < 4).all()
+
+
 def test_the_threshold_of_a_batch_is_what_k_a_token_reach() -> None:
     x, weight, bias = reals(0, 30, 12)
     pre = all_pre(x, weight, bias)

@@ -5,7 +5,8 @@ Of rows rounded to x̃ and w̃, `x·w − x̃·w̃ = (x − x̃)·w + x̃·(w �
 `‖x − x̃‖‖w‖ + ‖x̃‖‖w − w̃‖` (Cauchy and Schwarz). A feature whose largest possible pre-activation is below the k-th
 largest of the least possible ones is not among the k largest, nor is one whose largest possible one is below a
 threshold above it; the others, fewer than 2 k on ordinary tokens, are computed in full. What is found is what the
-product in full precision would find, up to its own rounding and to norms below 1e-19, whose squares float32 loses.
+product in full precision would find, up to its own rounding. That does not hold for norms below 1e-19, whose squares
+float32 loses: then features can be missed.
 
 Shape legend: B tokens, c tokens of a chunk, m features, d = d_model, n pairs.
 """
@@ -30,8 +31,8 @@ _WORTHWHILE = 0.5
 """Share of the first tokens that have to be decided for the others to be looked at."""
 
 _MOST_SHARE = 16
-"""Share of all features, one in so many, of which on average of a chunk's tokens no more are looked at against a
-threshold: computing as many costs what the faster product saves."""
+"""Where more than one in so many pairs of a chunk can be above a threshold by a token's largest error, computing
+them costs what the faster product saves."""
 
 _STORED = np.float32(2**-8)
 """What storing a bfloat16 changes it by, relative; twice what rounding to the nearest does."""
@@ -82,7 +83,7 @@ def certain_top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tens
         parts += [_possible(chunk, encoder, k) for chunk in others]
     features, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
     counts = np.append(counts, np.zeros(len(x) - len(counts), counts.dtype))
-    support = _segments(torch.from_numpy(features), torch.from_numpy(counts), len(W_enc))
+    support = Support.of_counts(torch.from_numpy(features), torch.from_numpy(counts), len(W_enc))
     pre = gather_dot(x, support, W_enc, b_enc)
     chosen = torch.from_numpy(_top_of_segments(pre.numpy(), counts, k))
     decided = torch.from_numpy(counts > 0)
@@ -102,9 +103,12 @@ def certain_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) ->
         threshold: `[m]`, or one for all.
 
     Returns:
-        All pairs above it and their pre-activations `[n]`. None where something is not finite, or too many features
-        can be above, as with thresholds near zero: where nothing is saved.
+        All pairs above it and their pre-activations `[n]`. None where something is not finite, or where too many can
+        be above, so that nothing is saved: with thresholds near zero, outlying features and, where each feature has a
+        threshold, outlying tokens (which no training gets).
     """
+    if not (threshold > 0).any():
+        return None
     encoder = _rounded(W_enc, b_enc)
     parts = []
     for chunk in x.split(_CHUNK):
@@ -112,15 +116,11 @@ def certain_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) ->
             return None
         parts.append(part)
     features, counts = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
-    support = _segments(features, counts, len(W_enc))
+    support = Support.of_counts(features, counts, len(W_enc))
     pre = gather_dot(x, support, W_enc, b_enc)
     above = pre > threshold.expand(len(W_enc)).index_select(0, features)
     counts = torch.bincount(support.token[above], minlength=len(x))
-    return _segments(features[above], counts, len(W_enc)), pre[above]
-
-
-def _segments(features: Tensor, counts: Tensor, m: int) -> Support:
-    return Support(features, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), m)
+    return Support.of_counts(features[above], counts, len(W_enc)), pre[above]
 
 
 @np.errstate(invalid="ignore")  # bounds that are not finite are refused
@@ -131,7 +131,8 @@ def _possibly_above(
     pre, error, length = _product(x, encoder)
     off = _most_off(encoder, error, length)
     off = off.max() if threshold.ndim else off[:, None]  # a chunk's largest where there is a threshold a feature
-    bound = threshold - (1 + 4 * _STORED) * off - 4 * _STORED * np.abs(threshold)
+    # What is stored of a number above this is not below what `_bits` leaves of it: both keep the order.
+    bound = threshold - (1 + _STORED) * off
     if not np.isfinite(bound).all():
         return None
     bits = np.where(bound > 0, _bits(bound), np.iinfo(np.int16).min)  # all, where a bound says nothing

@@ -95,11 +95,12 @@ def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
     if (kernels := _kernels(a)) is not None:
         order, token, offsets = support.by_feature
         return kernels.long_segment_sums(values.index_select(0, order), token, offsets, a)
-    parts = _parts(a, support, _LEAST_PAIRS) if a.nbytes > _CACHED else [support]
-    first, *others = map(_segment_sums, values.split([len(part.index) for part in parts]), parts, _rows(a, parts))
-    for sums in others:
-        first.add_(sums)
-    return first
+    parts = _parts(a, support, _LEAST_PAIRS) if _too_large(a) else [support]
+    sums = map(_segment_sums, values.split([len(part.index) for part in parts]), parts, _rows(a, parts))
+    total = next(sums)
+    for more in sums:
+        total.add_(more)
+    return total
 
 
 def _segment_sums(values: Tensor, support: Support, a: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
 def _gather_dot(a: Tensor, support: Support, weight: Tensor) -> Tensor:
     if (kernels := _kernels(weight)) is not None:
         return kernels.row_dots(a, support.index, support.offsets, weight)
-    if weight.nbytes > _CACHED and len(support.index) >= support.m and not weight.is_cuda:
+    if _too_large(weight) and len(support.index) >= support.m:
         return _gather_dot_by_feature(a, support, weight)
     return _dots(a, weight, support.offsets, support.index)
 
@@ -137,6 +138,11 @@ def _dots(rows: Tensor, columns: Tensor, offsets: Tensor, index: Tensor) -> Tens
     """`[n]`: every row with those columns, both matrices' rows, that compressed rows name."""
     pattern = torch.sparse_csr_tensor(offsets, index, rows.new_zeros(len(index)), size=(len(rows), len(columns)))
     return torch.sparse.sampled_addmm(pattern, rows, columns.T, beta=0.0).values()
+
+
+def _too_large(matrix: Tensor) -> bool:
+    """For a CPU's cache."""
+    return matrix.device.type == "cpu" and matrix.nbytes > _CACHED
 
 
 def _parts(a: Tensor, support: Support, least: int) -> list[Support]:

@@ -43,20 +43,20 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, by: Selection = "exac
     Returns:
         The pairs, and their pre-activations `[B · k]` in `x`'s precision; without gradient.
     """
+    m = len(W_enc)
     match by:
         case "exact":
             values, index = _exact(x, W_enc, b_enc, k)
+            return _constant_rows(index, m), values.flatten()
         case "bfloat16":
             _, index = _top(x, W_enc, b_enc, k, torch.bfloat16)
-            support = _constant_rows(index, len(W_enc))
+            support = _constant_rows(index, m)
             return support, gather_dot(x, support, W_enc, b_enc)
         case "int8":
-            more = min(len(W_enc), k + max(_LEAST_MORE, k // _MORE))
-            _, index = _top(x, W_enc, b_enc, more, torch.int8)
-            pre = gather_dot(x, _constant_rows(index, len(W_enc)), W_enc, b_enc)
+            _, index = _top(x, W_enc, b_enc, min(m, k + max(_LEAST_MORE, k // _MORE)), torch.int8)
+            pre = gather_dot(x, _constant_rows(index, m), W_enc, b_enc)
             values, best = top_of_rows(pre.view_as(index), k)
-            index = index.gather(1, best)
-    return _constant_rows(index, len(W_enc)), values.flatten()
+            return _constant_rows(index.gather(1, best), m), values.flatten()
 
 
 @torch.no_grad()
@@ -73,12 +73,11 @@ def above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> tuple[S
         return found
     chunks = by_chunks(x, W_enc, b_enc, x.dtype, partial(_above, threshold=threshold))
     counts, index, values = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long, device=x.device), counts.cumsum(0)])
-    return Support(index, offsets, len(W_enc)), values
+    return Support.of_counts(index, counts, len(W_enc)), values
 
 
 def _above(pre: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a chunk: how many each token has, the features, and their pre-activations."""
+    """Of a chunk, in float32 or float64 on a CPU: how many each token has, the features, and their pre-activations."""
     n_tokens, m = pre.shape
     if pre.device.type == "cpu":  # NumPy is several times faster
         place = torch.from_numpy(np.flatnonzero(pre.numpy() > threshold.numpy()))
@@ -95,18 +94,17 @@ def top_of_batch(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Suppo
     A bound from a few tokens lets most pairs be dropped unsorted; it is lowered until enough pass.
     """
     wanted = k * len(x)
-    bound = batch_threshold(x[:: max(1, len(x) // 64)], W_enc, b_enc, min(len(W_enc), k + max(1, k // 4)))
+    bound = batch_threshold(x[:: max(1, len(x) // 64)], W_enc, b_enc, min(len(W_enc), k + max(1, k // 2)))
     while True:
         support, values = above(x, W_enc, b_enc, bound)
         if len(values) >= wanted or bound == 0:
             break
-        bound = (bound / 2).where(bound > 1e-6, 0.0)
+        bound = (bound / 2).where((bound > 1e-6) & bound.isfinite(), 0.0)
     if len(values) <= wanted:
         return support, values
     keep = values.topk(wanted, sorted=False).indices.sort().values
     counts = torch.bincount(support.token[keep], minlength=len(x))
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Support(support.index[keep], offsets, support.m), values[keep]
+    return Support.of_counts(support.index[keep], counts, support.m), values[keep]
 
 
 @torch.no_grad()

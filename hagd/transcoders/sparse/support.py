@@ -27,6 +27,11 @@ class Support:
     offsets: Tensor
     m: int
 
+    @classmethod
+    def of_counts(cls, index: Tensor, counts: Tensor, m: int) -> Support:
+        """Of features `[n]`, token after token, and how many each token has, `[B]`."""
+        return cls(index, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), m)
+
     @property
     def n_tokens(self) -> int:
         """B."""
@@ -54,8 +59,10 @@ class Support:
 
         The same ones each time, so that what they know of themselves is found once.
         """
+        if n_tokens >= self.n_tokens:
+            return [self]  # not kept: what holds itself is freed late
         if n_tokens not in self._parts:
-            self._parts[n_tokens] = self._split(-(-self.n_tokens // max(1, -(-self.n_tokens // n_tokens))))
+            self._parts[n_tokens] = self._split(-(-self.n_tokens // -(-self.n_tokens // n_tokens)))
         return self._parts[n_tokens]
 
     @cached_property
@@ -63,8 +70,6 @@ class Support:
         return {}
 
     def _split(self, n_tokens: int) -> list[Support]:
-        if n_tokens >= self.n_tokens:
-            return [self]
         bounds = [*range(0, self.n_tokens, n_tokens), self.n_tokens]
         places = self.offsets[bounds].tolist()
         return [
