@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hagd.tables.formats import csv_text, escape_latex, latex, markdown, write_files
+from hagd.tables.formats import cells, csv_text, escape_latex, latex, markdown, write_files
 from hagd.tables.terminal import duration, print_view
 from hagd.tables.view import View, view
 from tests.tables.cases import SPEC, finished, table, with_runs
@@ -84,12 +84,33 @@ def test_csv_keeps_published_figures_apart(seen: View) -> None:
 
 
 def test_terminal(seen: View) -> None:
-    console = Console(width=120, record=True, file=io.StringIO())
-    print_view(seen, console)
-    text = console.export_text()
+    text = "\n".join(printed(seen, 120))
     assert "0.60 ± 0.14 (n = 2) r" in text and "0 of 3" in text
     assert "with, ioi: not run: needs 70_B parameters." in text
     assert "[1] Published, not ours: GPT-2 Small: Table II." in text
+
+
+@pytest.mark.parametrize(("width", "n_tables"), [(120, 1), (50, 3)])
+def test_what_a_narrow_terminal_has_no_room_for_follows(seen: View, width: int, n_tables: int) -> None:
+    """Every figure whole and on one line, in as few tables as hold them, each with the labels."""
+    lines = printed(seen, width)
+    figures = [cell for row in seen.rows for cell in cells(seen, row, lambda mark: f" {mark}")[2:5]]
+    assert all(any(figure in line for line in lines) for figure in figures if "not run" not in figure)
+    assert sum(set(line.strip()) == {"─"} for line in lines) == n_tables
+    assert sum(line.split()[:2] == ["pruning", "task"] for line in lines) == n_tables
+
+
+def test_what_no_line_holds_is_folded(seen: View) -> None:
+    text = "".join("".join(printed(seen, 30)).split())
+    assert all(part in text for part in ("0.60±", "0.14", "1,235", "0of3", "0.74–0.88"))
+
+
+def printed(view: View, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_view(view, console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    return lines
 
 
 def test_written_files(seen: View, tmp_path: Path) -> None:
