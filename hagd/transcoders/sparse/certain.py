@@ -81,15 +81,15 @@ def certain_top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tens
     parts = [_possible(first, encoder, k)]
     if (parts[0][1] > 0).mean() >= _WORTHWHILE:
         parts += [_possible(chunk, encoder, k) for chunk in others]
-    features, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
-    counts = np.append(counts, np.zeros(len(x) - len(counts), counts.dtype))
-    support = Support.of_counts(torch.from_numpy(features), torch.from_numpy(counts), len(W_enc))
-    pre = gather_dot(x, support, W_enc, b_enc)
-    chosen = torch.from_numpy(_top_of_segments(pre.numpy(), counts, k))
-    decided = torch.from_numpy(counts > 0)
+    features, counts = _joined(parts)
+    counts = torch.cat([counts, counts.new_zeros(len(x) - len(counts))])
+    # The support is not kept: its pairs by feature are needed here alone.
+    pre = gather_dot(x, Support.of_counts(features, counts, len(W_enc)), W_enc, b_enc)
+    chosen = torch.from_numpy(_top_of_segments(pre.numpy(), counts.numpy(), k))
+    decided = counts > 0
     values, index = x.new_zeros(len(x), k), torch.zeros(len(x), k, dtype=torch.long)
     values[decided] = pre.index_select(0, chosen).view(-1, k)
-    index[decided] = support.index.index_select(0, chosen).view(-1, k)
+    index[decided] = features.index_select(0, chosen).view(-1, k)
     return values, index, ~decided
 
 
@@ -115,7 +115,7 @@ def certain_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) ->
         if (part := _possibly_above(chunk, encoder, threshold.numpy())) is None:
             return None
         parts.append(part)
-    features, counts = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    features, counts = _joined(parts)
     support = Support.of_counts(features, counts, len(W_enc))
     pre = gather_dot(x, support, W_enc, b_enc)
     above = pre > threshold.expand(len(W_enc)).index_select(0, features)
@@ -144,6 +144,13 @@ def _possibly_above(
     off = _off(encoder, feature, error[row], length[row], value)
     possible = value + off > (threshold[feature] if threshold.ndim else threshold)
     return feature[possible], np.bincount(row[possible], minlength=len(x))
+
+
+def _joined(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
+    """Features and counts of all chunks; empties the list."""
+    features, counts = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    parts.clear()
+    return features, counts
 
 
 def _rounded(W_enc: Tensor, b_enc: Tensor) -> _Encoder:
