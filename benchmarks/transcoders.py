@@ -225,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"d, tokens a step = {QUICK_SIZE} only; under 3 minutes")
     parser.add_argument("--activation", choices=("topk", *OTHERS), default="topk", help="function of the dictionaries")
+    parser.add_argument("--sizes", nargs="+", metavar="DxB", help="d and tokens a step, for example 768x2048")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each contender")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()
@@ -233,14 +234,15 @@ def main() -> None:
     summary: dict[str, Any] = {}
     contenders = _contenders(arguments.activation, arguments.quick)
     limit = QUICK_SECONDS if arguments.quick else float("inf")
-    for d, batch in (QUICK_SIZE,) if arguments.quick else SIZES:
+    sizes = [tuple(map(int, size.split("x"))) for size in arguments.sizes or ()] or SIZES
+    for d, batch in (QUICK_SIZE,) if arguments.quick else sizes:
         size = measure(contenders, d, batch, arguments.rounds, limit)
         rows += size
         summary[f"d{d}_B{batch}"] = ratios(size)
         print(table(size), end="\n\n", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps({"rows": [asdict(row) for row in rows], "ratios": summary}, indent=1))
-    print(json.dumps(summary[f"d{QUICK_SIZE[0]}_B{QUICK_SIZE[1]}"]))
+    print(json.dumps(summary.get(f"d{QUICK_SIZE[0]}_B{QUICK_SIZE[1]}", summary)))
 
 
 if __name__ == "__main__":
