@@ -203,7 +203,7 @@ def tiny_settings(runs: Path) -> dict[str, Any]:
             "traversal_budget": 40,
             "pruning_budget": 60,
         },
-        "validation": {"n_random": 3, "n_bootstrap": 50},
+        "validation": {"n_random": 3, "n_bootstrap": 50, "n_subsets": 4},
         "tracking": {"mode": "disabled"},
         "paths": {"runs": str(runs)},
     }

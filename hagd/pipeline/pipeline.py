@@ -52,6 +52,7 @@ class Pipeline:
         self.runs = Path(config.paths.runs)
         self.store = ArtifactStore(self.runs / "artifacts")
         self.used: dict[str, Stored[Any]] = {}
+        self._keys: dict[str, str] = {}
         self._runs: dict[str, Run | None] = {}
 
     def get(self, name: str) -> Any:
@@ -80,10 +81,12 @@ class Pipeline:
         return self.used[name].record
 
     def key(self, name: str) -> str:
-        """Content address of a stage's result."""
-        stage = STAGES[name]
-        parents = {parent: self.key(parent) for parent in self.parents(name)}
-        return stage_key(name, stage.version, stage.config(self), parents, self.config.seed)
+        """Content address of a stage's result; what it names in files is read once."""
+        if name not in self._keys:
+            stage = STAGES[name]
+            parents = {parent: self.key(parent) for parent in self.parents(name)}
+            self._keys[name] = stage_key(name, stage.version, stage.config(self), parents, self.config.seed)
+        return self._keys[name]
 
     def waits(self, name: str) -> bool:
         """Whether a stage's result is missing and another process is computing it, or something that it reads."""

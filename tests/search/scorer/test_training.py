@@ -192,6 +192,7 @@ def test_the_correlation_while_training_is_spearmans() -> None:
     assert float(found) == pytest.approx(spearmanr(a, b).statistic, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_heavy_libraries_are_imported_late() -> None:
     code = (
         "import sys, hagd.search.scorer.training, hagd.search.scorer.inputs;"
