@@ -28,8 +28,9 @@ def load_pretrained(
 ) -> LanguageModel:
     """Model and tokenizer of `config.path`; the architecture is checked before any weight is read.
 
-    A `tokenizer` that `load_pretrained_tokenizer` gave is not loaded again. Only safetensors are read and no code from the repository runs. With `layer_streaming` the weights stay on disk
-    (`hagd.models.layer_streaming`); layers are then computed on the GPU if `config.device_map` is set, else on the CPU.
+    Only safetensors are read and no code from the repository runs. A `tokenizer` that `load_pretrained_tokenizer` gave
+    is not loaded again. With `layer_streaming` the weights stay on disk (`hagd.models.layer_streaming`); layers are
+    then computed on the GPU if `config.device_map` is set, else on the CPU.
 
     Raises:
         ModelError: names model.path (or the key at fault): missing folder, damaged or missing files, unknown
