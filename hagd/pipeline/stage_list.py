@@ -164,7 +164,7 @@ STAGES: dict[str, Stage] = {
     ),
     "validation": Stage(
         Validation,
-        4,
+        5,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
         lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size", "shift", "dark_matter"}),
         lambda p, _, progress: stages.validate_circuit(
