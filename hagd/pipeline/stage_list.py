@@ -173,7 +173,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         ReportData,
-        6,
+        7,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         decided_by.of_report,
         lambda p, _, progress: assemble(_extraction(p), progress),
@@ -221,7 +221,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_report": Stage(
         PromptReport,
-        4,
+        5,
         ("prompts", "lm", "transcoders", "prompt_graph", "prompt_hierarchy"),
         lambda _: {},
         lambda p, _, __: prompt_stages.report_prompt(
