@@ -11,8 +11,9 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import ListConfig
 
-from hagd.config.yaml_files import UNREADABLE, unreadable
+from hagd.config.yaml_files import UNREADABLE, no_keys, unreadable
 from hagd.errors import ConfigError
 
 T = TypeVar("T")
@@ -31,18 +32,28 @@ def _load(repository: ConfigRepository, config_path: str) -> ConfigResult | None
     """As Hydra's own.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or is a list.
     """
     try:
-        return _load_config(repository, config_path)
+        result = _load_config(repository, config_path)
     except HydraException:
         raise
     except UNREADABLE as error:
-        source = repository._find_object_source(config_path, ObjectType.CONFIG)
-        if source is None or source.scheme() != "file":
+        file = _file(repository, config_path)
+        if file is None:
             raise
-        file = Path(source.path) / source._normalize_file_name(config_path)
         raise ConfigError(unreadable(file, error)) from None
+    if result is not None and isinstance(result.config, ListConfig):
+        raise ConfigError(no_keys(_file(repository, config_path) or Path(config_path), result.config))
+    return result
+
+
+def _file(repository: ConfigRepository, config_path: str) -> Path | None:
+    """Where Hydra reads a configuration; None if that is no file."""
+    source = repository._find_object_source(config_path, ObjectType.CONFIG)
+    if source is None or source.scheme() != "file":
+        return None
+    return Path(source.path) / source._normalize_file_name(config_path)
 
 
 def _run(function: Callable[[], T]) -> T:

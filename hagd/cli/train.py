@@ -58,16 +58,18 @@ def _section(group: str, name: str) -> dict[str, Any]:
     """One file of the configuration.
 
     Raises:
-        ConfigError: there is no such file (lists those that exist), or it cannot be read.
+        ConfigError: there is no such file (lists those that exist), or it cannot be read or has no keys.
     """
-    from hagd.config.yaml_files import yaml_content
+    from hagd.config.yaml_files import no_keys, yaml_content
     from hagd.errors import ConfigError
 
     file = conf_dir() / group / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(each.stem for each in file.parent.glob("*.yaml")))
         raise ConfigError(f"gnn.{group}s: expected names of conf/{group}, found {name}; there are: {known}")
-    section: dict[str, Any] = yaml_content(file)
+    section = yaml_content(file)
+    if not isinstance(section, dict):
+        raise ConfigError(no_keys(file, section))
     return section
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def yaml_content(file: Path) -> Any:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except UNREADABLE as error:
         raise ConfigError(unreadable(file, error)) from None
+
+
+def no_keys(file: Path, content: Any) -> str:
+    """What to say of a file whose `content` should be keys with values and is not."""
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return f"{file}: expected keys with values, found {content!r}; write key: value in each line"
+    return f"{file}: expected keys with values, found a list; write key: value in each line, without a dash before it"
 
 
 def unreadable(file: Path, error: Exception) -> str:

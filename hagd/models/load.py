@@ -14,18 +14,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_model(config: PretrainedModel | PackagedModel, cache: Path, *, layer_streaming: bool = False) -> LanguageModel:
+def load_model(
+    config: PretrainedModel | PackagedModel,
+    cache: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    layer_streaming: bool = False,
+) -> LanguageModel:
     """The model and its tokenizer; `cache` keeps converted copies between runs.
 
-    With `layer_streaming` a model of files stays there and is read layer by layer (`hagd.models.layer_streaming`).
+    A `tokenizer` that `load_tokenizer` gave is not loaded again. With `layer_streaming` a model of files stays there
+    and is read layer by layer (`hagd.models.layer_streaming`).
 
     Raises:
         ModelError: it cannot be loaded; says why and what to do.
     """
     if isinstance(config, PackagedModel):
         assert not layer_streaming, "refused by the configuration"
-        return load_smollm2(config, cache)
-    return load_pretrained(config, layer_streaming=layer_streaming)
+        return load_smollm2(config, cache, tokenizer)
+    return load_pretrained(config, tokenizer=tokenizer, layer_streaming=layer_streaming)
 
 
 def load_tokenizer(config: PretrainedModel | PackagedModel, cache: Path) -> PreTrainedTokenizerBase:

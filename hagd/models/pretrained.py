@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
-def load_pretrained(config: PretrainedModel, *, layer_streaming: bool = False) -> LanguageModel:
+def load_pretrained(
+    config: PretrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, layer_streaming: bool = False
+) -> LanguageModel:
     """Model and tokenizer of `config.path`; the architecture is checked before any weight is read.
 
-    Only safetensors are read and no code from the repository runs. With `layer_streaming` the weights stay on disk
-    (`hagd.models.layer_streaming`); layers are then computed on the GPU if `config.device_map` is set, else on the CPU.
+    Only safetensors are read and no code from the repository runs. A `tokenizer` that `load_pretrained_tokenizer` gave
+    is not loaded again. With `layer_streaming` the weights stay on disk (`hagd.models.layer_streaming`); layers are
+    then computed on the GPU if `config.device_map` is set, else on the CPU.
 
     Raises:
         ModelError: names model.path (or the key at fault): missing folder, damaged or missing files, unknown
@@ -40,8 +43,9 @@ def load_pretrained(config: PretrainedModel, *, layer_streaming: bool = False) -
         )
     source = _checked_source(config)
     if layer_streaming:
-        return _stream_weights(source, config)
-    return LanguageModel(_load_weights(source, config), _load_tokenizer(source, config), config.name)
+        return _stream_weights(source, config, tokenizer)
+    model = _load_weights(source, config)
+    return LanguageModel(model, tokenizer or _load_tokenizer(source, config), config.name)
 
 
 def load_pretrained_tokenizer(config: PretrainedModel) -> PreTrainedTokenizerBase:
@@ -178,7 +182,7 @@ def _load_weights(source: str, config: PretrainedModel) -> PreTrainedModel:
     return model
 
 
-def _stream_weights(source: str, config: PretrainedModel) -> LanguageModel:
+def _stream_weights(source: str, config: PretrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LanguageModel:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
     from transformers import AutoConfig
@@ -204,7 +208,7 @@ def _stream_weights(source: str, config: PretrainedModel) -> LanguageModel:
             "safetensors files that fit config.json; copy or download the model again"
         ) from error
     device = "cuda" if config.device_map is not None and torch.cuda.is_available() else "cpu"
-    return StreamedLanguageModel(model, weights, _load_tokenizer(source, config), config.name, device)
+    return StreamedLanguageModel(model, weights, tokenizer or _load_tokenizer(source, config), config.name, device)
 
 
 def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizerBase:

@@ -27,10 +27,10 @@ class TrainedLM:
 
 @dataclass(frozen=True)
 class ModelSample:
-    """Some weights of a model, which tell it from others of the same label.
+    """Some weights of a model, which tell it from others, whatever it is called and wherever it lies.
 
     Attributes:
-        path: folder or hub name that it was read from; empty: neither.
+        path: where the hub has it, with the revision; empty for folders, whose place says nothing to others.
         values: `[n]` of `LanguageModel.weight_sample`.
     """
 
@@ -38,10 +38,11 @@ class ModelSample:
     values: Tensor
 
     def fits(self, values: Tensor) -> bool:
-        """Whether `values` `[n]` are of the same model; in another precision they may differ as its rounding does."""
+        """Whether `values` `[n]` are of the same model; in another precision, once they are rounded to the lower."""
         if self.values.shape != values.shape:
             return False
-        if self.values.dtype == values.dtype:
-            return torch.equal(self.values, values)
-        # Beyond what bfloat16 rounds by, and float16 below its normal range.
+        lower = values.dtype if self.values.dtype == torch.float32 else self.values.dtype
+        if values.dtype in (torch.float32, lower):
+            return torch.equal(self.values.to(lower), values.to(lower))
+        # Two roundings of one value: beyond what bfloat16 rounds by, and float16 below its normal range.
         return torch.allclose(self.values.float(), values.float(), rtol=2**-8, atol=2**-24)

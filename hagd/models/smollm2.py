@@ -25,7 +25,7 @@ from hagd.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,13 @@ _NAMES = {
 }
 
 
-def load_smollm2(config: PackagedModel, cache: Path) -> LanguageModel:
+def load_smollm2(config: PackagedModel, cache: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> LanguageModel:
     """The packaged model and its tokenizer.
 
     Args:
         config: precision and label.
         cache: folder for the converted copy (about 540 MB), made by whoever comes first.
+        tokenizer: its own, if it is loaded already.
 
     Raises:
         ModelError: the packages are not installed, or their file is damaged.
@@ -67,7 +68,7 @@ def load_smollm2(config: PackagedModel, cache: Path) -> LanguageModel:
         model = LlamaForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", local_files_only=True
         )
-    return LanguageModel(model, load_smollm2_tokenizer(config, cache), config.name)
+    return LanguageModel(model, tokenizer or load_smollm2_tokenizer(config, cache), config.name)
 
 
 def load_smollm2_tokenizer(config: PackagedModel, cache: Path) -> PreTrainedTokenizerFast:

@@ -107,39 +107,37 @@ def given(options: TranscoderConfig, model: ModelConfig, lm: LanguageModel) -> T
 def sampled(model: ModelConfig, lm: LanguageModel) -> ModelSample | None:
     """What dictionaries record of the model that they are trained for; None where its weights are not at hand."""
     values = lm.weight_sample()
-    return None if values is None else ModelSample(_place(model), values)
+    return None if values is None else ModelSample(_hub_name(model), values)
 
 
-def _place(model: ModelConfig) -> str:
-    """Where a model is read from: an absolute folder or a hub name with its revision; empty for other kinds."""
-    if not isinstance(model, PretrainedModel):
+def _hub_name(model: ModelConfig) -> str:
+    """Where the hub has a model, with its revision; empty for a folder and other kinds."""
+    if not isinstance(model, PretrainedModel) or Path(model.path).expanduser().is_dir():
         return ""
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return str(folder.absolute())
     return model.path if model.revision is None else f"{model.path}@{model.revision}"
 
 
 def _check_model(found: TranscoderSet, model: ModelConfig, lm: LanguageModel, where: str) -> None:
-    """The label, the width and, where dictionaries have recorded them, the weights must be the model's."""
-    names = {lm.name, model.path} if isinstance(model, PretrainedModel) else {lm.name}
+    """The width and the weights must be the model's; the label only where dictionaries have recorded no weights."""
     origin = found.trained_on
     own = None if origin is None else sampled(model, lm)
-    other_weights = origin is not None and own is not None and not origin.fits(own.values)
-    expected = f"{where}expected dictionaries trained for model {_named(lm.name, _place(model))}"
+    place = model.path if isinstance(model, PretrainedModel) else ""
+    expected = f"{where}expected dictionaries trained for model {_named(lm.name, place)}"
     ones = f"found ones for {_named(found.model, origin.path if origin else '')}"
     if not found.model:
         log.warning("%sdoes not say for which model the dictionaries were trained; taking %s", where, lm.name)
-    elif _short(found.model) not in {_short(name) for name in names}:
-        fix = "" if other_weights else f", or set model.name={found.model} if it is the same under another name"
-        raise ConfigError(f"{expected}, {ones}; choose that model{fix}")
+    elif own is None and _short(found.model) not in {_short(name) for name in (lm.name, place or lm.name)}:
+        raise ConfigError(
+            f"{expected}, {ones}; choose that model, or set model.name={found.model} if it is the same under another "
+            "name"
+        )
     width = int(found.transcoders[0].W_enc.shape[1])
     if width != lm.d_model:
         raise ConfigError(
             f"{where}expected dictionaries for d_model = {lm.d_model} of model {lm.name}, found ones for {width}; "
             "choose the model that they were trained for"
         )
-    if other_weights:
+    if origin is not None and own is not None and not origin.fits(own.values):
         raise ConfigError(
             f"{expected}, {ones} with other weights; choose the model with the weights that they were trained for, or "
             "train dictionaries for this one (transcoder.path=null)"

@@ -30,6 +30,7 @@ from hagd.tracking.wandb_run import Run
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
+    from transformers import PreTrainedTokenizerBase
 
 
 class Pipeline:
@@ -111,7 +112,17 @@ class Pipeline:
         from hagd.models.load import load_model
 
         streaming = self.config.transcoder.activations.layer_streaming
-        return load_model(model, self.runs / "models", layer_streaming=streaming)
+        return load_model(model, self.runs / "models", tokenizer=self.tokenizer, layer_streaming=streaming)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """That of the model, which a task may need before the weights are read; None for mini models."""
+        model = self.config.model
+        if isinstance(model, MiniModel):
+            return None
+        from hagd.models.load import load_tokenizer
+
+        return load_tokenizer(model, self.runs / "models")
 
     @cached_property
     def scorer(self) -> Path | None:

@@ -12,7 +12,6 @@ import numpy as np
 from hagd.artifacts.keys import stage_key
 from hagd.attribution.prompt.records import PromptGraph
 from hagd.attribution.records import AttributionGraph
-from hagd.config.model import MiniModel
 from hagd.hierarchy.partition import build_prompt_hierarchy
 from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
@@ -63,12 +62,9 @@ def _activations_folder(p: Pipeline, work: Path) -> Path:
 
 def _build_task(p: Pipeline, _: Path, __: StageProgress) -> TaskData:
     """With the tokenizer alone: what is wrong with a task or its data is said before the weights are read."""
-    from hagd.models.load import load_tokenizer
     from hagd.tasks.build import build_task
 
-    model = p.config.model
-    tokenizer = None if isinstance(model, MiniModel) else load_tokenizer(model, p.runs / "models")
-    return build_task(p.config.task, tokenizer, p.config.seed)
+    return build_task(p.config.task, p.tokenizer, p.config.seed)
 
 
 def _extraction(p: Pipeline) -> Extraction:
@@ -164,7 +160,7 @@ STAGES: dict[str, Stage] = {
     ),
     "validation": Stage(
         Validation,
-        4,
+        5,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "search"),
         lambda p: p.config.validation.model_dump(mode="json", exclude={"batch_size", "shift", "dark_matter"}),
         lambda p, _, progress: stages.validate_circuit(
@@ -173,7 +169,7 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         ReportData,
-        6,
+        7,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph", "hierarchy", "search", "validation"),
         decided_by.of_report,
         lambda p, _, progress: assemble(_extraction(p), progress),
@@ -221,7 +217,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_report": Stage(
         PromptReport,
-        4,
+        5,
         ("prompts", "lm", "transcoders", "prompt_graph", "prompt_hierarchy"),
         lambda _: {},
         lambda p, _, __: prompt_stages.report_prompt(

@@ -31,7 +31,7 @@ from hagd.report.records import (
 )
 from hagd.report.supernodes import Observed, Supernodes
 from hagd.report.wording import poor_model
-from hagd.search.records import Circuit, SearchResult
+from hagd.search.records import Circuit, SearchResult, SearchStep
 from hagd.tasks.records import TaskData
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
@@ -73,10 +73,7 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
         settings=flat_settings(config),
         metrics=metrics,
         slot_names=task.slot_names,
-        search=tuple(
-            SearchPart(s.name, round(s.evaluations), s.seconds, s.changed, None, s.preservation, s.note)
-            for s in result.steps
-        ),
+        search=_parts(result.steps),
         curves=tuple(
             Curve(
                 _curve_name(c.method, config.search.method),
@@ -97,6 +94,15 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
         circuits=_sized(run, circuits),
         levels=tuple(map(Supernodes(run.patched, graph, observed).level, run.hierarchy.levels)),
         warnings=_warnings(run, metrics),
+    )
+
+
+def _parts(steps: Sequence[SearchStep]) -> tuple[SearchPart, ...]:
+    """What a part found is what the one before it left."""
+    before = [None, *(step.preservation for step in steps)]
+    return tuple(
+        SearchPart(s.name, round(s.evaluations), s.seconds, s.changed, found, s.preservation, s.note)
+        for s, found in zip(steps, before, strict=False)
     )
 
 

@@ -68,13 +68,15 @@ def curve_charts(data: ReportData) -> str:
 
 
 def _chart(curves: Sequence[Curve], attribute: str, title: str, floor: float) -> str:
-    values = [value for curve in curves for value in (*getattr(curve, attribute), *curve.low, *curve.high)]
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    banded = attribute == "preservation"
+    values = [floor, *(value for curve in curves for value in getattr(curve, attribute))]
+    values += [bound for curve in curves if banded for bound in (*curve.low, *curve.high)]
+    finite = [value for value in values if math.isfinite(value)]
     axes = Axes([size for curve in curves for size in curve.sizes], finite)
     colours = _colours(curves)
     parts = [_scales(axes), _floor(axes, floor)]
     for curve, colour in zip(curves, colours, strict=True):
-        if attribute == "preservation" and curve.low:
+        if banded and curve.low:
             parts.append(_band(axes, curve, colour))
     parts += [_line(axes, curve, attribute, colour) for curve, colour in zip(curves, colours, strict=True)]
     parts.append(_names(axes, curves, attribute, colours, floor))

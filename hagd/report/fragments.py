@@ -25,7 +25,7 @@ def comparison_bars(data: ReportData) -> str:
     """Preservation of the circuit and of each control as bars with their intervals."""
     own = ("this circuit", data.metrics["validation.preservation"], data.interval("validation.preservation"), " own")
     rows = [own, *((item.control, item.preservation, item.interval, "") for item in comparisons(data))]
-    scale = max([1.0, *(value for _, value, _, _ in rows if math.isfinite(value))])
+    scale = max([1.0, *(end for _, value, bound, _ in rows for end in (value, *(bound or ())) if math.isfinite(end))])
     parts = []
     for name, value, interval, own_class in rows:
         filled = value / scale if math.isfinite(value) else 0.0
@@ -46,9 +46,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: f
     """A table of texts; the first column names the row, `text_columns` are set flush left."""
     kind = [' class="text"' if index in text_columns else "" for index in range(len(columns))]
     head = "".join(f'<th scope="col"{style}>{escape(name)}</th>' for name, style in zip(columns, kind, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{s}>{escape(c)}</td>' for c, s in zip(row, kind, strict=True))}</tr>" for row in rows
-    )
+    body = ""
+    for name, *others in rows:
+        cells = "".join(f"<td{style}>{escape(c)}</td>" for c, style in zip(others, kind[1:], strict=True))
+        body += f'<tr><th scope="row"{kind[0]}>{escape(name)}</th>{cells}</tr>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

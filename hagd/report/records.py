@@ -37,8 +37,8 @@ class SearchPart:
         name: as in `hagd.search.records.SearchStep`.
         evaluations: model evaluations spent.
         seconds: wall-clock time.
-        changed_nodes: nodes that entered or left the circuit.
-        preservation_before, preservation_after: on the selection split; None where not measured.
+        changed_nodes: nodes that entered the circuit of the reported size.
+        preservation_before, preservation_after: on the selection split; None or NaN where not measured.
         note: one line for the reader, empty if there is nothing to say.
     """
 
@@ -112,7 +112,7 @@ class NodeView:
         feature: dictionary index, number of a head, vocabulary index for tokens and logits, 0 for errors.
         score: importance by which the circuit was ranked; larger is kept longer.
         mean_activation: over the discovery split.
-        ablation_effect: drop of the task metric when this node alone is ablated; None where not measured.
+        ablation_effect: rise of KL(model ‖ circuit) when this node alone is ablated; None where not measured.
         label: short name; empty to name the node by what it promotes.
         prompts: strongest first.
         promoted: (token, logit) pairs, strongest first.

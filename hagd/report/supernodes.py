@@ -57,7 +57,7 @@ class Supernodes:
     """Describes the supernodes of any level of one graph."""
 
     def __init__(self, patched: PatchedModel, graph: AttributionGraph, observed: Observed) -> None:
-        self._graph, self._observed = graph, observed
+        self._graph, self._observed, self._n_layers = graph, observed, patched.lm.n_layers
         self._unembedding: Any = patched.lm.unembedding
         self._written = _written(patched, graph)
         self._vocabulary, inverse = observed.tokens.unique(return_inverse=True)
@@ -77,10 +77,11 @@ class Supernodes:
         cuts = np.searchsorted(level.supernode[order], np.arange(1, level.n_supernodes))
         views = []
         for i, rows in enumerate(np.split(order, cuts)):
-            slot, span = place(self._graph.nodes.layer[rows], self._graph.nodes.slot[rows], self._observed.slot_names)
+            nodes = self._graph.nodes
+            slot, span = place(nodes.layer[rows], nodes.slot[rows], self._observed.slot_names, self._n_layers)
             inputs = _strongest(read[i], lambda j: self._observed.text(int(self._vocabulary[j])))
             written = promoted[i] if (rows < n_candidates).any() else ()
-            n_heads = int((self._graph.nodes.kind[rows] == HEAD).sum())
+            n_heads = int((nodes.kind[rows] == HEAD).sum())
             label = named(slot, span, inputs, written, len(rows), n_heads)
             views.append(SupernodeView(label, len(rows), slot, span, inputs, written, self._prompts(prompts[i], slot)))
         assert sum(view.n_nodes for view in views) == n
@@ -101,11 +102,12 @@ class Supernodes:
         return tuple(found)
 
 
-def place(layer: np.ndarray, slot: np.ndarray, slot_names: Sequence[str]) -> tuple[str, str]:
-    """Most frequent slot of some nodes, and their range of layers."""
+def place(layer: np.ndarray, slot: np.ndarray, slot_names: Sequence[str], n_layers: int) -> tuple[str, str]:
+    """Most frequent slot of some nodes, and their range of layers; tokens and logits are no layer of the model."""
     low, high = int(layer.min()), int(layer.max())
-    span = f"L{low}" if low == high else f"L{low}–{high}"
-    return slot_names[int(np.bincount(slot).argmax())], span.replace("L-1", "tokens")
+    ends = {-1: "tokens", n_layers: "logits"}
+    first, last = ends.get(low, f"L{low}"), ends.get(high, f"L{high}" if low in ends else str(high))
+    return slot_names[int(np.bincount(slot).argmax())], first if low == high else f"{first}–{last}"
 
 
 @torch.no_grad()

@@ -167,7 +167,7 @@ def verdict(data: ReportData) -> tuple[Standing, str]:
     if data.interval("validation.preservation") is None:
         return "overlaps", "No interval was computed, so this run does not show that the circuit beats its controls."
     if below:
-        return "below", f"The circuit does worse than {_listed(below)} at the same size: do not use it as it is."
+        return "below", f"The circuit does worse than {_listed(below)}: do not use it as it is."
     if overlaps:
         return "overlaps", (
             f"Its 95 % interval overlaps that of {_listed(overlaps)}: this run does not show that the circuit "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,8 @@ def descend(
             n_open = expected_open(logits)
             price = max(0.0, price + _PRICE_RATE * math.log(float(n_open.detach()) / wanted))
             optimiser.zero_grad()
-            (objective.loss(gates, index) + price * n_open).backward()
+            gates.backward(_gradient(objective, gates, index))
+            (price * n_open).backward()
             optimiser.step()
             done += 1
             if progress is not None:
@@ -74,6 +76,15 @@ def descend(
         current = float(size)
         found[size] = logits.detach().cpu().clone()
     return found
+
+
+def _gradient(objective: Objective, gates: Tensor, index: Tensor) -> Tensor:
+    """Of the mean loss over the prompts `index` at `gates`, as many prompts at a time as the objective runs."""
+    at = gates.detach().requires_grad_()
+    total = torch.zeros_like(gates)
+    for part in index.split(objective.batch_size):
+        total += torch.autograd.grad(objective.loss_by_prompt(at, part).sum() / len(index), at)[0]
+    return total
 
 
 def hard_concrete(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,3 +103,18 @@ def scatter(values: Tensor, flat: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`values` `[n]` at positions `flat` of otherwise closed gates of `shape`."""
     closed = torch.zeros(math.prod(shape), device=values.device, dtype=values.dtype)
     return closed.index_put((flat,), values).view(shape)
+
+
+def losses_of(objective: Objective, flat: Tensor, kept: np.ndarray, index: Tensor) -> np.ndarray:
+    """Mean loss `[G]` over the prompts `index` of keeping the candidates `kept`, bool `[G, n]`.
+
+    Gates of all nodes are made for a few passes at a time: those of all G would not fit into memory.
+    """
+    device = objective.patched.lm.device
+    at_once = max(1, 4 * objective.batch_size // len(index))
+    values = []
+    for start in range(0, len(kept), at_once):
+        part = torch.as_tensor(kept[start : start + at_once], dtype=torch.float32, device=device)
+        gates = torch.stack([scatter(row, flat.to(device), objective.patched.gate_shape) for row in part])
+        values.append(objective.losses(gates, index))
+    return torch.cat(values).cpu().numpy()

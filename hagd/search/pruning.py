@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hagd.patching.objective import Objective
-from hagd.search.gates import scatter
+from hagd.search.gates import losses_of
 
 _OUTSIDERS = 1  # outsiders tried, in units of the circuit's size
 
@@ -63,11 +63,11 @@ def exchange_idle(
             return Exchange(members, exchanged)
         spent += cost
         flips = np.concatenate([members, outsiders])
-        effect = _losses(objective, flat, _flip_each(inside, flips), index)
+        effect = losses_of(objective, flat, _flip_each(inside, flips), index)
         worst = members[np.argsort(effect[: len(members)])]
         best = outsiders[np.argsort(effect[len(members) :])]
         tried = [inside] + [_swap(inside, worst[:n], best[:n]) for n in trials]
-        results = _losses(objective, flat, np.stack(tried), index)
+        results = losses_of(objective, flat, np.stack(tried), index)
         winner = int(results.argmin())
         if winner == 0:
             return Exchange(members, exchanged)
@@ -90,14 +90,3 @@ def _swap(inside: np.ndarray, leave: np.ndarray, enter: np.ndarray) -> np.ndarra
     swapped = inside.copy()
     swapped[leave], swapped[enter] = False, True
     return swapped
-
-
-def _losses(objective: Objective, flat: Tensor, rows: np.ndarray, index: Tensor) -> np.ndarray:
-    device = objective.patched.lm.device
-    at_once = max(1, 4 * objective.batch_size // len(index))
-    values = []
-    for start in range(0, len(rows), at_once):
-        part = torch.as_tensor(rows[start : start + at_once], dtype=torch.float32, device=device)
-        gates = torch.stack([scatter(row, flat.to(device), objective.patched.gate_shape) for row in part])
-        values.append(objective.losses(gates, index))
-    return torch.cat(values).cpu().numpy()

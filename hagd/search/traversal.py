@@ -18,7 +18,7 @@ from torch import Tensor
 from hagd.attribution.records import AttributionGraph
 from hagd.hierarchy.records import Hierarchy
 from hagd.patching.objective import Objective
-from hagd.search.gates import scatter
+from hagd.search.gates import losses_of
 
 _PROMPTS = 64
 
@@ -62,7 +62,6 @@ def find_idle(
     """
     hierarchy.require(graph)
     flat = torch.as_tensor(graph.flat)
-    shape = objective.patched.gate_shape
     index = objective.sample(_PROMPTS, generator)
     share = len(index) / len(objective)
     idle = np.zeros(graph.n_candidates, dtype=bool)
@@ -70,19 +69,16 @@ def find_idle(
     if spent > budget:
         return Traversal(idle, tested, reached)
     # Errors are ablated too, so that keeping every candidate already costs something.
-    everything, nothing = _test(
-        objective, torch.tensor([[1.0], [0.0]]).expand(2, len(flat)), flat, shape, index
-    ).tolist()
+    everything, nothing = losses_of(objective, flat, np.stack([~idle, idle]), index).tolist()
     allowed = everything + tolerance * max(nothing - everything, 0.0)
     for level in hierarchy.levels:
         groups = _open_groups(level.supernode[: graph.n_candidates], idle)
         cost = share * (len(groups) + np.ceil(np.log2(len(groups) + 1)))
         if not groups or spent + cost > budget:
             break
-        removals = torch.stack([_without(idle, group) for group in groups])
-        effects = _test(objective, removals, flat, shape, index)
-        order = torch.argsort(effects).tolist()
-        n_idle, bisections = _largest_prefix(objective, [groups[i] for i in order], idle, allowed, flat, shape, index)
+        removals = np.stack([_without(idle, group) for group in groups])
+        order = np.argsort(losses_of(objective, flat, removals, index), kind="stable").tolist()
+        n_idle, bisections = _largest_prefix(objective, [groups[i] for i in order], idle, allowed, flat, index)
         for i in order[:n_idle]:
             idle[groups[i]] = True
         spent += share * (len(groups) + bisections)
@@ -98,17 +94,10 @@ def _open_groups(supernode: np.ndarray, idle: np.ndarray) -> list[np.ndarray]:
     return [group for group in np.split(order, cuts) if len(group)]
 
 
-def _without(idle: np.ndarray, group: np.ndarray) -> Tensor:
+def _without(idle: np.ndarray, group: np.ndarray) -> np.ndarray:
     kept = ~idle
     kept[group] = False
-    return torch.as_tensor(kept, dtype=torch.float32)
-
-
-def _test(objective: Objective, kept: Tensor, flat: Tensor, shape: tuple[int, ...], index: Tensor) -> Tensor:
-    """Divergence `[G]` of keeping `kept` `[G, n_candidates]`."""
-    device = objective.patched.lm.device
-    gates = torch.stack([scatter(row.to(device), flat.to(device), shape) for row in kept])
-    return objective.losses(gates, index).cpu()
+    return kept
 
 
 def _largest_prefix(
@@ -117,7 +106,6 @@ def _largest_prefix(
     idle: np.ndarray,
     allowed: float,
     flat: Tensor,
-    shape: tuple[int, ...],
     index: Tensor,
 ) -> tuple[int, int]:
     """How many of the first groups can be ablated together within `allowed`, and the tests that took."""
@@ -126,7 +114,7 @@ def _largest_prefix(
         middle = (low + high + 1) // 2
         kept = _without(idle, np.concatenate(groups[:middle]))
         tests += 1
-        if float(_test(objective, kept[None], flat, shape, index)[0]) <= allowed:
+        if float(losses_of(objective, flat, kept[None], index)[0]) <= allowed:
             low = middle
         else:
             high = middle - 1

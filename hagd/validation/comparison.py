@@ -73,8 +73,9 @@ def compare(
         "cka": alignment.cka(rows),
         "overlap": effect_overlap(first, second, rows),
     }
+    n = sum(map(len, rows))
     sampled = bootstrap(
-        lambda prompts: alignment.matched(pairs, prompts) * 2 / sum(map(len, rows)),
+        lambda prompts: alignment.matched(pairs, prompts) * 2 / n if n else float("nan"),
         sum(map(len, measuring)),
         n_bootstrap,
         seed,
@@ -83,7 +84,7 @@ def compare(
         **ours,
         "similarity.low": sampled.low,
         "similarity.high": sampled.high,
-        "nodes": float(sum(map(len, rows))),
+        "nodes": float(n),
     }
     for name, values in _nulls(alignment, _draws(first, second, n_null, seed), progress).items():
         found |= _against(name, ours[name.split("_")[0]], np.array(values))
@@ -222,10 +223,12 @@ def _products(one: Profiles, two: Profiles, group: Group) -> np.ndarray:
 
 
 def effect_overlap(first: Side, second: Side, rows: Rows) -> float:
-    """`Σ min / Σ max` of the shares of attribution by (kind, slot, relative depth).
+    """`Σ min / Σ max` of the shares of attribution by (kind, slot, relative depth); NaN without nodes.
 
     Depth is cut into as many equal parts as the shallower model has layers.
     """
+    if not any(map(len, rows)):
+        return float("nan")
     parts = min(first.patched.lm.n_layers, second.patched.lm.n_layers)
     one, two = (_effect_shares(side, each, parts) for side, each in zip((first, second), rows, strict=True))
     shares = np.array([[one.get(cell, 0.0), two.get(cell, 0.0)] for cell in sorted(set(one) | set(two))])

@@ -45,32 +45,46 @@ def minimality_metrics(
     inside = np.array([moved(np.setdiff1d(circuit.nodes, node)) for node in members])
     outside = np.array([moved(np.union1d(circuit.nodes, node)) for node in outsiders])
 
-    def minimality(index: np.ndarray) -> float:
-        beyond = inside[index] > np.quantile(outside[index % len(outside)], _LEVEL)
-        return float(beyond.mean()) if np.isfinite(own) else float("nan")
-
     def over_nodes(statistic: Statistic, n_nodes: int) -> Interval:
         return bootstrap(statistic, n_nodes, bench.n_bootstrap, bench.seed)
 
     return {
-        **over_nodes(minimality, len(inside)).named("validation.minimality"),
+        **over_nodes(share_beyond(inside, outside), len(inside)).named("validation.minimality"),
         **over_nodes(lambda index: float(inside[index].mean()), len(inside)).named("validation.node_effect"),
         **over_nodes(lambda index: float(outside[index].mean()), len(outside)).named("control.outsiders.node_effect"),
     }
+
+
+def share_beyond(inside: np.ndarray, outside: np.ndarray) -> Statistic:
+    """Share of effects of members above the 95th percentile of those outside, as a statistic of members.
+
+    A member is drawn with the outsider at its place; NaN where none that is drawn has one, or effects are undefined.
+    """
+
+    def share(index: np.ndarray) -> float:
+        beside = outside[index[index < len(outside)]]
+        defined = len(beside) and np.isfinite(inside).all()
+        return float((inside[index] > np.quantile(beside, _LEVEL)).mean()) if defined else float("nan")
+
+    return share
 
 
 def draw_pairs(graph: AttributionGraph, circuit: Circuit, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Up to `n` nodes of the circuit that are candidates, and as many candidates outside it while there are any.
 
     Each is a position in the flattened gates; an outsider is of the kind, layer and slot of the member at its place
-    while there are such.
+    while there are such. Members without one come last.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(graph.n_candidates)
     cell, inside = cells(graph), np.isin(graph.flat, circuit.nodes)
-    members, free = order[inside[order]][:n], list(order[~inside[order]])
-    outsiders = []
-    for member in members[: len(free)]:
-        alike = (i for i, outsider in enumerate(free) if cell[outsider] == cell[member])
-        outsiders.append(free.pop(next(alike, 0)))
+    members, free = order[inside[order]][:n].tolist(), order[~inside[order]].tolist()
+    found: dict[int, int] = {}
+    for only_alike in (True, False):  # the rest is given away only when every member has chosen among its like
+        for member in (each for each in members if each not in found):
+            choice = (i for i, outsider in enumerate(free) if not only_alike or cell[outsider] == cell[member])
+            if (i := next(choice, None)) is not None:
+                found[member] = free.pop(i)
+    members.sort(key=lambda member: member not in found)
+    outsiders = [found[member] for member in members if member in found]
     return graph.flat[members], graph.flat[np.array(outsiders, dtype=int)]

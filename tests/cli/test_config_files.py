@@ -59,8 +59,9 @@ def test_a_slip_in_an_experiment_is_one_line(tmp_path: Path, entry: str, argumen
             "expected a configuration file, found: Expected header format: KEY VALUE, got '@package'",
         ),
         ("3\n", "expected a configuration file, found: Invalid loaded object type: int"),
+        ("- n_nodes: ???\n", "expected keys with values, found a list; write key: value in each line, without a dash"),
     ],
-    ids=["twice", "defaults", "header", "number"],
+    ids=["twice", "defaults", "header", "number", "list"],
 )
 def test_what_hydra_alone_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str, said: str
@@ -94,6 +95,23 @@ def test_a_slip_in_a_file_of_the_scorers_models(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("hagd.cli.train.conf_dir", lambda: tmp_path / "own")
     with pytest.raises(ConfigError, match=rf"{file}, line 2: expected YAML, .*; indent by spaces"):
         _section("model", "mine")
+
+
+@pytest.mark.parametrize(("content", "found"), [("- name: a\n", "a list"), ("", "None"), ("name a\n", "'name a'")])
+def test_a_file_of_the_scorers_models_without_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, found: str
+) -> None:
+    file = own(tmp_path, content, "model")
+    monkeypatch.setattr("hagd.cli.train.conf_dir", lambda: tmp_path / "own")
+    with pytest.raises(ConfigError, match=rf"{file}: expected keys with values, found {found}; write key: value"):
+        _section("model", "mine")
+
+
+def test_a_list_in_place_of_an_experiment_is_named(tmp_path: Path) -> None:
+    file = own(tmp_path, "# @package _global_\n- seed: 1\n")
+    done = run_command(tmp_path, "--config-dir", "own", "experiment=mine")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {file}: expected keys with values, found a list; ")
 
 
 def test_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,14 @@ def test_effects_in_the_report_are_single_ablations(tiny_runs: Path) -> None:
         assert node.ablation_effect == pytest.approx(ablated - with_it, abs=1e-5)
 
 
+def test_a_part_of_the_search_begins_where_the_one_before_it_ended(tiny_runs: Path) -> None:
+    pipeline, _ = searched(tiny_runs)
+    parts, steps = pipeline.get("report").search, pipeline.get("search").steps
+    assert len(parts) > 2 and parts[0].preservation_before is None
+    assert [part.preservation_after for part in parts] == [step.preservation for step in steps]
+    assert [part.preservation_before for part in parts[1:]] == [step.preservation for step in steps[:-1]]
+
+
 def test_the_report_holds_the_circuits_up_to_its_size(tiny_runs: Path) -> None:
     pipeline = Pipeline(tiny_extract(tiny_runs, report__max_nodes=12), QUIET)
     report, graph, result = pipeline.get("report"), pipeline.get("graph"), pipeline.get("search")

@@ -59,28 +59,46 @@ def test_dictionaries_for_other_weights_of_the_same_label_are_refused_with_both_
     found = recorded(checkpoints["first"], tmp_path / "found")
     first, tuned = checkpoints["first"], checkpoints["tuned"]
     assert found.model == first.name == tuned.name == "checkpoint-100"
-    both = (
-        rf"for model checkpoint-100 \({tuned.path}\), found ones for checkpoint-100 \({first.path}\) with other weights"
-    )
+    both = rf"for model checkpoint-100 \({tuned.path}\), found ones for checkpoint-100 with other weights"
     for changes in ({}, {"dtype": "bfloat16"}):
         model = tuned.model_copy(update=changes)
         with pytest.raises(ConfigError, match=rf"{both}; choose the model .* \(transcoder\.path=null\)"):
             given(options(tmp_path), model, load_pretrained(model))
     named = tuned.model_copy(update={"name": "tuned", "path": str(Path(tuned.path).rename(tmp_path / "other"))})
-    with pytest.raises(ConfigError, match=r"for model tuned \(.*other\), found ones for .*; choose that model$"):
+    with pytest.raises(ConfigError, match=r"for model tuned \(.*other\), found ones for .* with other weights; choose"):
         given(options(tmp_path), named, load_pretrained(named))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_copied_model_takes_the_dictionaries_of_the_first(
+def test_a_copied_model_takes_the_dictionaries_of_the_first_whatever_it_is_called(
     dtype: str, checkpoints: dict[str, PretrainedModel], tmp_path: Path
 ) -> None:
     found = recorded(checkpoints["first"], tmp_path / "found")
-    copy = checkpoints["copy"].model_copy(update={"dtype": dtype})
+    renamed = Path(checkpoints["copy"].path).rename(tmp_path / "renamed")
+    copy = PretrainedModel(path=str(renamed), dtype=dtype)
     taken = given(options(tmp_path), copy, load_pretrained(copy))
+    assert taken.model == "renamed" != found.model
     assert taken.trained_on is not None and found.trained_on is not None
-    assert taken.trained_on.path == checkpoints["first"].path
     assert torch.equal(taken.trained_on.values, found.trained_on.values)
+
+
+def test_files_name_no_folder_of_whoever_trained_them(checkpoints: dict[str, PretrainedModel], tmp_path: Path) -> None:
+    recorded(checkpoints["first"], tmp_path / "found")
+    assert str(tmp_path) not in (tmp_path / "found" / "record.json").read_text()
+
+
+def test_slightly_other_weights_of_another_name_are_refused_in_a_lower_precision(
+    checkpoints: dict[str, PretrainedModel], tmp_path: Path
+) -> None:
+    """Each weight is less than a rounding of bfloat16 away, as after a little fine-tuning."""
+    recorded(checkpoints["first"], tmp_path / "found")
+    lm = load_pretrained(checkpoints["first"])
+    for parameter in lm.model.parameters():
+        parameter.mul_(1 + 2**-14)
+    lm.model.save_pretrained(checkpoints["tuned"].path)
+    other = checkpoints["tuned"].model_copy(update={"dtype": "bfloat16", "name": "other"})
+    with pytest.raises(ConfigError, match="with other weights"):
+        given(options(tmp_path), other, load_pretrained(other))
 
 
 def test_files_from_before_weights_were_recorded_are_told_apart_by_the_label_alone(

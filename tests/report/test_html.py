@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hagd.report.chart import curve_charts
-from hagd.report.fragments import metrics_table, reconstruction_table
+from hagd.report.fragments import comparison_bars, metrics_table, reconstruction_table, search_table
 from hagd.report.html import render, write_report
 from hagd.report.payload import payload
 from hagd.report.records import Edges, LayerReconstruction, ReportData
@@ -171,6 +171,30 @@ def test_an_outlier_leaves_few_grid_lines(report: ReportData, lowest: float, gri
     faithfulness = list(ElementTree.fromstring(curve_charts(replace(report, curves=(curve,)))).iter("svg"))[1]
     assert [text.text for text in faithfulness.iter("text") if text.get("text-anchor") == "end"] == grid
     assert len([line for line in faithfulness.iter("line") if line.get("class") == "grid"]) == len(grid)
+
+
+def test_each_chart_has_room_for_its_own_values_and_the_empty_circuit(report: ReportData) -> None:
+    curve = replace(report.curves[0], high=(1.9,) * len(report.curves[0].sizes))
+    metrics = {**report.metrics, "empty.accuracy": 1.4 * report.metrics["model.accuracy"]}
+    for curves, tops in (((curve,), ("2.0", "1.0")), (report.curves[:1], ("1.4", "1.0"))):
+        charts = ElementTree.fromstring(curve_charts(replace(report, curves=curves, metrics=metrics)))
+        for svg, top in zip(charts.iter("svg"), tops, strict=True):
+            assert [text.text for text in svg.iter("text") if text.get("text-anchor") == "end"][-1] == top
+
+
+def test_bars_have_room_for_their_intervals(report: ReportData) -> None:
+    wide = replace(report, metrics={**report.metrics, "validation.preservation.high": 1.25})
+    bars = ElementTree.fromstring(comparison_bars(wide))
+    styles = [dict(part.split(":") for part in (b.get("style") or "").split(";")) for b in bars.iter("b")]
+    left, width = (float(styles[0][key].rstrip("%")) for key in ("left", "width"))
+    assert left + width == pytest.approx(100, abs=0.02) and left == pytest.approx(92.7 / 1.25, abs=0.1)
+
+
+def test_the_first_column_names_the_row(report: ReportData) -> None:
+    rows = ElementTree.fromstring(search_table(report)).findall(".//tbody/tr")
+    assert [row[0].text for row in rows] == [part.name for part in report.search]
+    assert all(row[0].tag == "th" and row[0].get("scope") == "row" for row in rows)
+    assert all({cell.tag for cell in row[1:]} == {"td"} for row in rows)
 
 
 def test_unknown_metrics_are_listed_by_key_and_bounds_are_folded(report: ReportData) -> None:

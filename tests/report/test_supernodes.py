@@ -15,7 +15,7 @@ from hagd.models.linear_parts import linear_attention
 from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
 from hagd.report.records import HierarchyLevel
-from hagd.report.supernodes import Observed, Supernodes
+from hagd.report.supernodes import Observed, Supernodes, place
 from tests.builders import patched_model, prompts_task, random_model, random_prompts, random_transcoders
 from tests.reference import heads_of
 
@@ -47,7 +47,24 @@ def test_members_places_and_qualities_are_those_of_the_level(described) -> None:
         layers = graph.nodes.layer[rows]
         assert view.n_nodes == len(rows) and f"({len(rows)})" in view.label
         assert view.slot == SLOTS[np.bincount(graph.nodes.slot[rows]).argmax()]
-        assert str(max(layers)) in view.layers and ("tokens" in view.layers) == (min(layers) == -1)
+        assert (str(max(layers)) in view.layers) == (max(layers) < 2) == ("logits" not in view.layers)
+        assert ("tokens" in view.layers) == (min(layers) == -1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "span"),
+    [
+        ([0], "L0"),
+        ([1, 0], "L0–1"),
+        ([-1, 1], "tokens–L1"),
+        ([0, 2], "L0–logits"),
+        ([2, -1], "tokens–logits"),
+        ([-1], "tokens"),
+        ([2], "logits"),
+    ],
+)
+def test_tokens_and_logits_are_no_layers(layers: list[int], span: str) -> None:
+    assert place(np.array(layers), np.zeros(len(layers), int), SLOTS, 2) == ("first", span)
 
 
 def test_heads_are_members_like_features() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hagd.patching.objective import Objective
 from hagd.search.gates import BETA, GAMMA, ZETA, descend, expected_open, hard_concrete, scatter
 from tests.search.trained import Trained
 
@@ -104,6 +105,23 @@ def test_steps_are_shared_by_the_sizes_and_counted(trained: Trained) -> None:
     assert set(logits) == {20, 50, 80} and seen == [(i, 7) for i in range(1, 8)]
     assert trained.objective.patched.evaluations - before == 7 * 10 * 3
     assert torch.equal(start, torch.ones_like(start)), "the start is not changed"
+
+
+def test_a_step_runs_no_more_prompts_at_once_than_the_objective(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, lm = trained.objective, trained.objective.patched.lm
+    small = Objective(old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=5)
+    whole, seen, logits_at = run(trained, [50], steps=3)[50], [], lm.logits_at
+
+    def counted(tokens: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens))
+        return logits_at(tokens, scored)
+
+    monkeypatch.setattr(lm, "logits_at", counted)
+    parts = run(Trained(small, trained.graph), [50], steps=3)[50]
+    assert max(seen) == 5 and sum(seen) == 3 * 32
+    assert torch.allclose(parts, whole, atol=1e-3)
 
 
 def test_without_sizes_nothing_is_trained(trained: Trained) -> None:

@@ -142,6 +142,23 @@ def test_the_budget_includes_what_the_loss_is_relative_to(trained: Trained, budg
     assert objective.unmeasured == (budget < 3) and (found.levels > 0) == (budget >= 10)
 
 
+def test_gates_of_many_supernodes_are_made_some_at_a_time(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = trained.objective
+    objective = Objective(old.patched, old.task, old.prompts, ablation="mean", error="mean", batch_size=40)
+    losses, made = Objective.losses, []
+
+    def counted(self: Objective, gates: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        made.append(len(gates))
+        return losses(self, gates, index)
+
+    monkeypatch.setattr(Objective, "losses", counted)
+    small = levels(trained, pad(trained, np.arange(trained.graph.n_candidates) // 4))
+    found = traverse(Trained(objective, trained.graph), small, tolerance=0.1)
+    assert found.tested > 40 and max(made) == 4
+    monkeypatch.undo()
+    assert np.array_equal(found.idle, traverse(trained, small, tolerance=0.1).idle)
+
+
 def test_the_same_generator_finds_the_same(trained: Trained) -> None:
     hierarchy = build_hierarchy(trained.graph, HierarchyConfig(), seed=0)
     one, other = (traverse(trained, hierarchy, tolerance=0.1) for _ in range(2))

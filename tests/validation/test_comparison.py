@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def test_a_circuit_and_itself(side: Side, splits: tuple[list[Prompts], list[Prom
     assert found["comparison.similarity_null.low"] <= found["comparison.similarity_null"]
     z = (1 - found["comparison.similarity_null"]) / found["comparison.similarity_null.z"]
     assert 0 < z < 0.5, "a standard deviation"
+
+
+def test_without_nodes_that_vary_figures_are_undefined(side: Side, splits: tuple[list[Prompts], list[Prompts]]) -> None:
+    nothing = replace(side, circuit=Circuit(np.zeros(0, dtype=int)))
+    found = compare(nothing, nothing, *splits, n_null=2, n_bootstrap=10, seed=0).metrics
+    assert found["comparison.nodes"] == 0
+    for name in ("similarity", "similarity.low", "cka", "overlap", "overlap_null", "overlap_null.z"):
+        assert np.isnan(found[f"comparison.{name}"])
 
 
 def test_the_order_of_nodes_does_not_matter(side: Side, alignment: Alignment) -> None:

@@ -9,7 +9,7 @@ from hagd.patching.objective import Objective
 from hagd.pipeline.pipeline import Pipeline
 from hagd.search.records import Circuit
 from hagd.validation.bench import Bench, Count
-from hagd.validation.minimality import draw_pairs, minimality_metrics
+from hagd.validation.minimality import draw_pairs, minimality_metrics, share_beyond
 from hagd.validation.random_circuits import cells, random_matched
 from tests.hierarchy.graphs import feature_graph
 
@@ -67,6 +67,24 @@ def test_outsiders_are_outside_distinct_and_of_the_cells_of_the_members() -> Non
     members, outsiders = draw_pairs(graph, circuit, 60, 0)
     assert set(members) == set(circuit.nodes) and len(set(outsiders)) == 12
     assert (cell[outsiders] == cell[0]).sum() + (cell[outsiders] == cell[3]).sum() == 8
+
+
+def test_no_member_takes_the_outsider_that_another_one_is_like() -> None:
+    graph = feature_graph(4, [], [], [])
+    graph.nodes.slot[:] = [0, 1, 1, 2]
+    for seed in range(20):
+        members, outsiders = draw_pairs(graph, Circuit(np.array([0, 1])), 2, seed)
+        assert dict(zip(members.tolist(), outsiders.tolist(), strict=True)) == {0: 3, 1: 2}
+        members, outsiders = draw_pairs(graph, Circuit(np.array([0, 1, 3])), 3, seed)
+        assert (members[0], outsiders.tolist()) == (1, [2]) and set(members) == {0, 1, 3}
+
+
+def test_every_node_outside_counts_once_where_there_are_fewer_of_them() -> None:
+    share = share_beyond(np.array([0.92, 0.0, 0.0]), np.array([0.0, 1.0]))
+    assert share(np.arange(3)) == 0, "the 95th percentile of those outside is 0.95"
+    assert share(np.array([0, 0, 2])) == pytest.approx(2 / 3), "beside the drawn ones is 0 alone"
+    assert np.isnan(share(np.array([2, 2, 2])))
+    assert np.isnan(share_beyond(np.full(3, np.nan), np.array([0.0, 1.0]))(np.arange(3)))
 
 
 @pytest.mark.parametrize("n", [0, 5])

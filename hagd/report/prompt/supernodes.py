@@ -49,7 +49,7 @@ def _level(
     views = []
     for i, together in enumerate(promoted):
         rows = np.flatnonzero(level.supernode == i)
-        slot, span = place(nodes.layer[rows], nodes.position[rows], slot_names)
+        slot, span = place(nodes.layer[rows], nodes.position[rows], slot_names, lm.n_layers)
         writes = together if outputs[rows].any() else ()
         label = named(slot, span, (), writes, len(rows), int((nodes.kind[rows] == HEAD).sum()))
         views.append(SupernodeView(label, len(rows), slot, span, promoted=writes))
