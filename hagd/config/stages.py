@@ -151,7 +151,8 @@ class HierarchyConfig(Section):
     coherence_budget: int = Field(
         60,
         ge=0,
-        description="model evaluations for ablating single nodes, by which supernodes are checked; 0 = no check",
+        description="model evaluations for ablating single nodes, by which supernodes are checked, beside one run of "
+        "coherence_prompts without ablation; 0 = no check",
     )
     coherence_prompts: int = Field(64, ge=2, description="selection prompts on which each of them is ablated")
 

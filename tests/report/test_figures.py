@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
 from hagd.report.circuit_figure import circuit_figure, grid_layout
-from hagd.report.figures import write_figures
+from hagd.report.figures import faithfulness_figure, write_figures
 from hagd.report.plotting import drawable, spread
 from hagd.report.records import ReportData
 
@@ -70,6 +71,18 @@ def test_spread_keeps_order_mean_and_gap(positions: list[float], gap: float) -> 
 
 def test_labels_that_do_not_touch_stay_where_they_are() -> None:
     assert spread(np.array([5.0, 1.0, 9.0]), 2.0).tolist() == [5.0, 1.0, 9.0]
+
+
+def test_lines_to_names_do_not_cross_them(report: ReportData) -> None:
+    curves = tuple(replace(c, preservation=(*c.preservation[:-1], 1.0), low=(), high=()) for c in report.curves)
+    figure = faithfulness_figure(replace(report, curves=curves))
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    named = [text for text in figure.axes[0].texts if text.arrow_patch is not None]  # type: ignore[attr-defined]
+    assert len(named) == len(curves) + 1
+    for text in named:
+        line = text.arrow_patch.get_path().get_extents(text.arrow_patch.get_transform())
+        assert line.x1 < Text.get_window_extent(text, renderer).x0
 
 
 def test_glyphs_that_the_font_lacks_are_replaced() -> None:
