@@ -61,12 +61,13 @@ def spread(positions: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
 
 
 def label_line_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Name each line, given as (last value, name, colour), at the right edge of the axes, in its colour."""
+    """Name each line, given as (last value, name, colour), at the right edge of the axes, in its colour; of lines that
+    end together the first on top."""
     ends = [end for end in ends if np.isfinite(end[0])]
     figure = axes.figure
     pixels = axes.transData.transform([(axes.get_xlim()[1], value) for value, _, _ in ends])[:, 1]
     row = 1.35 * STYLE["font.size"] / 72 * figure.dpi
-    for height, (value, name, colour) in zip(spread(pixels, row), ends, strict=True):
+    for height, (value, name, colour) in zip(-spread(-pixels, row), ends, strict=True):
         fraction = axes.transAxes.inverted().transform((0, height))[1]
         axes.annotate(
             name,

@@ -83,6 +83,8 @@ def test_lines_to_names_do_not_cross_them(report: ReportData) -> None:
     for text in named:
         line = text.arrow_patch.get_path().get_extents(text.arrow_patch.get_transform())
         assert line.x1 < Text.get_window_extent(text, renderer).x0
+    tops = [Text.get_window_extent(text, renderer).y1 for text in named[: len(curves)]]
+    assert tops == sorted(tops, reverse=True), "of those that end together the first on top"
 
 
 def test_glyphs_that_the_font_lacks_are_replaced() -> None:
