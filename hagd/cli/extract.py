@@ -9,11 +9,13 @@ import hydra
 from omegaconf import DictConfig
 
 from hagd.cli.config_files import refuse_unreadable_files
+from hagd.cli.groups import settle_groups
 from hagd.cli.job import objective, run_job
 from hagd.cli.paths import conf_dir
 from hagd.cli.shared_store import share_config_store
 from hagd.cli.sweep_end import sweep_ends
 from hagd.cli.sweep_mode import report_wrong_sweeps
+from hagd.cli.terminal import never_fail_to_print
 from hagd.cli.unknown_key import problems_explained
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("selection.preservation", "graph.replacement", "plan.peak_mb")
 """Preservation of a circuit on the selection split, the replacement score of a prompt, memory of a plan."""
+
+settle_groups()  # here, because workers of launchers import this module and compose the configurations of their jobs
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="extract")
@@ -34,6 +38,7 @@ def _run(composed: DictConfig) -> float:
 
 def main() -> None:
     """The command."""
+    never_fail_to_print()
     share_config_store()
     refuse_unreadable_files()
     report_wrong_sweeps()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from hagd.cli.launchers import launched_job
 from hagd.cli.sweep_jobs import swept_overrides
+from hagd.cli.terminal import never_fail_to_print
 from hagd.tracking.sweep_job import SweepJob
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run_job(
     from hagd.config.load import load_config, plain
     from hagd.errors import HagdError
 
+    never_fail_to_print()  # in a launcher's worker, too
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = hydra.mode == RunMode.MULTIRUN
@@ -153,7 +155,7 @@ def _fail(message: str, folder: Path, sweep: bool) -> NoReturn:
 def _write_error(folder: Path, text: str) -> None:
     """`error.txt` for the table of a sweep; a full disk must not hide the error itself."""
     with suppress(OSError):
-        (folder / "error.txt").write_text(f"{text}\n")
+        (folder / "error.txt").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _terminate(*_: object) -> None:

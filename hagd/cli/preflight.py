@@ -9,16 +9,17 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 class RunsFolder(Callback):
     """Ends the process with one line when `paths.runs` is no folder's name or cannot be written."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check(config.paths.runs)
+        _check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check(config.paths.runs)
+        _check(config)
 
 
 class LauncherDevices(Callback):
@@ -35,7 +36,13 @@ class LauncherDevices(Callback):
             sys.exit(1)
 
 
-def _check(runs: object) -> None:
+def _check(config: DictConfig) -> None:
+    try:
+        runs = OmegaConf.select(config, "paths.runs")
+    except OmegaConfBaseException as error:
+        why = str(error).partition("\n")[0]
+        print(f"error: paths.runs: expected the name of a folder, found: {why}; correct it", file=sys.stderr)
+        sys.exit(1)
     if not isinstance(runs, str) or not runs:
         print(f"error: paths.runs: expected the name of a folder, found {runs!r}; set paths.runs=runs", file=sys.stderr)
         sys.exit(1)

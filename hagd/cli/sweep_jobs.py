@@ -134,7 +134,7 @@ def _job_key(folder: Path) -> str | None:
 def _first_line(file: Path) -> str | None:
     if not file.exists():
         return None
-    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     return lines[0] if lines else "no message"
 
 

@@ -36,7 +36,8 @@ def write_summary(sweep_dir: Path, jobs: list[Job]) -> None:
     if over_seeds := aggregate(jobs):
         text += "\nMean ± standard deviation over seeds:\n\n" + _markdown(*over_seeds)
     errors = "".join(f"\n- `{_label(job, jobs)}`: {job.error}" for job in jobs if job.error)
-    (sweep_dir / "summary.md").write_text(text + (f"\nFailed:\n{errors}\n" if errors else ""))
+    failed = f"\nFailed:\n{errors}\n" if errors else ""
+    (sweep_dir / "summary.md").write_text(text + failed, encoding="utf-8")
     _write_page(sweep_dir, jobs)
 
 

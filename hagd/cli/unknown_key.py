@@ -1,13 +1,16 @@
-"""What to do about a key that Hydra cannot override, where it advises to add it by `+`, and about an unknown option."""
+"""What to do about an argument that Hydra cannot parse, a key that it cannot override, and an unknown option."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
+
+from hydra.errors import OverrideParseException
 
 from hagd.errors import ConfigError
 
@@ -34,11 +37,26 @@ def problems_explained(schema: Callable[[], type[Section]]) -> Iterator[None]:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # before the job, which has its own message
+        print("interrupted before anything was run", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except SystemExit as stop:  # Hydra exits while it handles its own exception
-        said = str(stop.__context__ or "")
-        if line := key_advice(said, schema) or option_advice(said):
+        cause, said = stop.__context__, str(stop.__context__ or "")
+        unread = syntax_advice(cause.override) if isinstance(cause, OverrideParseException) else None
+        if line := unread or key_advice(said, schema) or option_advice(said):
             print(f"error: {line}", file=sys.stderr)
         raise
+
+
+def syntax_advice(override: str) -> str:
+    """What to say of an argument that Hydra cannot parse."""
+    key, sign, value = override.partition("=")
+    if not sign:
+        return f"{override}: expected key=value, found no =; remove it or give {override}=VALUE"
+    return (
+        f"{key}: expected a value without signs that mean something to Hydra (= , : {{ }} [ ] ( ) quotes, $), found "
+        f"{value}; quote it for Hydra and for the shell: \"{key}='…'\""
+    )
 
 
 def option_advice(said: str) -> str | None:

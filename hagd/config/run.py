@@ -74,7 +74,7 @@ class PathsConfig(Section):
 class StagesConfig(Section):
     """Everything that decides a result; shared by both entry points."""
 
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of every random choice")
     model: ModelConfig
     task: TaskConfig
     transcoder: TranscoderConfig = TranscoderConfig()

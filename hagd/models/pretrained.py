@@ -41,6 +41,11 @@ def load_pretrained(
             f"model.device_map={config.device_map}: needs the package accelerate, which is not installed; "
             "pip install 'hagd[gpu]', or set model.device_map=null"
         )
+    if (config.device_map or "").startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(
+            f"model.device_map={config.device_map}: expected a GPU that PyTorch can use, found none; "
+            "set model.device_map=null to compute on the CPU"
+        )
     source = _checked_source(config)
     if layer_streaming:
         return _stream_weights(source, config, tokenizer)
@@ -79,6 +84,11 @@ def _checked_source(config: PretrainedModel) -> str:
     folder = local if local.exists() else None
     if folder is None and not _HUB_NAME.fullmatch(config.path):
         raise ModelError(f"model.path={config.path}: no such folder; give an existing folder or a hub name")
+    if folder is not None and config.revision is not None:
+        raise ModelError(
+            f"model.revision={config.revision}: chooses among those of the hub, found the folder model.path="
+            f"{config.path}; set model.revision=null"
+        )
     description = _read_json(folder / "config.json" if folder else _download_config(config), config)
     _check_architecture(description, config)
     return str(folder) if folder else config.path

@@ -27,7 +27,7 @@ from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
 def write_config(config: StagesConfig, folder: Path) -> None:
     """`config.yaml`, resolved."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (folder / "config.yaml").write_text(text)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def write_manifest(pipeline: Pipeline, folder: Path) -> None:

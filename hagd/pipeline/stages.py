@@ -41,6 +41,7 @@ from hagd.search.find_circuit import Searched, find_circuit
 from hagd.search.records import SearchResult
 from hagd.tasks.records import Prompts, TaskData
 from hagd.tasks.scoring import is_correct
+from hagd.training.fit import refuse_missing_devices
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
 from hagd.validation.validate import validate
@@ -139,6 +140,7 @@ def fit_transcoders(
             f"transcoder.layers and transcoder.k: expected layers below {lm.n_layers} and k at most "
             f"m = {options.expansion * lm.d_model}, found layers {list(layers)} and k = {options.k}"
         )
+    refuse_missing_devices(config.trainer)
     with collect(
         lm,
         _training_sequences(config, lm, task, activations_folder, progress),

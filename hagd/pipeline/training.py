@@ -27,7 +27,7 @@ from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run
 from hagd.training.processes import is_helper
-from hagd.transcoders.formats.files import refuse_content
+from hagd.transcoders.formats.files import refuse_unwritable
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
 
@@ -62,7 +62,7 @@ def run_training(
         train(config, Pipeline(config, Console(quiet=True)), sections, Run(None))
         raise SystemExit(0)
     if config.export.path is not None:
-        refuse_content(Path(config.export.path).expanduser())
+        refuse_unwritable(Path(config.export.path).expanduser())
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)

@@ -28,9 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from rich.console import Console
 
     from hagd.cli.config_files import refuse_unreadable_files
+    from hagd.cli.groups import settle_groups
+    from hagd.cli.terminal import never_fail_to_print
     from hagd.errors import HagdError
 
+    never_fail_to_print()
     refuse_unreadable_files()
+    settle_groups()
     console = Console()
     try:
         if options.action == "run":

@@ -224,6 +224,6 @@ def write_files(view: View, folder: Path, name: str) -> list[Path]:
     written = []
     for suffix, text in ((".md", markdown(view)), (".tex", latex(view)), (".csv", csv_text(view))):
         file = folder / f"{name}{suffix}"
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         written.append(file)
     return written

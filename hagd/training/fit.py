@@ -86,6 +86,16 @@ def fit(
             shutil.rmtree(checkpoint_dir, ignore_errors=True)
 
 
+def refuse_missing_devices(trainer_config: TrainerConfig) -> None:
+    """To be asked before anything long is done for a training.
+
+    Raises:
+        ConfigError: Lightning refuses the settings on this machine.
+    """
+    with _quiet():
+        _trainer(trainer_config, 1, Path(), (), [], None, joint=True)
+
+
 def _callbacks(
     every: int, checkpoint_dir: Path, stage: str, seed: int, metrics: tuple[str, ...], tokens: int | None
 ) -> list[Callback]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hagd.artifacts.codec import load_record, save_record
-from hagd.cli.unknown_key import key_advice, option_advice
+from hagd.cli.unknown_key import key_advice, option_advice, problems_explained, syntax_advice
 from hagd.config.run import ExtractConfig, TrainConfig
 from hagd.models.records import TrainedLM
 from tests.cli.jobs import run_command, run_here, tiny_overrides
@@ -222,10 +222,11 @@ def test_a_runs_folder_that_cannot_be_written(tmp_path: Path) -> None:
         assert done.stderr.startswith("error: paths.runs: expected a folder that can be written, found ")
 
 
-@pytest.mark.parametrize("given", ["null", "", "7"])
+@pytest.mark.parametrize("given", ["paths.runs=null", "paths.runs=", "paths.runs=7", "paths=null", "paths.runs=${x}"])
 def test_a_runs_folder_without_a_name_leaves_nothing_behind(tmp_path: Path, given: str) -> None:
-    done = run_command(tmp_path, f"paths.runs={given}")
-    assert done.returncode == 1 and done.stderr.startswith("error: paths.runs: expected the name of a folder, found ")
+    done = run_command(tmp_path, given)
+    assert done.returncode == 1 and done.stderr.startswith("error: paths.runs: expected the name of a folder, found")
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -280,6 +281,19 @@ def test_a_key_that_hydra_cannot_override_is_explained(key: str, advice: str) ->
 def test_a_key_of_the_other_command_is_not_taken_for_one_that_is_alike() -> None:
     advice = key_advice("Could not override 'mode'.", lambda: TrainConfig)
     assert advice == "mode: a key of extract.py alone; run extract.py for it, or leave it out"
+
+
+def test_an_argument_that_hydra_cannot_parse_is_explained(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "paths.runs=a=b")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: paths.runs: expected a value without signs that mean ")
+    assert syntax_advice("foo") == "foo: expected key=value, found no =; remove it or give foo=VALUE"
+
+
+def test_ctrl_c_before_the_job_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, problems_explained(lambda: ExtractConfig):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted before anything was run\n"
 
 
 def test_other_messages_of_hydra_stand_alone() -> None:

@@ -73,6 +73,7 @@ def test_an_unknown_key_that_is_like_no_other_gets_the_keys_beside_it() -> None:
         ("transcoder.corpus=5", "transcoder.corpus: expected a section, found 5"),
         ("task.p=1", "task.p: expected at least 2, found 1 (modulus)"),
         ("task.training.steps=0", "task.training.steps: expected at least 1, found 0"),
+        (f"seed={2**64}", f"seed: expected at most {2**63 - 1}, found {2**64}"),
     ],
 )
 def test_wrong_types_and_ranges(override: str, expected: str) -> None:

@@ -143,6 +143,18 @@ def test_missing_files_are_named(gpt2: Path, file: str, message: str) -> None:
         load_pretrained(settings(gpt2))
 
 
+def test_a_revision_of_a_folder_is_refused(gpt2: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.revision=v2: chooses among those of the hub, found the folder "):
+        load_tokenizer(settings(gpt2, revision="v2"), gpt2)
+
+
+def test_a_gpu_that_is_not_there_is_not_blamed_on_the_weights(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"model\.device_map=cuda:1: expected a GPU that PyTorch can use, found none"):
+        load_pretrained(settings(gpt2, device_map="cuda:1"))
+
+
 def test_a_tokenizer_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, "Qwen2Config", "Qwen2ForCausalLM", GROUPED)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "text": 1}, unk_token="<unk>"))

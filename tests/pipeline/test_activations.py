@@ -19,7 +19,7 @@ from hagd.activations import reader
 from hagd.activations.shards import ActivationShards
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
-from hagd.errors import HagdError
+from hagd.errors import ConfigError, HagdError
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.stages import fit_transcoders, select_prompts
@@ -44,6 +44,15 @@ def weights(found: TranscoderSet) -> list[Tensor]:
 @pytest.fixture(scope="module")
 def expected(tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
     return weights(trained(tiny_runs, tmp_path_factory.mktemp("work")))
+
+
+def test_nothing_is_captured_for_a_trainer_that_this_machine_lacks(
+    tiny_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hagd.pipeline.stages.collect", lambda *_, **__: pytest.fail("captured"))
+    config = tiny_extract(tiny_runs, trainer__accelerator="abacus", transcoder__steps=61)
+    with pytest.raises(ConfigError, match=r"trainer: expected settings that this machine can follow, found .*abacus"):
+        Pipeline(config, Console(quiet=True)).get("transcoders")
 
 
 @pytest.mark.parametrize("storage", ["disk", "stream"])

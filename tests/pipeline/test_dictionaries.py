@@ -85,6 +85,14 @@ def test_a_circuit_of_dictionaries_from_elsewhere(tiny_runs: Path, tmp_path: Pat
     assert 0 <= metrics["circuit.nodes"] <= 8
 
 
+def test_a_copy_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    copy = {"format": "hagd", "path": str(tmp_path / "file" / "copy")}
+    with pytest.raises(ConfigError, match=r"export\.path: expected a folder that can be written, found .*file/copy \("):
+        run_training(tiny_train(tmp_path / "runs", export=copy), no_sections, tmp_path / "run", None, QUIET)
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "run").exists()
+
+
 def test_the_key_follows_the_files_and_nothing_else(lm: LanguageModel, tiny_runs: Path, tmp_path: Path) -> None:
     saelens.save(random_transcoders(lm), tmp_path / "found")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,7 +121,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         ConfigError: `folder` exists and is not empty.
     """
-    refuse_content(folder)
+    _refuse_content(folder)
     folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -134,7 +135,25 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_content(folder: Path) -> None:
+def refuse_unwritable(folder: Path) -> None:
+    """To be asked before the training whose dictionaries are to be written to `folder`.
+
+    Raises:
+        ConfigError: `folder` has content, or cannot be made where it should be.
+    """
+    _refuse_content(folder)
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.absolute().parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"export.path: expected a folder that can be written, found {folder} ({error.strerror}); make what it is "
+            "in writable, or choose another"
+        ) from None
+
+
+def _refuse_content(folder: Path) -> None:
     """Dictionaries are not written among other files, where layers of two sets could mix.
 
     Raises:
