@@ -73,6 +73,8 @@ def of_transcoders(p: Pipeline) -> dict[str, Any]:
             config |= {"processes": n_processes} if n_processes > 1 else {}
         if config["optimiser"] == "adafactor":  # its first version hardly moved the biases
             config["optimiser_version"] = 2
+        if config["skip"] and config["lambda_prediction"] > 0:  # predictions once killed the features beside a skip
+            config["skip_version"] = 2
         # The default stands for whatever value decides nothing.
         config |= {name: _default(name) for name in _unread(p.config.transcoder)}
         return {**config, "precision": p.config.trainer.precision}

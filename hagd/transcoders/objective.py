@@ -273,6 +273,8 @@ class StackedTranscoders(nn.Module):
         source = self.own[i] - 1
         size = target.values.detach() * lengths.detach()[target.support.index]
         energy = mean_over_processes(size.square().sum())
+        if dictionary.W_skip is not None:  # relative to the little that a skip leaves to them it would kill them
+            energy = torch.maximum(energy, target.support.n_tokens * self.power[i])
         sample = self._sampled(dictionary.m, source, step)
         if not large(dictionary.W_dec):  # a derivative of its own, which keeps earlier results to the bit
             lengths = dictionary.lengths()

@@ -162,6 +162,8 @@ def slow_losses(
         fvu.append((found.miss[i] ** 2).sum() / (n_tokens * w["power"][i]))
     length = [np.sqrt((w[f"layers.{i}.W_dec"] ** 2).sum(1)) for i in range(n_layers)]
     found.energy = [((found.f[i] * length[i]) ** 2).sum() for i in range(n_layers)]
+    if config.skip:
+        found.energy = [max(energy, n_tokens * power) for energy, power in zip(found.energy, w["power"], strict=True)]
     constants = found if held is None else held
     if config.activation == "jumprelu":
         sparsity = sum((l0[i] / config.k - 1) ** 2 for i in range(n_layers))

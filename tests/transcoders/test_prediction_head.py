@@ -125,3 +125,16 @@ def test_a_new_head_learns(kind: PredictionHeadKind) -> None:
     for name, parameter in stacked.heads.named_parameters():
         at_zero_by_design = kind == "tied_low_rank" and name.endswith("down")  # until its partner has moved
         assert (parameter.grad.abs().max() > 0) != at_zero_by_design, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_of_small_features_beside_a_skip_count_little(kind: PredictionHeadKind) -> None:
+    """Relative to their own energy they would outweigh all that such features can explain, which then die."""
+    small = []
+    for skip in (False, True):
+        stacked = random_stacked(settings(prediction_head=kind, skip=skip, head_negatives=100), n_layers=2)
+        x, y = random_tokens(n_layers=2)
+        with torch.no_grad():
+            stacked.dictionaries[1].W_dec.mul_(0.01)
+        small.append(stacked.losses(x, y, 0).prediction.item())
+    assert small[0] > 0.1 and small[1] < 0.01
