@@ -49,6 +49,7 @@ class Contender:
         batch: tokens a step. For the peers what a pilot showed to be best (`--batch` repeats it), for us the recipe's.
         small_batch: the same for dictionaries of fewer than a thousand features; None: no other.
         small_rate: their learning rate; None: no other.
+        long_batch: tokens a step with 400,000 tokens or more, for larger ones; None: no other.
     """
 
     name: str
@@ -60,16 +61,17 @@ class Contender:
     batch: int = 512
     small_batch: int | None = None
     small_rate: float | None = None
+    long_batch: int | None = None
 
     @property
     def tuned(self) -> bool:
         """Whether the rate is searched."""
         return not self.name.startswith("ours")
 
-    def of_size(self, m: int) -> Contender:
-        """The contender with the batch and rate that it takes for m features."""
+    def at(self, m: int, n_tokens: int) -> Contender:
+        """The contender with the batch and rate that it takes for m features and as many tokens."""
         if m >= 1000:
-            return self
+            return replace(self, batch=self.long_batch or self.batch) if n_tokens >= 400_000 else self
         return replace(self, batch=self.small_batch or self.batch, rate=self.small_rate or self.rate)
 
     def default_rate(self, m: int) -> float:
@@ -84,7 +86,7 @@ CONTENDERS = (
     Contender("ours_bf16 transcoder", "ours_bf16", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours_int8 transcoder", "ours_int8", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True, batch=256, small_batch=128),
-    Contender("ours autoencoder", "ours", "resid", 0.4 * _RECIPE, batch=64, small_rate=_RECIPE),
+    Contender("ours autoencoder", "ours", "resid", 0.4 * _RECIPE, batch=64, small_rate=_RECIPE, long_batch=128),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
     Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
@@ -303,7 +305,7 @@ def main() -> None:
         subject = mini(arguments.cache, arguments.model, arguments.tokens)
     results = Results(arguments.results)
     benchmark = Benchmark(subject, results, arguments.seed)
-    contenders = [each.of_size(subject.m) for each in CONTENDERS if re.search(arguments.only, each.name)]
+    contenders = [each.at(subject.m, subject.n_train) for each in CONTENDERS if re.search(arguments.only, each.name)]
     if arguments.batch is not None:
         for contender in (replace(each, batch=arguments.batch) for each in contenders):
             if arguments.rates:
