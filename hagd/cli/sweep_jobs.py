@@ -79,15 +79,20 @@ def read_jobs(sweep_dir: Path, expected: Sequence[tuple[str, ...]] = ()) -> list
 
 
 def expected_jobs(config: DictConfig) -> list[tuple[str, ...]]:
-    """Overrides of every job that the command line asks for; empty when a sweeper makes them as it goes."""
+    """Overrides of every job that the command line asks for; empty when a sweeper makes them as it goes.
+
+    To be asked while Hydra runs, which knows what a `glob` stands for.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     sweeper = config.hydra.sweeper
     if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
         return []
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
-    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(given), None)
     return [tuple(job) for job in jobs]
 
 
