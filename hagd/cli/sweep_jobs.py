@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ def swept_overrides(hydra: HydraConf) -> tuple[str, ...]:
 
 
 def _read_job(folder: Path) -> Job:
-    overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    assert isinstance(overrides, list)
+    overrides = _overrides(folder / ".hydra" / "overrides.yaml")
     earlier = _read_json(folder / "reused.json")
     reused = bool(earlier) and _job_key(folder / earlier["folder"]) == earlier.get("job_key")
     results = folder / earlier["folder"] if reused else folder
@@ -128,7 +128,16 @@ def _read_job(folder: Path) -> Job:
         status = "reused" if reused else "done"
     tracked = _read_json(results / "tracking.json")
     run = tracked.get("url") or (str((results / tracked["folder"]).resolve()) if "folder" in tracked else None)
-    return Job(str(results.resolve()), tuple(map(str, overrides)), status, figures, error, tracked.get("id"), run)
+    return Job(str(results.resolve()), overrides, status, figures, error, tracked.get("id"), run)
+
+
+def _overrides(file: Path) -> tuple[str, ...]:
+    """As Hydra wrote them; none where it was killed while it wrote."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ()
+    return tuple(map(str, content)) if isinstance(content, list) else ()
 
 
 def _job_key(folder: Path) -> str | None:

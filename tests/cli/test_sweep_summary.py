@@ -174,6 +174,14 @@ def test_truncated_metrics_are_no_success(tmp_path: Path) -> None:
     assert read_jobs(tmp_path)[0].status == "unfinished"
 
 
+@pytest.mark.parametrize("written", [b"", b"- a.k=1\n- [", b"\xff"])
+def test_a_job_killed_while_its_folder_was_made_takes_nobodys_table(tmp_path: Path, written: bytes) -> None:
+    started(tmp_path / "0")
+    started(tmp_path / "1")
+    (tmp_path / "1" / ".hydra" / "overrides.yaml").write_bytes(written)
+    assert [job.overrides for job in read_jobs(tmp_path)][1:] == [()]
+
+
 def test_means_over_seeds() -> None:
     def job(seed: int, k: int, nodes: float, fvu: float, status: Status = "done") -> Job:
         figures = {"circuit.nodes": nodes, "transcoder.fvu": fvu, "time.total_s": 100.0 * seed}
