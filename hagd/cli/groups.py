@@ -7,7 +7,7 @@ from typing import Any
 from hydra._internal import config_loader_impl
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 
 from hagd.errors import ConfigError
 
@@ -34,6 +34,8 @@ def _settled(*, repo: IConfigRepository, overrides_list: list[Override], **optio
 
 def _settle(repo: IConfigRepository, override: Override) -> None:
     group, value = override.key_or_group, override.value()
+    if override.is_sweep_override() and not isinstance(value, ChoiceSweep):
+        return
     for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
         if not _is_choice(group, choice):
             raise ConfigError(
@@ -48,4 +50,4 @@ def _is_choice(group: str, choice: Any) -> bool:
     if choice is None:
         return group in OPTIONAL
     names = choice if isinstance(choice, list) else [choice]
-    return isinstance(choice, dict | Sweep) or all(isinstance(name, str | QuotedString) for name in names)
+    return isinstance(choice, dict) or all(isinstance(name, str | QuotedString) for name in names)

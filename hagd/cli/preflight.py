@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -13,13 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 class RunsFolder(Callback):
-    """Ends the process with one line when `paths.runs` is no folder's name or cannot be written."""
+    """Ends the process with one line when `paths.runs` or the job's folder is none that can be written."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check(config)
+        _check(config, "paths.runs", "runs")
+        _check(config, "hydra.run.dir", "FOLDER")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check(config)
+        _check(config, "paths.runs", "runs")
+        _check(config, "hydra.sweep.dir", "FOLDER")
 
 
 class LauncherDevices(Callback):
@@ -28,33 +30,32 @@ class LauncherDevices(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         launcher: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
         if config.trainer.devices == "auto" and "${trainer.devices}" in launcher.values():
-            print(
-                f"error: trainer.devices: expected a number under hydra/launcher="
-                f"{config.hydra.runtime.choices['hydra/launcher']}, found auto; set trainer.devices=N",
-                file=sys.stderr,
+            _refuse(
+                f"trainer.devices: expected a number under hydra/launcher="
+                f"{config.hydra.runtime.choices['hydra/launcher']}, found auto; set trainer.devices=N"
             )
-            sys.exit(1)
 
 
-def _check(config: DictConfig) -> None:
+def _check(config: DictConfig, key: str, example: str) -> None:
     try:
-        runs = OmegaConf.select(config, "paths.runs")
+        given = OmegaConf.select(config, key)
     except OmegaConfBaseException as error:
         why = str(error).partition("\n")[0]
-        print(f"error: paths.runs: expected the name of a folder, found: {why}; correct it", file=sys.stderr)
-        sys.exit(1)
-    if not isinstance(runs, str) or not runs:
-        print(f"error: paths.runs: expected the name of a folder, found {runs!r}; set paths.runs=runs", file=sys.stderr)
-        sys.exit(1)
-    folder = Path(runs)
+        _refuse(f"{key}: expected the name of a folder, found: {why}; correct it")
+    if not isinstance(given, str) or not given:
+        _refuse(f"{key}: expected the name of a folder, found {given!r}; set {key}={example}")
+    folder = Path(given)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        print(
-            f"error: paths.runs: expected a folder that can be written, found {folder} ({error.strerror}); make it "
-            "writable, free space on its disk, or set paths.runs to another folder",
-            file=sys.stderr,
+        _refuse(
+            f"{key}: expected a folder that can be written, found {folder} ({error.strerror}); make it writable, free "
+            f"space on its disk, or set {key} to another folder"
         )
-        sys.exit(1)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
@@ -79,15 +80,20 @@ def read_jobs(sweep_dir: Path, expected: Sequence[tuple[str, ...]] = ()) -> list
 
 
 def expected_jobs(config: DictConfig) -> list[tuple[str, ...]]:
-    """Overrides of every job that the command line asks for; empty when a sweeper makes them as it goes."""
+    """Overrides of every job that the command line asks for; empty when a sweeper makes them as it goes.
+
+    To be asked while Hydra runs, which knows what a `glob` stands for.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     sweeper = config.hydra.sweeper
     if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
         return []
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
-    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(given), None)
     return [tuple(job) for job in jobs]
 
 
@@ -108,8 +114,7 @@ def swept_overrides(hydra: HydraConf) -> tuple[str, ...]:
 
 
 def _read_job(folder: Path) -> Job:
-    overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    assert isinstance(overrides, list)
+    overrides = _overrides(folder / ".hydra" / "overrides.yaml")
     earlier = _read_json(folder / "reused.json")
     reused = bool(earlier) and _job_key(folder / earlier["folder"]) == earlier.get("job_key")
     results = folder / earlier["folder"] if reused else folder
@@ -123,7 +128,16 @@ def _read_job(folder: Path) -> Job:
         status = "reused" if reused else "done"
     tracked = _read_json(results / "tracking.json")
     run = tracked.get("url") or (str((results / tracked["folder"]).resolve()) if "folder" in tracked else None)
-    return Job(str(results.resolve()), tuple(map(str, overrides)), status, figures, error, tracked.get("id"), run)
+    return Job(str(results.resolve()), overrides, status, figures, error, tracked.get("id"), run)
+
+
+def _overrides(file: Path) -> tuple[str, ...]:
+    """As Hydra wrote them; none where it was killed while it wrote."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ()
+    return tuple(map(str, content)) if isinstance(content, list) else ()
 
 
 def _job_key(folder: Path) -> str | None:

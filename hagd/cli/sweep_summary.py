@@ -102,9 +102,13 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 class SweepSummary(AtSweepEnd):
     """Prints the table, and writes it to the sweep's folder, when all jobs of a multirun have ended."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._expected = expected_jobs(config)
+        super().on_multirun_start(config, **kwargs)
+
     def sweep_ended(self, config: DictConfig) -> None:
         sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
-        jobs = read_jobs(sweep_dir, expected_jobs(config))
+        jobs = read_jobs(sweep_dir, self._expected)
         write_summary(sweep_dir, jobs)
         _print_table(sweep_dir, jobs)
 

@@ -214,22 +214,6 @@ def test_a_log_on_a_full_disk_does_not_bury_the_message(tmp_path: Path, capsys: 
     assert "none of the 24 discovery prompts" in message
 
 
-def test_a_runs_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for mode in ([], ["-m", "seed=1,2"]):
-        done = run_command(tmp_path, *mode, f"paths.runs={tmp_path / 'file' / 'runs'}")
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert done.stderr.startswith("error: paths.runs: expected a folder that can be written, found ")
-
-
-@pytest.mark.parametrize("given", ["paths.runs=null", "paths.runs=", "paths.runs=7", "paths=null", "paths.runs=${x}"])
-def test_a_runs_folder_without_a_name_leaves_nothing_behind(tmp_path: Path, given: str) -> None:
-    done = run_command(tmp_path, given)
-    assert done.returncode == 1 and done.stderr.startswith("error: paths.runs: expected the name of a folder, found")
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_real_command_exits_with_one_line(tmp_path: Path) -> None:
     done = run_command(tmp_path, "+search.n_node=3")
     assert done.returncode == 1

@@ -53,7 +53,12 @@ def test_what_names_no_file_is_refused(override: str, found: str) -> None:
 def test_a_sweep_is_checked_before_its_jobs() -> None:
     repo, parse = ConfigRepository(ConfigSearchPathImpl()), OverridesParser.create().parse_override
     repo.sources.append(FileConfigSource("test", str(CONF)))
-    for allowed in ("comparison=null,half_width", "model=gpt2_mini,'pythia_mini'", "search=[hagd],[gates]"):
+    for allowed in (
+        "comparison=null,half_width",
+        "model=glob(*_mini)",
+        "model=gpt2_mini,'pythia_mini'",
+        "search=[hagd],[gates]",
+    ):
         _settle(repo, parse(allowed))
     with pytest.raises(ConfigError, match=r"model: expected one of .*, found null,gpt2_mini; choose one"):
         _settle(repo, parse("model=null,gpt2_mini"))

@@ -47,6 +47,20 @@ hydra:
 """
 
 
+def test_a_sweep_over_a_glob_has_a_table(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "part").mkdir(parents=True)
+    for name, x in (("one", 1), ("two", 3), ("other", 4)):
+        (tmp_path / "conf" / "part" / f"{name}.yaml").write_text(f"# @package _global_\nx: {x}\n")
+    (tmp_path / "conf" / "app.yaml").write_text(CONFIG % ", {part: null}")
+    (tmp_path / "app.py").write_text(textwrap.dedent(APP))
+    command = [sys.executable, "app.py", "-m", "part=glob(*o*, exclude=other)"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "error" not in done.stderr
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [(job["overrides"], job["status"]) for job in jobs] == [(["part=one"], "done"), (["part=two"], "unfinished")]
+
+
 def sweep(folder: Path, launcher: str = "", jobs: int = 12) -> subprocess.CompletedProcess[str]:
     (folder / "conf").mkdir()
     (folder / "conf" / "app.yaml").write_text(CONFIG % launcher)
@@ -158,6 +172,14 @@ def test_truncated_metrics_are_no_success(tmp_path: Path) -> None:
     started(tmp_path / "0")
     (tmp_path / "0" / "metrics.json").write_text('{"circuit.nodes": 1')
     assert read_jobs(tmp_path)[0].status == "unfinished"
+
+
+@pytest.mark.parametrize("written", [b"", b"- a.k=1\n- [", b"\xff"])
+def test_a_job_killed_while_its_folder_was_made_takes_nobodys_table(tmp_path: Path, written: bytes) -> None:
+    started(tmp_path / "0")
+    started(tmp_path / "1")
+    (tmp_path / "1" / ".hydra" / "overrides.yaml").write_bytes(written)
+    assert [job.overrides for job in read_jobs(tmp_path)][1:] == [()]
 
 
 def test_means_over_seeds() -> None:
