@@ -169,7 +169,7 @@ def test_curves_and_controls(pipeline: Pipeline) -> None:
 def test_progress_reaches_its_total(pipeline: Pipeline) -> None:
     seen: list[tuple[int, int]] = []
     run(pipeline, pipeline.get("prompts"), progress=lambda done, total: seen.append((done, total)))
-    n = 3 * (1 + 1 + 3) + 2 * 8 + 4 * 10  # sizes × (circuit, attribution, random draws), nodes, subsets
+    n = 3 * (1 + 1 + 3) + 2 * 8 + 4 * 4  # sizes × (circuit, attribution, random draws), nodes, subsets
     assert seen == [(i + 1, n) for i in range(n)]
 
 
