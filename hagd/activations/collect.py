@@ -32,6 +32,9 @@ _PART_MB = 64
 _RESERVE_MB = 512
 """Disk space that stays free."""
 
+_FILES = "activations-*.safetensors"
+"""Whole files; those that another process is writing get another name at any moment."""
+
 _NORM_BYTES = 4
 _KEY = "transcoder.activations"
 
@@ -72,7 +75,8 @@ def collect(
     shards = plan_shards(sequences, config.buffer_tokens, max(1, _PART_MB * 2**20 // token_bytes), seed)
     sizes_mb = [shard.n_tokens * token_bytes / 2**20 for shard in shards]
     n_tokens = sum(shard.n_tokens for shard in shards)
-    storage = choose_storage(config, sizes_mb, n_tokens, _free_mb(folder))
+    kept_mb = _kept_mb(folder) if config.keep else 0.0
+    storage = choose_storage(config, sizes_mb, n_tokens, _free_mb(folder), kept_mb)
     log.info(
         "activations: %d tokens, %.0f MB, shards: %d, %s",
         n_tokens,
@@ -121,9 +125,11 @@ def _after(done: int, total: int, progress: Progress | None) -> Callable[[int], 
     return report
 
 
-def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], n_tokens: int, free_mb: float) -> Storage:
-    """Where shards of `sizes_mb` with `n_tokens` in all are kept; `auto` takes the first of memory, disk and stream
-    that has room.
+def choose_storage(
+    config: ActivationsConfig, sizes_mb: Sequence[float], n_tokens: int, free_mb: float, kept_mb: float = 0.0
+) -> Storage:
+    """Where shards of `sizes_mb` with `n_tokens` in all are kept, beside `kept_mb` of other activations; `auto` takes
+    the first of memory, disk and stream that has room.
 
     Raises:
         ConfigError: there is no room where the configuration wants them.
@@ -131,6 +137,7 @@ def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], n_token
     total = sum(sizes_mb)
     two = sum(sorted(sizes_mb)[-2:])
     needs = f"{_KEY}.storage={config.storage}{', keep=true' * config.keep}: the activations take {total:,.0f} MB, "
+    instead = "keep=false" if config.keep else "storage=stream"
     problems: dict[Storage, str | None] = dict.fromkeys(("memory", "disk", "stream"))
     if total > config.memory_mb:
         problems["memory"] = (
@@ -142,14 +149,16 @@ def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], n_token
             f"{_KEY}.buffer_tokens={config.buffer_tokens}: two shards, one in use and one coming, take {two:,.0f} MB, "
             f"more than {_KEY}.memory_mb={config.memory_mb}; lower buffer_tokens to {fits} or raise memory_mb"
         )
-    elif total > config.disk_mb:
+    elif total + kept_mb > config.disk_mb:
+        beside = f"beside {kept_mb:,.0f} MB in other folders of paths.runs/activations " if kept_mb else ""
         problems["disk"] = (
-            f"{needs}more than {_KEY}.disk_mb={config.disk_mb}; raise it, set dtype=bfloat16, or storage=stream"
+            f"{needs}{beside}more than {_KEY}.disk_mb={config.disk_mb}; raise it, "
+            f"{'delete such folders, ' if kept_mb else ''}set dtype=bfloat16, or {instead}"
         )
     elif total + _RESERVE_MB > free_mb:
         problems["disk"] = (
             f"{needs}and {_RESERVE_MB} MB are to stay free, but {free_mb:,.0f} MB are free; free space, set "
-            "paths.runs to another disk, or storage=stream"
+            f"paths.runs to another disk, or {instead}"
         )
     wanted = "disk" if config.keep else config.storage
     if wanted != "auto":
@@ -163,8 +172,14 @@ def choose_storage(config: ActivationsConfig, sizes_mb: Sequence[float], n_token
     raise ConfigError(problems["stream"])
 
 
+def _kept_mb(folder: Path) -> float:
+    """Size of what `keep` has left in the folders beside the one that `folder` is in."""
+    others = (file for file in folder.parent.parent.glob(f"*/{folder.name}/{_FILES}") if file.parent != folder)
+    return sum(file.stat().st_size for file in others) / 2**20
+
+
 def _free_mb(folder: Path) -> float:
     """Free disk space at `folder`, what is stored there already counted as free."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    held = sum(file.stat().st_size for file in folder.glob("activations-*"))
+    held = sum(file.stat().st_size for file in folder.glob(_FILES))
     return (shutil.disk_usage(there).free + held) / 2**20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -83,7 +84,7 @@ def _tokenise_corpus(
 ) -> int:
     """Bring at least `wanted` tokens into the file, or all that there are; returns how many it has."""
     source = _identity(corpus, tokenizer)
-    n_texts, n_tokens = _state(folder, source, dtype)
+    n_texts, n_tokens, checksum = _state(folder, source, dtype)
     if n_tokens >= wanted:
         return n_tokens
     texts, begin = islice(_texts(corpus), n_texts, None), first_of_prompts(tokenizer)
@@ -94,11 +95,12 @@ def _tokenise_corpus(
             tokens = _tokenise(block, tokenizer, dtype)
             if begin is not None:
                 tokens = _begun(tokens, n_tokens, corpus.context, begin)
-            file.write(tokens.tobytes())
+            content = tokens.tobytes()
+            file.write(content)
             file.flush()
             to_disk(folder / TOKENS_FILE)  # the state counts on it
-            n_texts, n_tokens = n_texts + len(block), n_tokens + len(tokens)
-            _save_state(folder, {"source": source, "texts": n_texts, "tokens": n_tokens})
+            n_texts, n_tokens, checksum = n_texts + len(block), n_tokens + len(tokens), zlib.crc32(content, checksum)
+            _save_state(folder, {"source": source, "texts": n_texts, "tokens": n_tokens, "crc32": checksum})
             if progress is not None:
                 progress(min(n_tokens, wanted), wanted)
             if n_tokens >= wanted:
@@ -163,27 +165,45 @@ def _identity(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
 
 
 def listing(corpus: Corpus) -> list[list[Any]]:
-    """Local files of the corpus with their sizes and times, which change when the text does.
+    """Local files of the corpus with their sizes and times, which change when the text does; none of a hub's data set.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: `data_files` names none.
     """
-    files = [] if corpus.data_files is None else _files(corpus.data_files)
+    files: list[Path] = []
+    if corpus.data_files is not None:
+        files = _files(corpus.data_files)
+    elif corpus.dataset is not None:  # as a path, a hub name has none
+        files = sorted(file for file in Path(corpus.dataset).rglob("*") if file.is_file())
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _state(folder: Path, source: dict[str, Any], dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Texts and tokens that the file in `folder` holds; none if it is of another source or too short."""
+def _state(folder: Path, source: dict[str, Any], dtype: np.dtype[Any]) -> tuple[int, int, int]:
+    """Texts and tokens that the file in `folder` holds, and the CRC-32 of these; nothing if it is of another source or
+    damaged."""
     try:
         state = json.loads((folder / STATE_FILE).read_text())
-        n_texts, n_tokens = int(state["texts"]), int(state["tokens"])
-        whole = (folder / TOKENS_FILE).stat().st_size >= n_tokens * dtype.itemsize
+        found = int(state["texts"]), int(state["tokens"]), int(state["crc32"])
+        if state.get("source") != source:
+            return 0, 0, 0
+        whole = _checksum(folder / TOKENS_FILE, found[1] * dtype.itemsize) == found[2]
     except FileNotFoundError:
-        return 0, 0
+        return 0, 0, 0
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s); the corpus is tokenised again", folder / STATE_FILE, error)
-        return 0, 0
-    return (n_texts, n_tokens) if whole and state.get("source") == source else (0, 0)
+        return 0, 0, 0
+    if not whole:
+        log.warning("%s is damaged; the corpus is tokenised again", folder / TOKENS_FILE)
+    return found if whole else (0, 0, 0)
+
+
+def _checksum(path: Path, n_bytes: int) -> int:
+    """CRC-32 of the first bytes of a file."""
+    checksum = 0
+    with path.open("rb") as file:
+        while n_bytes and (piece := file.read(min(n_bytes, _BLOCK))):
+            checksum, n_bytes = zlib.crc32(piece, checksum), n_bytes - len(piece)
+    return checksum
 
 
 def _save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -206,7 +226,11 @@ def _files(pattern: str) -> list[Path]:
     paths = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
     paths = [path for path in paths if path.is_file()]
     if not paths:
-        raise ConfigError(f"transcoder.corpus.data_files={pattern}: no such file; give existing text files")
+        found = "a folder, not text files" if Path(pattern).expanduser().is_dir() else "no such file"
+        raise ConfigError(
+            f"transcoder.corpus.data_files={pattern}: {found}; give existing text files, those of a folder as "
+            "'FOLDER/**/*.txt'"
+        )
     return paths
 
 

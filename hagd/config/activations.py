@@ -37,7 +37,10 @@ class ActivationsConfig(Section):
     )
     memory_mb: int = Field(4096, ge=1, description="activations in memory: all, or two shards at a time")
     disk_mb: int = Field(
-        32_768, ge=1, description="activations on disk; without keep they are deleted when the training ends"
+        32_768,
+        ge=1,
+        description="activations on disk, with keep those of other trainings too; without they are deleted when the "
+        "training ends",
     )
     buffer_tokens: int = Field(
         65_536, ge=1, description="tokens of a shard: what is shuffled, loaded and captured together"

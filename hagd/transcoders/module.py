@@ -78,7 +78,7 @@ class TranscoderTraining(pl.LightningModule):
         losses = self.stacked.losses(batch[0][own], batch[1][own], self.global_step, scalings)
         return {
             "loss": losses.total,
-            BY_PART: losses.fvu_by_layer.detach(),
+            BY_PART: losses.fvu_by_layer,
             "fvu": losses.fvu.detach(),
             "prediction": losses.prediction.detach(),
             "sparsity": losses.sparsity.detach(),

@@ -54,7 +54,8 @@ class Scaling:
 
 
 class Losses(NamedTuple):
-    """Terms of one step; `total` is what is minimised, the rest is logged. `fvu_by_layer` `[L]` is the only vector."""
+    """Terms of one step; `total` is what is minimised, the rest is logged. `fvu_by_layer` `[L]` is the only vector,
+    without gradient, and NaN where another term of the layer is not finite."""
 
     total: Tensor
     fvu: Tensor
@@ -198,11 +199,12 @@ class StackedTranscoders(nn.Module):
         first, last = terms[0], terms[-1]
         handed_on = self.following(last.codes, last.written[0]) if self.following else zero
         prediction = torch.stack([t.prediction for t in terms]).sum()
+        others = torch.stack([t.prediction + t.auxiliary for t in terms]).detach()
         if self.previous is not None:
             before = self.previous(first.codes, first.written[0])
-            prediction = prediction + self._prediction(
-                0, self.dictionaries[0], first.codes, first.lengths, before, step
-            )
+            of_first = self._prediction(0, self.dictionaries[0], first.codes, first.lengths, before, step)
+            prediction = prediction + of_first
+            others[0] += of_first.detach()
         fvu = torch.stack([t.error for t in terms]) / (n_tokens * self.power)
         sparsity = self._sparsity(terms, n_tokens, x.shape[2])
         auxiliary = torch.stack([t.auxiliary for t in terms]).sum()
@@ -214,7 +216,7 @@ class StackedTranscoders(nn.Module):
             + handed_on
         )
         l0 = torch.stack([t.codes.l0 for t in terms])
-        return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean(), fvu)
+        return Losses(total, fvu.mean(), prediction, sparsity, auxiliary, l0.mean(), fvu.detach() + 0 * others)
 
     def _layer(
         self,

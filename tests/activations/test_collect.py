@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import threading
 from pathlib import Path
@@ -248,6 +249,21 @@ def test_what_is_kept_is_kept_on_disk() -> None:
     assert choose_storage(ActivationsConfig(keep=True), [1.0], 100, 1e6) == "disk"
     with pytest.raises(ValueError, match="keep=true needs storage=disk or auto, found stream"):
         ActivationsConfig(keep=True, storage="stream")
+
+
+def test_the_disk_is_bounded_over_all_that_is_kept(lm: LanguageModel, tmp_path: Path) -> None:
+    for job in ("a", "b"):
+        collected(lm, tmp_path / job / "activations", "auto", keep=True, disk_mb=40).close()
+    sizes = [sum(f.stat().st_size for f in (tmp_path / job).rglob("*.safetensors")) for job in ("a", "b")]
+    bound = int(1.5 * sizes[0] / 2**20)
+    collected(lm, tmp_path / "b" / "activations", "auto", keep=True, disk_mb=2 * bound).close()
+    with pytest.raises(ConfigError, match=r"beside \d+ MB in other folders of .*delete such folders, .*keep=false"):
+        collected(lm, tmp_path / "b" / "activations", "auto", keep=True, disk_mb=bound)
+
+
+def test_a_file_that_has_just_got_its_name_is_no_error(lm: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / f"activations-00000-000.{os.getpid()}.partial").symlink_to("gone")
+    collected(lm, tmp_path, "stream").close()
 
 
 def test_too_much_for_the_disk_is_refused_before_anything_is_captured(lm: LanguageModel, tmp_path: Path) -> None:

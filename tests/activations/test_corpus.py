@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,16 @@ def test_a_hub_data_set_in_a_local_folder_is_streamed(tmp_path: Path) -> None:
         )
 
 
+def test_a_local_data_set_that_changes_is_another_one(tmp_path: Path) -> None:
+    corpus = Corpus(dataset=str(tmp_path / "data"), n_tokens=3, context=3)
+    (tmp_path / "data").mkdir()
+    for text, expected in (("a b", [[2, 3, 1]]), ("c d c", [[4, 5, 4]])):
+        before = module.listing(corpus)
+        (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"text": text}))
+        assert module.listing(corpus) != before
+        assert corpus_tokens(corpus, tokenizer(), tmp_path / "work").tolist() == expected
+
+
 def test_rows_without_text_are_left_out_and_other_values_refused(tmp_path: Path) -> None:
     rows = ['{"text": "a b", "n": [1]}', '{"text": null, "n": [2]}', '{"text": "c d", "n": [3]}']
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
@@ -133,6 +144,7 @@ def test_sources_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pyte
     for corpus, message in [
         (Corpus(), "no source"),
         (Corpus(data_files=str(tmp_path / "none*")), "no such file"),
+        (Corpus(data_files=str(tmp_path)), r"a folder, not text files; .* 'FOLDER/\*\*/\*\.txt'"),
         (Corpus(data_files=str(tmp_path / "binary.txt")), "binary.txt is no UTF-8 text"),
         (Corpus(dataset="nobody/nothing"), "dataset=nobody/nothing: HF_HUB_OFFLINE is set; check the network"),
     ]:
@@ -169,7 +181,7 @@ def test_it_continues_where_it_was_killed(texts: str, tmp_path: Path, monkeypatc
     assert len(tokenised) == before
 
 
-@pytest.mark.parametrize("change", ["text", "tokenizer", "state", "tokens"])
+@pytest.mark.parametrize("change", ["text", "tokenizer", "state", "tokens", "a token"])
 def test_what_does_not_fit_is_tokenised_again(texts: str, tmp_path: Path, change: str) -> None:
     corpus = Corpus(data_files=texts, n_tokens=4, context=4)
     corpus_tokens(corpus, tokenizer(), tmp_path / "work")
@@ -185,6 +197,9 @@ def test_what_does_not_fit_is_tokenised_again(texts: str, tmp_path: Path, change
             (tmp_path / "work" / module.STATE_FILE).write_text("{")
         case "tokens":
             (tmp_path / "work" / module.TOKENS_FILE).write_bytes(b"")
+        case "a token":
+            file = tmp_path / "work" / module.TOKENS_FILE
+            file.write_bytes(file.read_bytes().replace(b"\3", b"\4", 1))
     eos = None if change == "tokenizer" else "<end>"
     assert corpus_tokens(corpus, tokenizer(eos), tmp_path / "work").tolist() == expected
 

@@ -138,3 +138,13 @@ def test_errors_of_small_features_beside_a_skip_count_little(kind: PredictionHea
             stacked.dictionaries[1].W_dec.mul_(0.01)
         small.append(stacked.losses(x, y, 0).prediction.item())
     assert small[0] > 0.1 and small[1] < 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prediction_that_is_not_finite_shows_at_its_layer(kind: PredictionHeadKind) -> None:
+    stacked = random_stacked(settings(prediction_head=kind))
+    x, y = random_tokens()
+    with torch.no_grad():
+        for parameter in stacked.heads["0"].parameters():
+            parameter.mul_(1e200)
+    assert stacked.losses(x, y, 0).fvu_by_layer.isfinite().tolist() == [True, False, True]
