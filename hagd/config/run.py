@@ -265,13 +265,18 @@ class TrainConfig(StagesConfig):
         if layout is not None and self.stage != "transcoder":
             problems.append(f"export copies dictionaries, found stage={self.stage}; set stage=transcoder")
         if options.path is None:
-            sparse = f"transcoder.activation={options.activation}"
+            sparse, chosen = f"transcoder.activation={options.activation}", options.layers or ()
             if layout == "circuit_tracer" and options.activation == "topk":
                 problems.append(
                     f"export.format=circuit_tracer has no place for {sparse}; choose batch_topk, jumprelu or relu"
                 )
             if layout == "circuit_tracer" and options.site == "resid":
                 problems.append("export.format=circuit_tracer has no place for transcoder.site=resid; choose mlp")
+            if layout == "circuit_tracer" and chosen != tuple(range(len(chosen))):
+                problems.append(
+                    f"export.format=circuit_tracer holds every layer from 0 up, found transcoder.layers={list(chosen)}"
+                    "; set it to null"
+                )
             if layout == "circuit_tracer" and options.cross_layer and options.skip:
                 problems.append("export.format=circuit_tracer has no cross-layer skip; set transcoder.skip=false")
             if layout == "sparsify" and options.activation != "topk":

@@ -138,7 +138,8 @@ def fit_transcoders(
     if layers[-1] >= lm.n_layers or options.k > options.expansion * lm.d_model:
         raise ConfigError(
             f"transcoder.layers and transcoder.k: expected layers below {lm.n_layers} and k at most "
-            f"m = {options.expansion * lm.d_model}, found layers {list(layers)} and k = {options.k}"
+            f"m = expansion × d_model = {options.expansion * lm.d_model}, found layers {list(layers)} and k = "
+            f"{options.k}; choose layers of {lm.name}, lower transcoder.k or raise transcoder.expansion"
         )
     refuse_missing_devices(config.trainer)
     with collect(

@@ -242,6 +242,11 @@ def test_a_folder_with_content_is_refused_before_anything_is_trained(tmp_path: P
             "export.format=circuit_tracer has no cross-layer skip",
         ),
         (
+            {"format": "circuit_tracer", "path": "x"},
+            {"transcoder__activation": "relu", "transcoder__layers": (1,)},
+            "holds every layer from 0 up, found transcoder.layers=[1]; set it to null",
+        ),
+        (
             {"format": "sparsify", "path": "x"},
             {"transcoder__activation": "relu"},
             "sparsify has no place for transcoder.activation=relu",
