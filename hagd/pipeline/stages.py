@@ -153,9 +153,8 @@ def fit_transcoders(
         progress=lambda done, total: progress.part("activations", done, total),
     ) as activations:
         progress.end()
-        done = train_transcoders(
-            options, layers, activations, config.seed, config.trainer, work / "checkpoints", loggers
-        )
+        checkpoints = work / "checkpoints"
+        done = train_transcoders(options, layers, activations, config.seed, config.trainer, checkpoints, loggers)
         outliers = activations.outliers
     trained = TranscoderSet(lm.name, options.site, done.transcoders, trained_on=sampled(config.model, lm))
     trained = replace(trained, tokens_per_second=done.tokens_per_second, waiting=done.waiting)

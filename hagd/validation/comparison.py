@@ -80,12 +80,7 @@ def compare(
         n_bootstrap,
         seed,
     )
-    found = {
-        **ours,
-        "similarity.low": sampled.low,
-        "similarity.high": sampled.high,
-        "nodes": float(n),
-    }
+    found = {**ours, "similarity.low": sampled.low, "similarity.high": sampled.high, "nodes": float(n)}
     for name, values in _nulls(alignment, _draws(first, second, n_null, seed), progress).items():
         found |= _against(name, ours[name.split("_")[0]], np.array(values))
     return Comparison({f"comparison.{name}": value for name, value in found.items()})

@@ -263,7 +263,9 @@ def test_the_disk_is_bounded_over_all_that_is_kept(lm: LanguageModel, tmp_path: 
 
 def test_a_file_that_has_just_got_its_name_is_no_error(lm: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / f"activations-00000-000.{os.getpid()}.partial").symlink_to("gone")
-    collected(lm, tmp_path, "stream").close()
+    activations = collected(lm, tmp_path, "stream")
+    assert activations.n_tokens > 0
+    activations.close()
 
 
 def test_too_much_for_the_disk_is_refused_before_anything_is_captured(lm: LanguageModel, tmp_path: Path) -> None:
