@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.activation_functions import JumpReLU, Step
-from hagd.transcoders.sparse.chunks import large
+from hagd.transcoders.sparse.chunks import large, large_on_cpu, linear
 from hagd.transcoders.sparse.products import decode, decode_and_lengths, gather_dot, row_norms
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 from hagd.transcoders.sparse.support import Support
@@ -72,6 +72,8 @@ class Dictionary(nn.Module):
     def turned(self, x: Tensor) -> Tensor:
         """Rows `[..., d]` in the basis of the encoder's rows; in full precision, since they decide what fires."""
         with torch.autocast(x.device.type, enabled=False):
+            if large_on_cpu(self.W_enc) and not (x.requires_grad and torch.is_grad_enabled()):
+                return linear(x, self.basis.T)
             return x @ self.basis
 
     def encode(self, x: Tensor) -> Codes:

@@ -49,6 +49,15 @@ def large_on_cpu(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and large(weight)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x Wᵀ + b` on a CPU, without gradient: in float32 by oneDNN, since what torch takes by itself is slower on AMD's
+    processors."""
+    if x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+    return torch.nn.functional.linear(x, weight, bias)
+
+
 def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found: Callable[[Tensor], R]) -> Iterator[R]:
     """`found` of the pre-activations `[c, m]` of each chunk, which it may not keep: the next one's may replace them.
 
@@ -63,10 +72,9 @@ def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found
         yield from _in_eight_bits(x, W_enc, b_enc, found)
         return
     x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
-    if large_on_cpu(weight) and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        # What torch takes for float32 by itself is slower on AMD's processors.
+    if large_on_cpu(weight) and dtype == torch.float32:
         for chunk in x.split(_CACHED_CHUNK):
-            yield found(torch.ops.mkldnn._linear_pointwise(chunk, weight, bias, "none", [], ""))
+            yield found(linear(chunk, weight, bias))
         return
     size = _CHUNK if x.device.type == "cpu" else _off_cpu(len(weight), x.element_size())
     buffer = x.new_empty(min(size, len(x)), len(weight))
