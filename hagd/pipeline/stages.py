@@ -163,7 +163,8 @@ def fit_transcoders(
 
 def _reported(found: TranscoderSet, options: TranscoderConfig) -> TranscoderSet:
     """The same, with a warning for every layer that is explained badly."""
-    advice = "raise transcoder.k, transcoder.expansion or transcoder.steps"
+    more = "lower transcoder.lambda_sparsity, raise" if options.activation == "relu" else "raise transcoder.k,"
+    advice = f"{more} transcoder.expansion or transcoder.steps"
     if options.path is not None:
         advice = "make sure that transcoder.path was trained for these weights and this site"
     for layer in found.quality:

@@ -51,7 +51,7 @@ class LossWatch(Callback):
             return
         found = self._read(trainer, pl_module)
         if found is not None:
-            raise NumericalError(self._message(*found, trainer.max_steps))
+            raise NumericalError(self._message(*found, trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException):  # in every process, at the same boundary
@@ -92,14 +92,14 @@ class LossWatch(Callback):
         how = f"has diverged to {value:.3g}" if torch.isfinite(self._last[which[0]]) else "is not finite"
         return step, f"the loss{where} {how}"
 
-    def _message(self, step: int, what: str, n_steps: int) -> str:
+    def _message(self, step: int, what: str, trainer: Trainer) -> str:
         saved = self.checkpoint.saved
+        fix = "lower the stage's learning_rate"
+        if trainer.precision != "32-true":
+            fix += ", or set trainer.precision=32-true"
         left = (
             "there is no checkpoint yet"
             if saved is None
             else f"the last good checkpoint is {saved[0]} (step {saved[1]})"
         )
-        return (
-            f"{self.stage}: {what} at step {step} of {n_steps}; {left}; lower the stage's learning_rate, or set "
-            "trainer.precision=32-true"
-        )
+        return f"{self.stage}: {what} at step {step} of {trainer.max_steps}; {left}; {fix}"

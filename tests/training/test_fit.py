@@ -185,8 +185,14 @@ class Parts(Toy):
     ],
 )
 def test_the_part_that_fails_is_named(tmp_path: Path, value: float, says: str) -> None:
-    with pytest.raises(NumericalError, match=f"transcoder: {says}; lower"):
+    with pytest.raises(NumericalError, match=f"transcoder: {says}; lower the stage's learning_rate$"):
         train(tmp_path / "c", N_STEPS, Parts(5, value), stage="transcoder")
+
+
+def test_a_loss_that_fails_in_low_precision_advises_the_full_one(tmp_path: Path) -> None:
+    trainer = TrainerConfig(precision="bf16-mixed")
+    with pytest.raises(NumericalError, match=r"or set trainer\.precision=32-true$"):
+        fit(Parts(0, math.nan), toy_loader(2), trainer, 2, tmp_path)
 
 
 def test_nothing_is_saved_while_a_part_is_above_its_limit(tmp_path: Path) -> None:
