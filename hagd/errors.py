@@ -27,6 +27,10 @@ class NumericalError(HagdError):
     """A computation produced NaN or infinity; names the stage, step and layer."""
 
 
+class OutOfMemoryError(HagdError):
+    """A stage asked for more memory than there is; names the stage and the keys that make it smaller."""
+
+
 class MemoryLimitError(HagdError):
     """A stage was stopped because it held more memory than the configuration allows.
 

@@ -21,6 +21,7 @@ from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.patched_model import PatchedModel
 from hagd.pipeline.measurements import compared_config
+from hagd.pipeline.out_of_memory import explained_when_out_of_memory
 from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stage_runs import StageRuns, log_stage
@@ -182,7 +183,7 @@ class Pipeline:
         if self.stage_runs is not None:
             self._runs[name] = computing.enter_context(self.stage_runs.open(name, self.key(name)))
         self.console.print(f"[bold]{name}[/bold] …", highlight=False)
-        with StageProgress(name, self.console) as progress:
+        with explained_when_out_of_memory(name), StageProgress(name, self.console) as progress:
             return STAGES[name].compute(self, work, progress)
 
     def _provenance(self, name: str) -> dict[str, Any]:
