@@ -10,6 +10,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from hagd.training.device import LateReading, sent_ahead
+
 
 class StopTogether(Callback):
     """Raises Lightning's `SIGTERMException` in every process after a step in which any of them got the signal.
@@ -17,10 +19,13 @@ class StopTogether(Callback):
     Lightning's own handler passes the signal on to the one that was there before, which may end the process in the
     middle of a step. With several processes it also talks to the others from within the signal, between whatever they
     are exchanging at that moment, and each then stops at a boundary of its own. Neither leaves a checkpoint.
+
+    Several CUDA devices tell of it a step late, since no step but the last waits for them.
     """
 
     def __init__(self) -> None:
         self._received = False
+        self._told = LateReading()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -31,9 +36,10 @@ class StopTogether(Callback):
     ) -> None:
         received = torch.tensor(float(self._received))
         if trainer.world_size > 1:
-            received = received.to(trainer.strategy.root_device)
+            received = sent_ahead(received, trainer.strategy.root_device)
             torch.distributed.all_reduce(received)
-        if received > 0:
+        last = trainer.global_step == trainer.max_steps
+        if (received if last else self._told(received)) > 0:
             raise SIGTERMException
 
     def _note(self, *_: object) -> None:

@@ -25,8 +25,12 @@ class ShardedTraining(JointTraining):
     """`TranscoderTraining` of this process's part of every weight."""
 
     def configure_model(self) -> None:
-        """Build each layer, start it from data and keep this process's part, one after the other."""
-        mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        """Build each layer, start it from data and keep this process's part, one after the other.
+
+        Parts are on the trainer's device from then on; Lightning moves the rest of this module there afterwards.
+        """
+        device = self.device if self._trainer is None else self.trainer.strategy.root_device
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         power: list[torch.Tensor] = []
 
         def keep_part(layer: int, unit: Dictionary | PredictionHead) -> None:

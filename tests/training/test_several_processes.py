@@ -4,12 +4,18 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from hagd.config.run import TrainerConfig
+from hagd.training import termination
 from hagd.training.fit import fit
+from hagd.training.termination import StopTogether
 from tests.processes import in_processes
 from tests.training.toy import Toy, toy_loader
 
@@ -37,3 +43,25 @@ def test_a_signal_does_not_save_what_is_above_its_limit(tmp_path: Path) -> None:
     kept = torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 7
     assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
+
+
+def test_steps_do_not_wait_to_hear_of_a_signal_but_the_last_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be read off `meta`."""
+    told = iter([0, 0, 1])
+    monkeypatch.setattr(termination, "LateReading", lambda: lambda number: next(told))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: None)
+
+    def end_of(step: int, device: str) -> None:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, global_step=step, max_steps=9)
+        stop.on_train_batch_end(trainer, Toy(), None, None, step)
+
+    stop = StopTogether()
+    end_of(1, "meta")
+    end_of(2, "meta")
+    with pytest.raises(SIGTERMException):
+        end_of(3, "meta")
+    end_of(9, "cpu")
+    stop._note()
+    with pytest.raises(SIGTERMException):
+        end_of(9, "cpu")

@@ -66,6 +66,20 @@ def test_a_step_in_mixed_precision_is_near_one_in_full(kind: PredictionHeadKind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_sums_in_float16_what_it_holds(kind: PredictionHeadKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tokens together come to more. The CPU plays the GPU."""
+    config = settings(prediction_head=kind, expansion=2)
+    stacked = random_stacked(config, n_layers=2).float()
+    tokens = [side.float() for side in random_tokens(n_layers=2, n=60_000)]
+    full = stacked.losses(*tokens, 0).prediction
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda device, **settings: autocast("cpu", **settings))
+    with autocast("cpu", torch.float16):
+        mixed = stacked.losses(*tokens, 0).prediction
+    torch.testing.assert_close(mixed, full, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_the_sample_does_not_matter(kind: PredictionHeadKind) -> None:
     stacked, codes, written = two_layers(kind)
     one, other = (loss(stacked, codes, written, torch.tensor(sample)) for sample in ([6, 1, 4], [4, 6, 1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from hagd.config.transcoder import TranscoderConfig
 from hagd.training.processes import dividing_layers
+from hagd.transcoders import sharded
 from hagd.transcoders.divided import DividedTraining
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.joint import JointTraining
@@ -129,6 +131,25 @@ def test_own_layers_start_alike_whatever_the_default_device(tmp_path: Path) -> N
     for found, expected in in_group(work, tmp_path):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_parts_are_on_the_device_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To which Lightning moves the module only when it is built."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(device: str, shape: tuple[int, ...]) -> None:
+        raise Asked(device, shape)
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(sharded, "init_device_mesh", asked)
+    x, y = tokens()
+    module = ShardedTraining(settings("tied"), 0, Scaling.of(x), Scaling.of(y), (x, y))
+    module._trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 1)))  # type: ignore
+    with pytest.raises(Asked) as found:
+        module.configure_model()
+    assert found.value.args == ("cuda", (4,))
 
 
 class Observed(ShardedTraining):

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from hagd.activations.collect import collect
 from hagd.activations.plan import Sequences
 from hagd.activations.shards import ActivationShards
 from hagd.config.activations import ActivationsConfig
 from hagd.config.run import TrainerConfig
-from hagd.config.transcoder import TranscoderConfig
-from hagd.transcoders.objective import StackedTranscoders
+from hagd.config.transcoder import Selection, TranscoderConfig
+from hagd.transcoders import module
+from hagd.transcoders.module import TranscoderTraining
+from hagd.transcoders.objective import Scaling, StackedTranscoders
+from hagd.transcoders.sparse import chunks
 from hagd.transcoders.training import train_transcoders
 from tests.builders import VOCABULARY, random_model
 
@@ -58,6 +63,44 @@ def test_a_step_never_waits(heads: float) -> None:
     with no_waiting():
         auxiliary = [step(number) for number in range(3, 6)]
     assert all(value > 0 for value in auxiliary)
+
+
+def stepping(selection: Selection, processes: int, monkeypatch: pytest.MonkeyPatch) -> tuple[TranscoderTraining, Any]:
+    """A training of dictionaries that count as large, and what makes its next step."""
+    monkeypatch.setattr(chunks, "_LARGE", 1)
+    monkeypatch.setattr(module, "rank_and_world", lambda: (0, processes))
+    settings = {"k": 4, "expansion": 16, "head_negatives": 16, "dead_fraction": 1e-6, "steps": 20}
+    config = TranscoderConfig.model_validate({**settings, "selection": selection})
+    scaling = Scaling(torch.zeros(2, 1, 32), torch.ones(2, 1, 1))
+    training = TranscoderTraining(StackedTranscoders(config, 2, 32, seed=0), scaling, scaling).cuda()
+    configured = training.configure_optimizers()
+    x, y = torch.randn(2, 2, 256, 32, generator=torch.Generator().manual_seed(0)).cuda()
+
+    def step() -> None:
+        training.training_step((x, y), 0)["loss"].backward()
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+        training.on_train_batch_end()
+
+    return training, step
+
+
+@pytest.mark.parametrize("selection", get_args(Selection))
+def test_matrices_that_move_early_never_wait_and_move_the_same(
+    selection: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, Tensor]] = []
+    for processes in (1, 2):  # of which several wait for each other's gradients
+        training, step = stepping(selection, processes, monkeypatch)
+        assert len(training._early) == (4 if processes == 1 else 0)
+        for _ in range(3):  # compiles and tunes the kernels; allocates
+            step()
+        with no_waiting():
+            for _ in range(3):
+                step()
+        found.append(training.stacked.state_dict())
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
 
 
 @pytest.fixture

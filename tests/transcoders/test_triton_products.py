@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
-from hagd.transcoders.sparse import products
+from hagd.transcoders.sparse import chunks, products
 from hagd.transcoders.sparse.products import decode, gather_dot, sum_by_feature
 from hagd.transcoders.sparse.support import Support
 from tests.transcoders.kernels import DEVICE, INTERPRETED, compiled, on_a_device
@@ -196,9 +196,10 @@ def test_rows_in_half_precision_leave_sums_in_single(kernels: ModuleType) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_step_under_autocast_is_one_with_rounded_rows() -> None:
+@pytest.mark.parametrize("expansion", [8, 16], ids=["small", "large"])
+def test_a_step_under_autocast_is_one_with_rounded_rows(expansion: int) -> None:
     """Parameters and gradients stay in single precision, features are those of the step without."""
-    config = TranscoderConfig.model_validate({"k": 8, "expansion": 8, "selection": "bfloat16"})
+    config = TranscoderConfig.model_validate({"k": 8, "expansion": expansion, "selection": "bfloat16"})
     x, y = normal(0, 1, 256, 64, dtype=torch.float32), normal(1, 1, 256, 64, dtype=torch.float32)
 
     def step(precision: torch.dtype | None) -> tuple[Tensor, list[Tensor]]:
@@ -230,10 +231,16 @@ def test_matrices_of_more_than_2_to_the_31_entries(kernels: ModuleType) -> None:
 
 
 @on_a_device
-@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
-def test_a_training_step_is_that_of_torch_operators(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("activation", "large"), [("topk", False), ("jumprelu", False), ("topk", True)], ids=["topk", "jumprelu", "large"]
+)
+def test_a_training_step_is_that_of_torch_operators(
+    activation: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hagd.transcoders.sparse import triton_products
 
+    if large:
+        monkeypatch.setattr(chunks, "_LARGE", 1)
     config = TranscoderConfig.model_validate({"k": 2, "expansion": 3, "activation": activation, "cross_layer": True})
     x, y = normal(0, 2, 4, 5, dtype=torch.float32), normal(1, 2, 4, 5, dtype=torch.float32)
 
