@@ -42,6 +42,6 @@ def explained_when_out_of_memory(stage: str) -> Iterator[None]:
 
 
 def _is_about_memory(error: BaseException) -> bool:
-    """torch has an error of its own for devices only."""
+    """An error class of its own exists in torch for devices only."""
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or "DefaultCPUAllocator" in str(error)

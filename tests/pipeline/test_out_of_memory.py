@@ -42,7 +42,5 @@ def test_other_errors_stay_what_they_are() -> None:
 
 def test_a_dictionary_that_no_machine_holds(tiny_runs: Path) -> None:
     pipeline = Pipeline(tiny_extract(tiny_runs, transcoder__expansion=HUGE // 100), Console(quiet=True))
-    with pytest.raises(
-        OutOfMemoryError, match=r"^transcoders: .*; lower transcoder\.batch_size, transcoder\.expansion"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"^transcoders: .*; lower transcoder\.batch_size, "):
         pipeline.get("transcoders")
