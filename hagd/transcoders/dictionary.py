@@ -70,7 +70,7 @@ class Dictionary(nn.Module):
         return len(self.W_enc)
 
     def turned(self, x: Tensor) -> Tensor:
-        """Rows `[..., d]` in the basis of the encoder's rows; in full precision, since they decide what fires."""
+        """Rows `[..., d]` in the basis of the encoder's rows; without autocast, since they decide what fires."""
         with torch.autocast(x.device.type, enabled=False):
             if large_on_cpu(self.W_enc) and not (x.requires_grad and torch.is_grad_enabled()):
                 return linear(x, self.basis.T)

@@ -88,9 +88,8 @@ def test_gradients_of_decode(pattern: str) -> None:
 
 
 @EVERY_PATTERN
-def test_gradients_of_decode_and_lengths(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_decode_and_lengths(pattern: str) -> None:
     """Of both results, and of either alone."""
-    monkeypatch.setattr(products, "_ROWS", 2)
     support, values, dense = random_pairs(0, *PAIRS[pattern])
     _, weight, _ = matrices(0, support.n_tokens, support.m)
     inputs = (values.requires_grad_(), weight.requires_grad_())

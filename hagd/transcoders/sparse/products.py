@@ -30,9 +30,6 @@ from torch.nn.functional import embedding_bag
 
 from hagd.transcoders.sparse.support import Support
 
-_ROWS = 512
-"""Of a matrix, to whose derivative something is added at a time."""
-
 _CACHED, _CACHED_ROWS = 2**24, 2**23
 """Bytes of a matrix that a CPU's last-level cache, shared as it is, can be expected to hold, and of rows beside it."""
 
@@ -194,10 +191,7 @@ class _DecodeAndLengths(torch.autograd.Function):
         values, gathered, weight, lengths = ctx.saved_tensors
         d_values, d_weight = _decode_derivatives(gradients[0], values, gathered, ctx.support, ctx.needs_input_grad)
         if d_weight is not None:
-            scale = _by_row(gradients[1], lengths)
-            parts = zip(d_weight.split(_ROWS), weight.split(_ROWS), scale.split(_ROWS), strict=True)
-            for rows, weights, scales in parts:
-                rows.add_(weights * scales)
+            d_weight.addcmul_(weight, _by_row(gradients[1], lengths))
         return d_values, d_weight, None
 
 
