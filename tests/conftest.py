@@ -30,3 +30,9 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     run_extraction(tiny_extract(runs), runs / "first", None, Console(quiet=True))
     return runs
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the figures out, which take a third of a tiny extraction; for tests that look at something else."""
+    monkeypatch.setattr("hagd.pipeline.outputs.write_figures", lambda *_: ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from tests.cli.jobs import command, environment, run_here, tiny_overrides
 
-LONGER = ["task.training.steps=90", "transcoder.steps=100", "trainer.checkpoint_every=10", "search=random"]
+LONGER = ["transcoder.steps=100", "trainer.checkpoint_every=10", "search=random"]
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SAYS = {signal.SIGINT: "interrupted; finished stages are kept", signal.SIGTERM: "terminated; finished stages are kept"}
 
@@ -34,9 +35,8 @@ def checkpoint(runs: Path, stage: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    runs = tmp_path_factory.mktemp("uninterrupted")
-    return results(run_here(runs / "run", *overrides(runs)))
+def uninterrupted(tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    return results(run_here(tmp_path_factory.mktemp("uninterrupted"), *overrides(tiny_runs)))
 
 
 @contextmanager
@@ -68,7 +68,9 @@ def signalled(runs: Path, stage: str, sent: signal.Signals) -> Iterator[None]:
         pytest.param("transcoders", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_is_interrupted_and_continues(
+    tiny_runs: Path,
     tmp_path: Path,
     uninterrupted: dict[str, float],
     capsys: pytest.CaptureFixture[str],
@@ -76,6 +78,9 @@ def test_a_training_is_interrupted_and_continues(
     stage: str,
     sent: signal.Signals,
 ) -> None:
+    if stage == "transcoders":  # its model is there
+        for before in ("task", "lm", "prompts"):
+            shutil.copytree(tiny_runs / "artifacts" / before, tmp_path / "artifacts" / before)
     handlers = {each: signal.getsignal(each) for each in EXIT}
     with signalled(tmp_path, stage, sent), pytest.raises(SystemExit) as stop:
         run_here(tmp_path / "first", *overrides(tmp_path))

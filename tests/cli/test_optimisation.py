@@ -27,6 +27,7 @@ def test_the_metric_that_is_returned() -> None:
     assert math.isnan(objective({}, None, OBJECTIVES))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_metric_that_does_not_exist_is_named(
     tiny_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

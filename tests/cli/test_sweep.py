@@ -15,6 +15,8 @@ from tests.cli.jobs import command, environment, run_command, run_here, tiny_ove
 from tests.cli.test_interruption import results
 from tests.tracking.read_back import offline_runs, read_run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def jobs_of(runs: list[Path]) -> list[str]:
     """Names of the runs of whole jobs, without those of single stages."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,10 +18,14 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["counting", *(pytest.param(n, marks=pytest.mark.slow) for n in MECHANISMS if n != "counting")]
+    ("name", "changes"),
+    [
+        pytest.param("counting", {"gate_steps": 70}, id="counting, few steps"),
+        *(pytest.param(name, {}, id=name, marks=pytest.mark.slow) for name in MECHANISMS),
+    ],
 )
-def test_the_search_recovers_the_mechanism(name: str) -> None:
+def test_the_search_recovers_the_mechanism(name: str, changes: dict[str, Any]) -> None:
     mechanism = MECHANISMS[name]()
-    found = recover(mechanism, prepare(mechanism), SearchConfig(sizes=()))
+    found = recover(mechanism, prepare(mechanism), SearchConfig(sizes=(), **changes))
     assert found.auroc >= 0.95
     assert found.recall > 0.5

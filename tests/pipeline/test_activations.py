@@ -46,6 +46,7 @@ def expected(tiny_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return weights(trained(tiny_runs, tmp_path_factory.mktemp("work")))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_is_captured_for_a_trainer_that_this_machine_lacks(
     tiny_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

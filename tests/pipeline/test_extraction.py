@@ -291,6 +291,7 @@ def test_without_heads_no_key_changes(tiny_runs: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("undrawn")
 def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str) -> None:
     metrics = extract(tiny_extract(tiny_runs, model__architecture=architecture), tmp_path)
     assert metrics["circuit.nodes"] == 8 and reused(tmp_path) == {"task"}
@@ -322,6 +323,7 @@ def test_a_model_that_answers_nothing_still_gets_its_report(tiny_runs: Path, tmp
     assert "preservation is undefined" in shown and not re.search(r"\bnan\b", shown, re.IGNORECASE)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_below_its_target_is_reported_also_when_it_is_reused(tiny_runs: Path, tmp_path: Path) -> None:
     task = tiny_extract(tiny_runs).task.model_dump()
     for target, warned in ((1.0, True), (0.0, False)):

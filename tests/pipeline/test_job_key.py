@@ -125,6 +125,7 @@ def test_another_scorer_is_another_job(tmp_path: Path) -> None:
     assert len(keys) == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_writes_its_key(tiny_runs: Path, tmp_path: Path) -> None:
     config = tiny_extract(tiny_runs)
     run_extraction(config, tmp_path, None, Console(quiet=True))

@@ -29,6 +29,7 @@ MODEL = tiny_settings(Path("a"))["model"]
 ITSELF: dict[str, Any] = {"model": MODEL, "seed_offset": 0, "n_null": 5, "n_bootstrap": 10}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_job_with_both(tiny_runs: Path, tmp_path: Path) -> None:
     config = tiny_extract(tiny_runs, validation__dark_matter=True, comparison=ITSELF)
     returned = run_extraction(config, tmp_path, None, QUIET)

@@ -16,6 +16,8 @@ from hagd.pipeline.stage_list import STAGES
 from tests.builders import tiny_extract
 from tests.pipeline.extractions import BEFORE_SEARCH, PARTS, QUIET, extract, reused
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_a_second_run_reuses_every_stage(tiny_runs: Path, tmp_path: Path) -> None:
     again = extract(tiny_extract(tiny_runs), tmp_path)

@@ -40,6 +40,7 @@ def recalled(root: Path, tokenizer: PreTrainedTokenizerBase | None = None, **cha
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_their_figures_are_in_every_result(tmp_path: Path) -> None:
     config = recalled(tmp_path, byte_level())
     metrics = run_extraction(config, tmp_path / "one", None, QUIET)

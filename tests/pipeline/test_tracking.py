@@ -17,7 +17,7 @@ from hagd.tracking.sweep_job import SweepJob
 from tests.builders import tiny_extract, tiny_settings
 from tests.tracking.read_back import LoggedRun, offline_runs, read_run
 
-BRIEF = {"tracking__mode": "offline", "task__training__steps": 60, "transcoder__steps": 30}
+BRIEF = {"tracking__mode": "offline", "task__training__steps": 40, "transcoder__steps": 15}
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +147,14 @@ def test_stages_count_their_own_steps(runs: dict[str, LoggedRun]) -> None:
     assert levels == list(range(1, len(runs["tiny-sorting-0"].tables["hierarchy"].rows) + 1))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_stage_that_is_there_has_no_second_run(folder: Path) -> None:
     before = len(offline_runs(folder))
     run_extraction(tiny_extract(folder, **BRIEF), folder / "again", SweepJob("sweep"), Console(quiet=True))
     assert len(offline_runs(folder)) == before + 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_damaged_result_is_made_again_in_a_run_of_its_own(folder: Path) -> None:
     key = json.loads((folder / "run" / "manifest.json").read_text())["stages"]["hierarchy"]["key"]
     (folder / "artifacts" / "hierarchy" / key / "record.json").write_text("{")
@@ -172,6 +174,7 @@ def test_a_failed_extraction_is_a_failed_run(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_terminal_names_stages_headline_and_folder(tiny_runs: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160)
     folder = tmp_path / "run[a]"

@@ -34,7 +34,7 @@ def sections(group: str, name: str) -> dict[str, Any]:
     settings = tiny_settings(Path())
     if group == "model":
         return settings["model"]
-    return {**settings["task"], "n_symbols": int(name), "training": {**settings["task"]["training"], "steps": 60}}
+    return {**settings["task"], "n_symbols": int(name), "training": {**settings["task"]["training"], "steps": 30}}
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -115,6 +115,7 @@ def test_stage_gnn_trains_a_scorer_on_other_circuits(trained: tuple[Path, dict[s
     assert any("gnn/loss" in item for item in scorer_run.history)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_extraction_uses_the_scorer(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     runs, _ = trained
     options = {"search__traversal": False, "task__training__steps": 60, **BRIEF}

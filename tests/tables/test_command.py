@@ -36,6 +36,7 @@ from tests.tracking.read_back import offline_runs, read_run
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_cells_from_missing_to_shown(
     tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
