@@ -212,7 +212,12 @@ def test_without_any_part_the_circuit_is_the_attribution_ranking(tiny_runs: Path
 
 
 def test_the_smallest_size_keeps_the_target(tiny_runs: Path, tmp_path: Path) -> None:
-    options = {"graph__ablation": "resample", "search__target_preservation": 0.9, "search__gates": False}
+    options = {
+        "graph__ablation": "resample",
+        "search__target_preservation": 0.9,
+        "search__gates": False,
+        "graph__n_max": 60,
+    }
     pipeline, result = searched(tiny_runs, search__n_nodes=None, **options)
     from hagd.pipeline.stages import objective_on
 
