@@ -41,7 +41,7 @@ def write_figures(data: ReportData, folder: Path) -> tuple[Path, ...]:
     for name, draw, needed in drawings:
         if needed:
             with _styled():
-                draw(data).savefig(folder / name, dpi=DPI, facecolor="white")
+                draw(data).savefig(folder / name, dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 1})
             written.append(folder / name)
     return tuple(written)
 
