@@ -50,8 +50,9 @@ class DirectEdges(EdgeColumns):
 
     def _run(self, prompts: Prompts, ablation: Ablation) -> Tensor:
         self.forward = direct_pass(self.patched, prompts.tokens.flatten(0, 1), prompts.scored.flatten(0, 1))
-        self.deviations = self._measure(prompts, ablation)
-        self._projectors = _group_sources(self.patched, self.nodes)
+        deviations = self._measure(prompts, ablation)
+        self._active, self._dtype = deviations.active, deviations.tokens.dtype
+        self._projectors = _group_sources(self.patched, self.nodes, deviations, self.slots)
         assert self.forward.logits is not None
         return self.forward.logits
 
@@ -69,7 +70,7 @@ class DirectEdges(EdgeColumns):
         if kind != FEATURE:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
         transcoder = self.patched.transcoders.transcoders[self.patched.transcoders.layers.index(layer)]
-        where = (self.slots == slot) & self.deviations.active[layer][..., feature]
+        where = (self.slots == slot) & self._active[layer][..., feature]
         if not where.any():
             return torch.empty(0, dtype=torch.long), torch.empty(0)
         read = self.forward.read[layer][where].to(transcoder.W_enc.dtype)
@@ -83,9 +84,10 @@ class DirectEdges(EdgeColumns):
         for leaf, gradient in zip(leaves, gradients, strict=True):
             if gradient is None:
                 continue
+            gradient = gradient.to(self._dtype)
             for projector in self._projectors.get(leaf, ()):
                 index.append(projector.nodes)
-                effect.append(projector.effects(gradient, self.deviations, self.slots) / self.n_prompts)
+                effect.append(projector.effects(gradient) / self.n_prompts)
         if not index:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
         # A cross-layer feature writes to several layers: its effects add up.
@@ -119,44 +121,49 @@ class _Projector:
     """Turns the gradient at one leaf into the edges of the nodes that write there, in one slot."""
 
     kind: int
-    layer: int
-    slot: int
     nodes: Tensor  # [s]
     features: Tensor  # [s]
     directions: Tensor  # [s, d], decoder rows; empty for other kinds
+    where: tuple[Tensor, ...]  # the slot's p positions in [B, T]
+    deviation: Tensor  # [p, s] of features, [p, H, e] of heads, else [p, d]
 
-    def effects(self, gradient: Tensor, deviations: Deviations, slots: Tensor) -> Tensor:
+    def effects(self, gradient: Tensor) -> Tensor:
         """Sum over the slot's positions of `gradient · direction · deviation`, `[s]`."""
-        where = slots == self.slot
-        g = gradient[where].to(deviations.tokens.dtype)
+        g = gradient[self.where]
         if self.kind == FEATURE:
-            deviation = deviations.features[self.layer][where][:, self.features]
-            return ((g @ self.directions.T) * deviation).sum(0)
+            return ((g @ self.directions.T) * self.deviation).sum(0)
         if self.kind == HEAD:
-            return (g * deviations.heads[self.layer][where]).sum((0, 2))[self.features]
-        deviation = deviations.tokens if self.kind == TOKEN else deviations.errors[self.layer]
-        return (g * deviation[where]).sum().reshape(1)
+            return (g * self.deviation).sum((0, 2))[self.features]
+        return (g * self.deviation).sum().reshape(1)
 
 
-def _group_sources(patched: PatchedModel, nodes: Nodes) -> dict[Leaf, list[_Projector]]:
-    """Projectors by the leaf that they read."""
+def _group_sources(
+    patched: PatchedModel, nodes: Nodes, deviations: Deviations, slots: Tensor
+) -> dict[Leaf, list[_Projector]]:
+    """Projectors by the leaf that they read; `slots` are `[B, T]`."""
     groups: dict[Leaf, list[_Projector]] = {}
+    places = [(slots == slot).nonzero(as_tuple=True) for slot in range(patched.layout.n_slots)]
     keys = torch.stack([torch.as_tensor(x) for x in (nodes.kind, nodes.layer, nodes.slot)], dim=1)
     for kind, layer, slot in keys.unique(dim=0).tolist():
         if kind == LOGIT:
             continue
         members = ((keys == torch.tensor([kind, layer, slot])).all(1)).nonzero()[:, 0]
-        features = torch.as_tensor(nodes.feature)[members]
+        features = torch.as_tensor(nodes.feature)[members].to(slots.device)
+        where = places[slot]
         if kind != FEATURE:
             written: Leaf = ("embedding", -1) if kind == TOKEN else ("heads" if kind == HEAD else "site", layer)
-            groups.setdefault(written, []).append(_Projector(kind, layer, slot, members, features, torch.empty(0)))
+            moved = {TOKEN: {layer: deviations.tokens}, HEAD: deviations.heads}.get(kind, deviations.errors)[layer]
+            groups.setdefault(written, []).append(
+                _Projector(kind, members, features, torch.empty(0), where, moved[where])
+            )
             continue
+        moved = deviations.features[layer][where][:, features]
         index = patched.transcoders.layers.index(layer)
         transcoder = patched.transcoders.transcoders[index]
         for leaf, decoder in zip(
             patched.transcoders.layers[index:], (transcoder.W_dec, *transcoder.W_later), strict=False
         ):
-            projector = _Projector(kind, layer, slot, members, features, decoder[features])
+            projector = _Projector(kind, members, features, decoder[features], where, moved)
             groups.setdefault(("site", leaf), []).append(projector)
     return groups
 

@@ -133,7 +133,7 @@ def rotation(lm: LanguageModel, position: int, dtype: torch.dtype) -> Tensor:
     if lm.adapter.rotary is None:
         return one
     angles: Any = lm.model.get_submodule(lm.adapter.rotary)
-    cos, sin = (x[0, 0].to(dtype) for x in angles(one[None], torch.tensor([[position]], device=lm.device)))
+    cos, sin = (x[0, 0].to(one) for x in angles(one[None], torch.tensor([[position]], device=lm.device)))
     turned, rest = one[:, : len(cos)], one[:, len(cos) :]
     half = len(cos) // 2
     across = torch.cat([-turned[:, half:], turned[:, :half]], dim=1)

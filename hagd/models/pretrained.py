@@ -20,6 +20,8 @@ from hagd.models.layer_streaming import StoredWeights, StreamedLanguageModel, mo
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -30,7 +32,7 @@ def load_pretrained(
 
     Only safetensors are read and no code from the repository runs. A `tokenizer` that `load_pretrained_tokenizer` gave
     is not loaded again. With `layer_streaming` the weights stay on disk (`hagd.models.layer_streaming`); layers are
-    then computed on the GPU if `config.device_map` is set, else on the CPU.
+    then computed on one device: a GPU if `config.device_map` names one or spreads models, else the CPU.
 
     Raises:
         ModelError: names model.path (or the key at fault): missing folder, damaged or missing files, unknown
@@ -217,8 +219,15 @@ def _stream_weights(source: str, config: PretrainedModel, tokenizer: PreTrainedT
             f"model.path={config.path}: the weights cannot be streamed ({_first_line(error)}); expected complete "
             "safetensors files that fit config.json; copy or download the model again"
         ) from error
-    device = "cuda" if config.device_map is not None and torch.cuda.is_available() else "cpu"
+    device = _streaming_device(config.device_map)
     return StreamedLanguageModel(model, weights, tokenizer or _load_tokenizer(source, config), config.name, device)
+
+
+def _streaming_device(device_map: str | None) -> str:
+    """The device that `device_map` names; of one that spreads a model, the first GPU where there is one."""
+    if device_map in _SPREADING:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device_map or "cpu"
 
 
 def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizerBase:

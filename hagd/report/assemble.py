@@ -187,11 +187,13 @@ def _sized(run: Extraction, circuits: Sequence[Circuit]) -> tuple[SizedCircuit, 
 
 @torch.no_grad()
 def _observe(run: Extraction) -> Observed:
+    """On the CPU: tokens are read one by one."""
     prompts = run.discovery.prompts[: run.config.report.effect_prompts]
     tokens, slots = prompts.tokens.flatten(0, 1), prompts.slots.flatten(0, 1)
-    f = run.patched.features(tokens)[0]
-    heads = run.patched.heads(tokens).norm(dim=-1) if run.config.graph.heads else None
-    return Observed(f, tokens, slots, run.task.slot_names, _token_text(run.patched, run.task), heads)
+    f = run.patched.features(tokens)[0].cpu()
+    heads = run.patched.heads(tokens).norm(dim=-1).cpu() if run.config.graph.heads else None
+    text = _token_text(run.patched, run.task)
+    return Observed(f, tokens.cpu(), slots.cpu(), run.task.slot_names, text, heads)
 
 
 @torch.no_grad()

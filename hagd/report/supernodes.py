@@ -28,7 +28,7 @@ _LOGITS_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class Observed:
-    """Features and heads on some prompts.
+    """Features and heads on some prompts, on the CPU.
 
     Attributes:
         f: `[L, B, T, m]`.
@@ -159,11 +159,11 @@ def _relative_activity(
         if not where.any():
             continue
         f = observed.activation(patched, kind, layer, torch.as_tensor(nodes.feature[rows])).float() * where[..., None]
-        f = (f / f.amax((0, 1)).clamp(min=1e-12)).cpu()  # [B, T, rows]
+        f = f / f.amax((0, 1)).clamp(min=1e-12)  # [B, T, rows]
         by_prompt[rows] = f.amax(1).T.numpy()
-        ids = token[where].cpu()
+        ids = token[where]
         count = torch.bincount(ids, minlength=n_tokens).clamp(min=1)
-        total = torch.zeros(n_tokens, len(rows)).index_add_(0, ids, f[where.cpu()])
+        total = torch.zeros(n_tokens, len(rows)).index_add_(0, ids, f[where])
         by_token[rows] = (total / count[:, None]).T.numpy()
     return by_token, by_prompt
 

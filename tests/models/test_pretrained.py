@@ -155,6 +155,21 @@ def test_a_gpu_that_is_not_there_is_not_blamed_on_the_weights(gpt2: Path, monkey
         load_pretrained(settings(gpt2, device_map="cuda:1"))
 
 
+@pytest.mark.parametrize(
+    ("device_map", "device"),
+    [("cuda:1", "cuda:1"), ("cuda", "cuda"), ("auto", "cuda"), ("cpu", "cpu"), (None, "cpu")],
+)
+def test_layers_are_streamed_to_the_device_that_is_named(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch, device_map: str | None, device: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("hagd.models.pretrained.StreamedLanguageModel", lambda *arguments: arguments)
+    config, tokenizer = settings(gpt2, device_map=device_map), load_tokenizer(settings(gpt2), gpt2)
+    made: Any = load_pretrained(config, tokenizer=tokenizer, layer_streaming=True)
+    assert made[-1] == device
+
+
 def test_a_tokenizer_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, "Qwen2Config", "Qwen2ForCausalLM", GROUPED)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "text": 1}, unk_token="<unk>"))

@@ -65,11 +65,13 @@ class Sources:
             active.layer, torch.arange(self.n_layers + 1, device=active.layer.device)
         ).tolist()
         self._writers: dict[int, list[_Writers]] = {layer: [] for layer in range(self.n_layers)}
+        self._bounds = {layer: [0] * (self.n_positions + 1) for layer in range(self.n_layers)}
         for index, transcoder in enumerate(transcoders.transcoders):
             first, last = self._first[transcoder.layer], self._first[transcoder.layer + 1]
             rows, scale = active.feature[first:last], active.activation[first:last, None]
             inside = torch.arange(self.n_positions + 1, device=rows.device)
             bounds = torch.searchsorted(active.position[first:last].contiguous(), inside).tolist()
+            self._bounds[transcoder.layer] = bounds
             decoders = (transcoder.W_dec, *transcoder.W_later)
             for decoder, layer in zip(decoders, transcoders.layers[index:], strict=False):
                 self._writers[layer].append(_Writers(first, (decoder[rows] * scale).to(embedding.dtype), bounds))
@@ -101,9 +103,8 @@ class Sources:
 
     def bounds(self, layer: int, position: int) -> tuple[int, int]:
         """Columns of the features of a layer at positions up to and including `position`."""
-        first, last = self._first[layer], self._first[layer + 1]
-        inside = self.active.position[first:last]
-        return first, first + int(torch.searchsorted(inside, position, right=True))
+        first = self._first[layer]
+        return first, first + self._bounds[layer][position + 1]
 
     def error(self, layer: int) -> int:
         """Column of the first error of a layer; of the first token, for the number of layers."""
@@ -145,11 +146,12 @@ class Sources:
             return
         places = torch.arange(len(gradient), device=gradient.device)
         others[places, positions] += (gradient * own[positions]).sum(1)
+        first = 0
         for p, count in zip(*(x.tolist() for x in positions.unique_consecutive(return_counts=True)), strict=True):
-            first = int(torch.searchsorted(positions, p))
             where = slice(first, first + count)
             for each in writers:
                 _multiply(gradient[where], each, p, rows.features, where)
+            first += count
 
     def _project_heads(self, layer: int, gradient: Tensor, positions: Tensor, rows: Rows) -> None:
         written, start = self.heads[layer], self.heads_below(layer)
