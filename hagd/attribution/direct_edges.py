@@ -152,7 +152,10 @@ def _group_sources(
         where = places[slot]
         if kind != FEATURE:
             written: Leaf = ("embedding", -1) if kind == TOKEN else ("heads" if kind == HEAD else "site", layer)
-            moved = {TOKEN: {layer: deviations.tokens}, HEAD: deviations.heads}.get(kind, deviations.errors)[layer]
+            if kind == TOKEN:
+                moved = deviations.tokens
+            else:
+                moved = (deviations.heads if kind == HEAD else deviations.errors)[layer]
             groups.setdefault(written, []).append(
                 _Projector(kind, members, features, torch.empty(0), where, moved[where])
             )

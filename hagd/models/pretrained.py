@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hagd.config.model import PretrainedModel
-from hagd.errors import ModelError
+from hagd.errors import ModelError, OutOfMemoryError
 from hagd.hub import hub_problem
 from hagd.models.architectures import all_adapters
 from hagd.models.language_model import LanguageModel, unsupported
 from hagd.models.layer_streaming import StoredWeights, StreamedLanguageModel, model_without_weights, weight_files
+from hagd.models.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Values of `device_map` that spread a model over all devices."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -37,6 +39,7 @@ def load_pretrained(
     Raises:
         ModelError: names model.path (or the key at fault): missing folder, damaged or missing files, unknown
             architecture, unreachable hub, gated or unknown repository.
+        OutOfMemoryError: the weights do not fit.
     """
     if config.device_map is not None and importlib.util.find_spec("accelerate") is None:
         raise ModelError(
@@ -181,6 +184,11 @@ def _load_weights(source: str, config: PretrainedModel) -> PreTrainedModel:
         )
     # Missing shards, truncated files, sizes that differ from config.json: each raises a type of its own.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"{where}expected memory for the weights, found too little ({_first_line(error)}); set "
+                "model.dtype=bfloat16, model.device_map=auto or transcoder.activations.layer_streaming=true"
+            ) from error
         raise ModelError(
             f"{where}the weights cannot be loaded ({_first_line(error)}); expected complete safetensors files that "
             "fit config.json; copy or download the model again"
@@ -227,7 +235,13 @@ def _streaming_device(device_map: str | None) -> str:
     """The device that `device_map` names; of one that spreads a model, the first GPU where there is one."""
     if device_map in _SPREADING:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return device_map or "cpu"
+    try:
+        return str(torch.device(device_map or "cpu"))
+    except RuntimeError as error:
+        raise ModelError(
+            f"model.device_map={device_map}: expected a device, for example cuda:0, or one of {', '.join(_SPREADING)}; "
+            "set it to one of these, or to null to compute on the CPU"
+        ) from error
 
 
 def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizerBase:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from hagd.artifacts.manifest import peak_rss_mb
 from hagd.errors import MemoryLimitError
 
+SMALLER_SEARCH = "graph.batch_size, search.gate_batch or graph.n_max"
+"""Keys that decide what a search holds."""
+
 Report = Callable[[str, int, int], None]
 
 
@@ -34,7 +37,7 @@ def refuse_beyond(limit_mb: int | None) -> None:
     if peak > limit_mb:
         raise MemoryLimitError(
             f"search.memory_limit_mb: expected a search of at most {limit_mb} MB, found {peak:.0f} MB; raise it, or "
-            "lower graph.batch_size, search.gate_batch or graph.n_max",
+            f"lower {SMALLER_SEARCH}",
             peak,
             limit_mb,
         )

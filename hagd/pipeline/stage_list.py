@@ -36,7 +36,7 @@ class Stage:
 
     Attributes:
         record: class of the result.
-        version: raised whenever the stage's code gives other results for the same inputs.
+        version: raised whenever the stage's code gives other results for the same inputs, beyond rounding.
         parents: stages whose results it reads.
         config: the part of the configuration that decides the result.
         compute: called with the pipeline, the scratch folder and a progress reporter.

@@ -20,7 +20,7 @@ class StopTogether(Callback):
     middle of a step. With several processes it also talks to the others from within the signal, between whatever they
     are exchanging at that moment, and each then stops at a boundary of its own. Neither leaves a checkpoint.
 
-    Several CUDA devices tell of it a step late, since no step but the last waits for them.
+    Several CUDA devices tell of it a step late, since no step but the first and the last waits for them.
     """
 
     def __init__(self) -> None:

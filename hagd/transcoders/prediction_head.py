@@ -89,8 +89,8 @@ class PredictionHead(nn.Module):
             # Under autocast the query has its precision, and the sums over active pairs want that of the keys.
             at_active = gather_dot(query.to(keys.dtype), active, keys, bias).relu()
             at_sample = torch.addmm(bias[sample], query, keys[sample].T).relu()
-        # On a GPU autocast would sum in its precision, and float16 cannot hold squares of all pairs.
-        with torch.autocast("cuda", enabled=False):
+        # Autocast would sum in its precision, and float16 cannot hold squares of all pairs.
+        with torch.autocast(weight.device.type, enabled=False):
             misses = (target.values - at_active).square() @ weight[active.index]
             inactive = at_sample.to(weight.dtype).square().masked_fill(_active_in(target, sample), 0)
             return misses + (inactive @ weight[sample]).sum() * (active.m / len(sample))

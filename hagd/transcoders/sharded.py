@@ -29,8 +29,7 @@ class ShardedTraining(JointTraining):
 
         Parts are on the trainer's device from then on; Lightning moves the rest of this module there afterwards.
         """
-        device = self.device if self._trainer is None else self.trainer.strategy.root_device
-        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        mesh = init_device_mesh(self.trainer.strategy.root_device.type, (dist.get_world_size(),))
         power: list[torch.Tensor] = []
 
         def keep_part(layer: int, unit: Dictionary | PredictionHead) -> None:

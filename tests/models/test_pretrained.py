@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hagd.config.model import PretrainedModel
-from hagd.errors import ModelError
+from hagd.errors import ModelError, OutOfMemoryError
 from hagd.models.freezing import frozen_linear
 from hagd.models.load import load_model, load_tokenizer
 from hagd.models.pretrained import load_pretrained
@@ -168,6 +168,24 @@ def test_layers_are_streamed_to_the_device_that_is_named(
     config, tokenizer = settings(gpt2, device_map=device_map), load_tokenizer(settings(gpt2), gpt2)
     made: Any = load_pretrained(config, tokenizer=tokenizer, layer_streaming=True)
     assert made[-1] == device
+
+
+@pytest.mark.parametrize("device_map", ["balnced", "disk"])
+def test_layers_are_not_streamed_to_what_is_no_device(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch, device_map: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ModelError, match=rf"model\.device_map={device_map}: expected a device, .* or one of auto, "):
+        load_pretrained(settings(gpt2, device_map=device_map), layer_streaming=True)
+
+
+def test_weights_that_do_not_fit_are_not_called_damaged(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", too_large)
+    with pytest.raises(OutOfMemoryError, match=r"model\.path=.*found too little \(.*\); set model\.dtype=bfloat16, "):
+        load_pretrained(settings(gpt2))
 
 
 def test_a_tokenizer_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:

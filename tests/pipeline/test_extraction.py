@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import yaml
 from hagd.artifacts.codec import load_record
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
-from hagd.errors import ConfigError, TaskError
+from hagd.errors import ConfigError
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stages import discovery_objective
@@ -293,61 +292,6 @@ def test_without_heads_no_key_changes(tiny_runs: Path) -> None:
     plain, heads = (Pipeline(tiny_extract(tiny_runs, graph__heads=on), QUIET) for on in (False, True))
     assert {name for name in PARTS if plain.key(name) == heads.key(name)} == BEFORE_SEARCH - {"graph", "hierarchy"}
     assert "head_means" not in plain.parents("report") and "head_means" in heads.parents("report")
-
-
-@pytest.mark.parametrize("architecture", ["gpt_neox", pytest.param("llama", marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("undrawn")
-def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str) -> None:
-    metrics = extract(tiny_extract(tiny_runs, model__architecture=architecture), tmp_path)
-    assert metrics["circuit.nodes"] == 8 and reused(tmp_path) == {"task"}
-
-
-@pytest.mark.parametrize(
-    "task",
-    [
-        pytest.param({"name": "modular_arithmetic", "p": 11}, id="modular_arithmetic", marks=pytest.mark.slow),
-        pytest.param({"name": "parity", "length": 6}, id="parity", marks=pytest.mark.slow),
-    ],
-)
-def test_other_tasks(tiny_runs: Path, tmp_path: Path, task: dict[str, object]) -> None:
-    training = tiny_extract(tiny_runs).task.model_dump()["training"]
-    sizes = {"n_train": 30, "n_discovery": 12, "n_selection": 8, "n_validation": 10, "only_correct": False}
-    metrics = extract(tiny_extract(tiny_runs, task={**task, **sizes, "training": training}), tmp_path)
-    assert metrics["circuit.nodes"] == 8
-
-
-def test_a_model_that_answers_nothing_still_gets_its_report(tiny_runs: Path, tmp_path: Path) -> None:
-    task = {**tiny_extract(tiny_runs).task.model_dump(), "only_correct": False}
-    task["training"] = {**task["training"], "steps": 1, "learning_rate": 1e-8}
-    metrics = extract(tiny_extract(tiny_runs, task=task, transcoder__steps=5), tmp_path)
-    assert metrics["model.accuracy"] == 0
-    written = json.loads((tmp_path / "metrics.json").read_text())
-    assert "validation.preservation" not in written  # undefined, and JSON has no NaN
-    report = (tmp_path / "report.html").read_text()
-    shown = report.split("<script")[0]
-    assert "preservation is undefined" in shown and not re.search(r"\bnan\b", shown, re.IGNORECASE)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_model_below_its_target_is_reported_also_when_it_is_reused(tiny_runs: Path, tmp_path: Path) -> None:
-    task = tiny_extract(tiny_runs).task.model_dump()
-    for target, warned in ((1.0, True), (0.0, False)):
-        task["training"] = {**task["training"], "steps": 10, "target_accuracy": target}
-        config = tiny_extract(tiny_runs, task=task, transcoder__steps=5, search__method="random")
-        Pipeline(config, QUIET).get("lm")
-        metrics = extract(config, tmp_path / str(target))
-        assert 0 < metrics["model.accuracy"] < 1
-        report = (tmp_path / str(target) / "report.html").read_text()
-        answers = f"the full model answers {metrics['model.accuracy']:.1%} of the validation prompts correctly"
-        sentence = f"{answers}, expected at least {target:.0%}"
-        assert (sentence in report) == warned
-
-
-def test_a_model_that_answers_no_discovery_prompt_is_refused(tiny_runs: Path) -> None:
-    task = tiny_extract(tiny_runs).task.model_dump()
-    task["training"] = {**task["training"], "steps": 1, "learning_rate": 1e-8}
-    with pytest.raises(TaskError, match=r"none of the 24 discovery prompts.*task\.training\.steps"):
-        Pipeline(tiny_extract(tiny_runs, task=task), QUIET).get("prompts")
 
 
 def test_more_nodes_than_there_are(tiny_runs: Path) -> None:

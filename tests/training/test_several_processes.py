@@ -48,7 +48,12 @@ def test_a_signal_does_not_save_what_is_above_its_limit(tmp_path: Path) -> None:
 def test_steps_do_not_wait_to_hear_of_a_signal_but_the_last_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be read off `meta`."""
     told = iter([0, 0, 1])
-    monkeypatch.setattr(termination, "LateReading", lambda: lambda number: next(told))
+
+    def late(number: Tensor) -> int:
+        assert number.device.type == "meta"
+        return next(told)
+
+    monkeypatch.setattr(termination, "LateReading", lambda: late)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: None)
 
     def end_of(step: int, device: str) -> None:

@@ -66,15 +66,13 @@ def test_a_step_in_mixed_precision_is_near_one_in_full(kind: PredictionHeadKind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gpu_sums_in_float16_what_it_holds(kind: PredictionHeadKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many tokens together come to more. The CPU plays the GPU."""
+def test_the_loss_is_no_sum_in_float16(kind: PredictionHeadKind) -> None:
+    """Which cannot hold what many tokens come to."""
     config = settings(prediction_head=kind, expansion=2)
     stacked = random_stacked(config, n_layers=2).float()
     tokens = [side.float() for side in random_tokens(n_layers=2, n=60_000)]
     full = stacked.losses(*tokens, 0).prediction
-    autocast = torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda device, **settings: autocast("cpu", **settings))
-    with autocast("cpu", torch.float16):
+    with torch.autocast("cpu", torch.float16):
         mixed = stacked.losses(*tokens, 0).prediction
     torch.testing.assert_close(mixed, full, rtol=0.01, atol=0)
 

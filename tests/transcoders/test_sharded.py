@@ -48,12 +48,18 @@ def tokens() -> tuple[Tensor, Tensor]:
     return x, (x @ torch.randn(LAYERS, D, D, generator=g)).relu()
 
 
+def trainer_on(device: torch.device) -> Any:
+    """What a module asks of its trainer."""
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=device), global_step=0)
+
+
 def started(config: TranscoderConfig, kind: type[TranscoderTraining]) -> Any:
     """A training on these tokens; all of them start it."""
     x, y = tokens()
     scalings = Scaling.of(x), Scaling.of(y)
     if issubclass(kind, JointTraining):
         module = kind(config, 0, *scalings, (x, y))
+        module.trainer = trainer_on(torch.device("cpu"))
         module.configure_model()
         return module
     stacked = StackedTranscoders(config, LAYERS, D, seed=0)
@@ -146,7 +152,7 @@ def test_parts_are_on_the_device_of_the_trainer(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sharded, "init_device_mesh", asked)
     x, y = tokens()
     module = ShardedTraining(settings("tied"), 0, Scaling.of(x), Scaling.of(y), (x, y))
-    module._trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 1)))  # type: ignore
+    module.trainer = trainer_on(torch.device("cuda", 1))
     with pytest.raises(Asked) as found:
         module.configure_model()
     assert found.value.args == ("cuda", (4,))
