@@ -42,8 +42,8 @@ from hagd.hierarchy.coherence import coherence
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.hierarchy.records import Hierarchy, nodes_key
 from hagd.patching.objective import Objective
+from hagd.pipeline.objectives import objective_on
 from hagd.pipeline.pipeline import Pipeline
-from hagd.pipeline.stages import objective_on
 from hagd.search.traversal import find_idle
 
 AFFINITIES = ("edges", "attribution", "targets", "effects", "coactivation")

@@ -40,8 +40,8 @@ from hagd.hierarchy.records import Hierarchy
 from hagd.patching.means import head_means
 from hagd.patching.objective import Objective, Outcome
 from hagd.patching.patched_model import PatchedModel
+from hagd.pipeline.objectives import discovery_objective, objective_on
 from hagd.pipeline.pipeline import Pipeline
-from hagd.pipeline.stages import discovery_objective, objective_on
 from hagd.search.find_circuit import Searched, find_circuit
 from hagd.search.records import Circuit
 from hagd.tasks.records import Prompts

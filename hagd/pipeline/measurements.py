@@ -16,8 +16,8 @@ from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import SlotMeans
+from hagd.pipeline.objectives import discovery_objective
 from hagd.pipeline.progress import StageProgress
-from hagd.pipeline.stages import discovery_objective
 from hagd.search.baselines import by_method
 from hagd.search.records import SearchResult
 from hagd.tasks.build import can_shift, shifted_prompts

@@ -17,6 +17,7 @@ from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
 from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline import decided_by, measurements, prompt_stages, stages
+from hagd.pipeline.objectives import discovery_objective
 from hagd.pipeline.progress import StageProgress
 from hagd.report.assemble import Extraction, assemble
 from hagd.report.prompt.records import PromptReport
@@ -71,7 +72,7 @@ def _extraction(p: Pipeline) -> Extraction:
     return Extraction(
         config=p.config,
         patched=p.patched,
-        discovery=stages.discovery_objective(p.config, p.patched, p.get("prompts")),
+        discovery=discovery_objective(p.config, p.patched, p.get("prompts")),
         task=p.get("prompts"),
         graph=p.get("graph"),
         hierarchy=p.get("hierarchy"),

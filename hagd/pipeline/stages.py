@@ -20,7 +20,7 @@ from hagd.attribution.node_attribution import attribute_nodes
 from hagd.attribution.records import AttributionGraph
 from hagd.config.model import MiniModel
 from hagd.config.run import StagesConfig
-from hagd.config.stages import GraphConfig, SearchLoss
+from hagd.config.stages import GraphConfig
 from hagd.config.task import SymbolicTask
 from hagd.config.transcoder import TranscoderConfig
 from hagd.errors import ConfigError, NumericalError, TaskError
@@ -31,10 +31,10 @@ from hagd.hierarchy.records import Hierarchy
 from hagd.models.language_model import LanguageModel
 from hagd.models.records import TrainedLM
 from hagd.patching.means import head_means, slot_means
-from hagd.patching.objective import Objective
 from hagd.patching.patched_model import PatchedModel
 from hagd.patching.records import HeadMeans, SlotMeans
 from hagd.pipeline.memory_limit import refuse_beyond, within
+from hagd.pipeline.objectives import discovery_objective, objective_on
 from hagd.pipeline.progress import StageProgress
 from hagd.search.baselines import by_method
 from hagd.search.find_circuit import Searched, find_circuit
@@ -323,28 +323,3 @@ def validate_circuit(
     }
     grid, ablation = config.search.sizes, config.graph.ablation
     return validate(patched, task, graph, result, controls, grid, ablation, config.validation, config.seed, progress)
-
-
-def discovery_objective(config: StagesConfig, patched: PatchedModel, task: TaskData) -> Objective:
-    """The objective of attribution and search."""
-    return objective_on(config, patched, task, task.discovery)
-
-
-def objective_on(
-    config: StagesConfig,
-    patched: PatchedModel,
-    task: TaskData,
-    prompts: Prompts,
-    loss: SearchLoss = "divergence",
-) -> Objective:
-    """An objective with the configured ablation and error mode."""
-    graph = config.graph
-    return Objective(
-        patched,
-        task,
-        prompts,
-        ablation=graph.ablation,
-        error=graph.error,
-        batch_size=graph.batch_size,
-        loss=loss,
-    )

@@ -16,9 +16,9 @@ from hagd.artifacts.codec import load_record
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
+from hagd.pipeline.objectives import discovery_objective
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_list import STAGES
-from hagd.pipeline.stages import discovery_objective
 from hagd.search.records import Circuit, SearchResult
 from tests.builders import tiny_extract
 from tests.pipeline.extractions import BEFORE_SEARCH, PARTS, QUIET, extract, reused
@@ -218,7 +218,7 @@ def test_the_smallest_size_keeps_the_target(tiny_runs: Path, tmp_path: Path) -> 
         "graph__n_max": 60,
     }
     pipeline, result = searched(tiny_runs, search__n_nodes=None, **options)
-    from hagd.pipeline.stages import objective_on
+    from hagd.pipeline.objectives import objective_on
 
     selection = objective_on(
         pipeline.config, pipeline.patched, pipeline.get("prompts"), pipeline.get("prompts").selection

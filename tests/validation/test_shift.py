@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hagd.patching.objective import Objective
+from hagd.pipeline.objectives import discovery_objective
 from hagd.pipeline.pipeline import Pipeline
-from hagd.pipeline.stages import discovery_objective
 from hagd.search.baselines import by_method
 from hagd.tasks.records import Prompts
 from hagd.validation.shift import measure_shift
