@@ -56,7 +56,7 @@ def corpus_tokens(
         progress: called with tokens done and to do.
 
     Raises:
-        ConfigError: no source is configured, it cannot be read, or it has too little text.
+        ConfigError: the source cannot be read, or it has too little text.
     """
     n_sequences = -(-corpus.n_tokens // corpus.context)
     wanted = n_sequences * corpus.context
@@ -216,10 +216,9 @@ def _texts(corpus: Corpus) -> Iterator[tuple[str, bool]]:
     """Pieces of text, and whether a document ends with each."""
     if corpus.data_files is not None:
         yield from _file_texts(corpus.data_files)
-    elif corpus.dataset is not None:
-        yield from _hub_texts(corpus, corpus.dataset)
     else:
-        raise ConfigError(f"transcoder.corpus: no source; set transcoder.corpus.dataset to a hub name, or {_LOCAL}")
+        assert corpus.dataset is not None, "refused by the configuration"
+        yield from _hub_texts(corpus, corpus.dataset)
 
 
 def _files(pattern: str) -> list[Path]:

@@ -20,6 +20,16 @@ class Corpus(Section):
     n_tokens: int = Field(20_000, ge=1, description="tokens to read")
     context: int = Field(128, ge=2, description="tokens a sequence")
 
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Corpus:
+        if self.dataset is None and self.data_files is None:
+            raise ValueError(
+                "dataset and data_files: expected a source of text, found null for both; set "
+                "transcoder.corpus.dataset to a hub name, transcoder.corpus.data_files to local text files (a path or "
+                "a glob pattern), or transcoder.corpus=null"
+            )
+        return self
+
 
 class ActivationsConfig(Section):
     """Where the activations that train the transcoders are kept, between the model and the training."""

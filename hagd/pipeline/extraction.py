@@ -16,7 +16,7 @@ from hagd.errors import MemoryLimitError
 from hagd.pipeline.measurements import measurements
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results, write_stopped
 from hagd.pipeline.stage_runs import use
-from hagd.pipeline.start import start, tracked_pipeline
+from hagd.pipeline.start import refuse_untrainable_dictionaries, start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
@@ -43,6 +43,8 @@ def run_extraction(
     with tracked_pipeline(config, console, name, of_sweep, "extract", folder) as (run, pipeline):
         for each in measurements(config):
             pipeline.key(each)  # settings that do not fit the other model are refused before hours of search
+        if config.comparison is not None:
+            refuse_untrainable_dictionaries(pipeline.compared)
         if config.comparison is not None and pipeline.waits("search"):
             pipeline.compared.get("search")  # needed later; meanwhile another process makes what this job reads first
         try:

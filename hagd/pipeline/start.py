@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig, StagesConfig
+from hagd.errors import ConfigError
 from hagd.pipeline.job_key import job_key
 from hagd.pipeline.outputs import write_config
 from hagd.pipeline.pipeline import Pipeline
@@ -20,6 +21,7 @@ from hagd.pipeline.stage_runs import StageRuns
 from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
+from hagd.transcoders.optimisers import refuse_missing_package
 
 
 def start(config: ExtractConfig, folder: Path) -> None:
@@ -28,10 +30,11 @@ def start(config: ExtractConfig, folder: Path) -> None:
     A process that only lends its device to the trainings of another (`is_helper`) exits here, after them.
 
     Raises:
-        HagdError: files that the configuration names are missing.
+        HagdError: files that the configuration names are missing, or a package that it needs.
     """
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    refuse_untrainable_dictionaries(Pipeline(config, Console(quiet=True)))
     if is_helper():
         Pipeline(config, Console(quiet=True)).get("transcoders")
         raise SystemExit(0)
@@ -39,6 +42,22 @@ def start(config: ExtractConfig, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder)
     job_key(config)  # whatever the configuration names is there
+
+
+def refuse_untrainable_dictionaries(pipeline: Pipeline) -> None:
+    """Before any stage runs.
+
+    Raises:
+        ConfigError: dictionaries are to be trained and the package of their optimiser is not installed.
+    """
+    options = pipeline.config.transcoder
+    if options.path is not None:
+        return
+    try:
+        refuse_missing_package(options)
+    except ConfigError:
+        if not pipeline.store.contains("transcoders", pipeline.key("transcoders")):
+            raise
 
 
 @contextmanager

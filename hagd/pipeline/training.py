@@ -22,7 +22,7 @@ from hagd.pipeline.dictionaries import export
 from hagd.pipeline.outputs import track_dictionaries, write_config, write_manifest, write_metrics
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_runs import use
-from hagd.pipeline.start import tracked_pipeline
+from hagd.pipeline.start import refuse_untrainable_dictionaries, tracked_pipeline
 from hagd.search.scorer.records import ScoredGraph, TrainedScorer
 from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run
@@ -57,6 +57,8 @@ def run_training(
     """
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    if config.stage == "transcoder":
+        refuse_untrainable_dictionaries(Pipeline(config, Console(quiet=True)))
     train = {"lm": _train_lm, "transcoder": _train_transcoders, "gnn": _train_scorer}[config.stage]
     if is_helper():
         train(config, Pipeline(config, Console(quiet=True)), sections, Run(None))
@@ -121,7 +123,10 @@ def _train_scorer(config: TrainConfig, pipeline: Pipeline, sections: SectionRead
     precision = config.trainer.precision
     settings |= {} if precision == "32-true" else {"precision": precision}
     key = stage_key("scorer", _SCORER_VERSION, settings, parents, config.seed)
-    graphs = [] if pipeline.store.contains("scorer", key) else [_labelled(source) for source in sources]
+    stored_before = pipeline.store.contains("scorer", key)
+    for source in () if stored_before else sources:
+        refuse_untrainable_dictionaries(source)
+    graphs = [] if stored_before else [_labelled(source) for source in sources]
     loggers = [] if pipeline.stage_runs is None else pipeline.stage_runs.loggers("scorer", run)
     stored: Stored[TrainedScorer] = pipeline.store.get_or_compute(
         "scorer",

@@ -13,15 +13,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
-from hagd.config.transcoder import TranscoderConfig
-from hagd.errors import ConfigError
 from hagd.training.loss_watch import BY_PART
 from hagd.training.own_layers import OwnLayersStrategy
 from hagd.training.processes import rank_and_world
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-
-_BETAS = (0.6, 0.99)
-"""A usual 0.9 and 0.999 average ten and a thousand steps, too many where a training has some hundred."""
+from hagd.transcoders.optimisers import build_optimiser
 
 _RATE_AT = 2**14
 """Dictionary size whose peak rate is `learning_rate`; it falls with √m (Gao et al. 2024)."""
@@ -94,7 +90,7 @@ class TranscoderTraining(pl.LightningModule):
         """The optimiser and its schedule, a function of the step alone."""
         config = self.stacked.config
         peak = config.learning_rate * (_RATE_AT / self.stacked.dictionaries[0].m) ** 0.5
-        optimiser = _optimiser(config, _groups(self.stacked, peak))
+        optimiser = build_optimiser(config, _groups(self.stacked, peak))
         self._stop_stepping_early()
         if self._gradients_are_final():
             self._step_early(optimiser)
@@ -159,30 +155,3 @@ def _groups(stacked: StackedTranscoders, peak: float) -> list[dict[str, Any]]:
         length = max(float(lengths.mean()), _SHORTEST)
         groups.append({"params": [matrix], "lr": peak * length ** (1 / 3)})
     return groups
-
-
-def _optimiser(config: TranscoderConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    match config.optimiser:
-        case "adam":
-            return torch.optim.Adam(groups, lr=config.learning_rate, betas=_BETAS, fused=True)
-        case "adafactor":
-            from transformers.optimization import Adafactor
-
-            # Every entry moves as the schedule asks: torch's own would scale rates by the parameters' size, with which
-            # biases, which start at zero, hardly move. Clipping of the update off: it would change the rate too.
-            return Adafactor(
-                groups,
-                lr=config.learning_rate,
-                clip_threshold=float("inf"),
-                scale_parameter=False,
-                relative_step=False,
-            )
-        case "adam8bit":
-            try:
-                from torchao.optim import Adam8bit
-            except ImportError as error:
-                raise ConfigError(
-                    "transcoder.optimiser=adam8bit: expected the package torchao, found none; "
-                    "pip install 'hagd[optim8bit]', or choose adam or adafactor"
-                ) from error
-            return Adam8bit(groups, lr=config.learning_rate, betas=_BETAS)

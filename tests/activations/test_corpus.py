@@ -142,7 +142,6 @@ def test_sources_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "binary.txt").write_bytes(b"a b \xff\xfe")
     for corpus, message in [
-        (Corpus(), "no source"),
         (Corpus(data_files=str(tmp_path / "none*")), "no such file"),
         (Corpus(data_files=str(tmp_path)), r"a folder, not text files; .* 'FOLDER/\*\*/\*\.txt'"),
         (Corpus(data_files=str(tmp_path / "binary.txt")), "binary.txt is no UTF-8 text"),

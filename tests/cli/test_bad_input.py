@@ -9,6 +9,7 @@ import resource
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def partial_artifacts(runs: Path) -> list[Path]:
         (
             "search.scorer=nowhere",
             "search.scorer: expected null, one of edgeless, edges, or a folder with a trained scorer, found nowhere",
+        ),
+        pytest.param(
+            "transcoder.optimiser=adam8bit",
+            "transcoder.optimiser=adam8bit: expected the package torchao, found none; pip install 'hagd[optim8bit]', ",
+            marks=pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed"),
         ),
     ],
 )

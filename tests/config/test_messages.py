@@ -169,6 +169,10 @@ def test_the_example_in_a_message_is_accepted() -> None:
             ["transcoder.corpus={data_files: x.txt}"],
             "transcoder.corpus needs a model with a tokenizer, found model.kind=",
         ),
+        (
+            ["model=gpt2", "task=ioi", "transcoder.corpus={n_tokens: 500}"],
+            "transcoder.corpus.dataset and data_files: expected a source of text, found null for both; set transcoder.",
+        ),
         (["model.n_heads=3"], "model.d_model must be a multiple of n_heads=3, found 64"),
         (["task=sorting", "task.length=20"], "task.length must be at most n_symbols=10, found 20"),
         (["trainer.devices=0"], "trainer.devices must be at least 1, or auto, found 0"),

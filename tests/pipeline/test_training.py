@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hagd.errors import ConfigError
 from hagd.pipeline import training
 from hagd.pipeline.extraction import run_extraction
 from hagd.pipeline.pipeline import Pipeline
+from hagd.pipeline.start import refuse_untrainable_dictionaries
 from hagd.pipeline.training import run_training
 from hagd.search.scorer.records import TrainedScorer
 from tests.builders import tiny_extract, tiny_settings, tiny_train
@@ -70,6 +72,24 @@ def test_stage_transcoder_measures_the_dictionaries(tiny_runs: Path, tmp_path: P
     assert stored["time.transcoder_tokens_per_second"] > 0 and 0 <= stored["time.transcoder_waiting"] <= 1
     assert stored["memory.peak_mb"] > 0 and stored["time.total_s"] > 0
     assert manifest(tmp_path)["lm"]["reused"] and not manifest(tmp_path)["transcoders"]["reused"]
+
+
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed")
+def test_an_optimiser_without_its_package_is_refused_where_it_would_train(tmp_path: Path) -> None:
+    asked = {"transcoder__optimiser": "adam8bit", "task__training__steps": 2}
+    with pytest.raises(ConfigError, match=r"transcoder\.optimiser=adam8bit: expected the package torchao"):
+        run_training(tiny_train(tmp_path, stage="transcoder", **asked), no_sections, tmp_path / "run", None, QUIET)
+    gnn = tiny_train(tmp_path, stage="gnn", gnn__tasks=["7"], gnn__models=["tiny"], gnn__seeds=[0], **asked)
+    with pytest.raises(ConfigError, match=r"transcoder\.optimiser=adam8bit: expected the package torchao"):
+        run_training(gnn, sections, tmp_path / "run", None, QUIET)
+    assert not (tmp_path / "artifacts").exists()
+    run_training(tiny_train(tmp_path, stage="lm", **asked), no_sections, tmp_path / "run", None, QUIET)
+    refuse_untrainable_dictionaries(Pipeline(tiny_extract(tmp_path, transcoder__path="elsewhere", **asked), QUIET))
+    trained = Pipeline(tiny_extract(tmp_path, **asked), QUIET)
+    stored = tmp_path / "artifacts" / "transcoders" / trained.key("transcoders") / "meta.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text("{}")
+    refuse_untrainable_dictionaries(trained)
 
 
 def test_stage_lm_refuses_pretrained_models(tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ def test_a_matrix_with_shorter_rows_moves_less(optimiser: Optimiser) -> None:
     assert moved == pytest.approx({"W_enc": 3e-3, "b_enc": 3e-3, "b_dec": 3e-3, "W_dec": 1.5e-3}, rel=1e-4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
 def test_prediction_heads_keep_the_configured_rate() -> None:
     config = TranscoderConfig(k=4, expansion=4, steps=100, warmup_fraction=0.0, learning_rate=1e-4)
     stacked = StackedTranscoders(config, 2, 16, seed=0)
@@ -79,6 +78,7 @@ def test_prediction_heads_keep_the_configured_rate() -> None:
         torch.testing.assert_close(old - new, torch.full_like(old, 1e-4), rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
 def test_eight_bits_need_their_package() -> None:
     with pytest.raises(ConfigError, match=r"transcoder\.optimiser=adam8bit: expected the package torchao.*optim8bit"):
         train("adam8bit", steps=1)
