@@ -46,11 +46,7 @@ def load_pretrained(
             f"model.device_map={config.device_map}: needs the package accelerate, which is not installed; "
             "pip install 'hagd[gpu]', or set model.device_map=null"
         )
-    if (config.device_map or "").startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(
-            f"model.device_map={config.device_map}: expected a GPU that PyTorch can use, found none; "
-            "set model.device_map=null to compute on the CPU"
-        )
+    _refuse_missing_gpu(config.device_map)
     source = _checked_source(config)
     if layer_streaming:
         return _stream_weights(source, config, tokenizer)
@@ -81,6 +77,33 @@ def describe_pretrained(config: PretrainedModel) -> LanguageModel:
     description = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
     model = model_without_weights(description, getattr(torch, config.dtype))
     return LanguageModel(model, _load_tokenizer(source, config), config.name)
+
+
+def first_device(config: PretrainedModel) -> torch.device:
+    """The device that `config.device_map` names; of one that spreads a model, the first GPU where there is one.
+
+    Raises:
+        ModelError: it names no device, or a GPU where PyTorch finds none.
+    """
+    device_map = config.device_map
+    _refuse_missing_gpu(device_map)
+    if device_map in _SPREADING:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device_map or "cpu")
+    except RuntimeError as error:
+        raise ModelError(
+            f"model.device_map={device_map}: expected a device, for example cuda:0, or one of {', '.join(_SPREADING)}; "
+            "set it to one of these, or to null to compute on the CPU"
+        ) from error
+
+
+def _refuse_missing_gpu(device_map: str | None) -> None:
+    if (device_map or "").startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(
+            f"model.device_map={device_map}: expected a GPU that PyTorch can use, found none; "
+            "set model.device_map=null to compute on the CPU"
+        )
 
 
 def _checked_source(config: PretrainedModel) -> str:
@@ -227,21 +250,8 @@ def _stream_weights(source: str, config: PretrainedModel, tokenizer: PreTrainedT
             f"model.path={config.path}: the weights cannot be streamed ({_first_line(error)}); expected complete "
             "safetensors files that fit config.json; copy or download the model again"
         ) from error
-    device = _streaming_device(config.device_map)
-    return StreamedLanguageModel(model, weights, tokenizer or _load_tokenizer(source, config), config.name, device)
-
-
-def _streaming_device(device_map: str | None) -> str:
-    """The device that `device_map` names; of one that spreads a model, the first GPU where there is one."""
-    if device_map in _SPREADING:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return str(torch.device(device_map or "cpu"))
-    except RuntimeError as error:
-        raise ModelError(
-            f"model.device_map={device_map}: expected a device, for example cuda:0, or one of {', '.join(_SPREADING)}; "
-            "set it to one of these, or to null to compute on the CPU"
-        ) from error
+    device = first_device(config)
+    return StreamedLanguageModel(model, weights, tokenizer or _load_tokenizer(source, config), config.name, str(device))
 
 
 def _load_tokenizer(source: str, config: PretrainedModel) -> PreTrainedTokenizerBase:

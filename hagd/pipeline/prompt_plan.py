@@ -15,7 +15,7 @@ from rich.table import Table
 from hagd.artifacts.store import disk_errors
 from hagd.attribution.prompt.plan import PromptPlan, plan_prompt
 from hagd.attribution.prompt.shape import PromptShape
-from hagd.config.model import MiniModel
+from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
@@ -48,10 +48,17 @@ def run_plan(config: ExtractConfig, folder: Path, console: Console) -> dict[str,
 
 
 def prompt_plan(config: ExtractConfig) -> PromptPlan:
-    """The plan of `graph.prompt`, measured on the device of the model."""
+    """The plan of `graph.prompt`, measured on the device that the model would be on.
+
+    Raises:
+        ModelError: `model.device_map` names a device that is not there.
+    """
+    device = torch.device("cpu")
+    if isinstance(config.model, PretrainedModel):
+        from hagd.models.pretrained import first_device
+
+        device = first_device(config.model)
     lm, tokens = described_prompt(config)
-    cuda = not isinstance(config.model, MiniModel) and getattr(config.model, "device_map", None) is not None
-    device = torch.device("cuda" if cuda and torch.cuda.is_available() else "cpu")
     process_mb = psutil.Process().memory_info().rss / 2**20
     return plan_prompt(_shape(config, lm, tokens), device, process_mb)
 

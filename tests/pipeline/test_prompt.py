@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from tokenizers import Tokenizer, normalizers
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer, normalizers
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.config.stages import LogitsConfig
-from hagd.errors import ConfigError
+from hagd.errors import ConfigError, ModelError
 from hagd.models.pretrained import load_pretrained
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.progress import StageProgress
@@ -248,6 +249,24 @@ def test_a_plan_is_printed_and_nothing_else_runs(tmp_path: Path, heads: bool) ->
     assert plan["active"] == figures["plan.active_features"] == 24
     assert plan["peak_mb"] == pytest.approx(sum(plan["memory_mb"].values()))
     assert not (tmp_path / "artifacts").exists() and ("heads" in plan["memory_mb"]) == heads
+
+
+@pytest.mark.parametrize(
+    ("device_map", "gpu"), [("cpu", True), (None, True), ("auto", False), ("cuda:1", False), ("nowhere", False)]
+)
+def test_a_plan_is_measured_where_the_model_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device_map: str | None, gpu: bool
+) -> None:
+    """Where there is no GPU, measuring on one fails."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    saved(tmp_path / "model", *SUPPORTED[0])
+    model = {"kind": "pretrained", "path": str(tmp_path / "model"), "device_map": device_map}
+    config = prompt_config(tmp_path, "ab cd", model=model, task={"name": "ioi"}, mode="plan")
+    if device_map in ("cuda:1", "nowhere"):
+        with pytest.raises(ModelError, match=rf"model\.device_map={device_map}: expected a (GPU|device)"):
+            run_plan(config, tmp_path / "out", QUIET)
+        return
+    assert run_plan(config, tmp_path / "out", QUIET)["plan.seconds"] > 0
 
 
 @pytest.mark.parametrize("mode", ["run", "plan"])
