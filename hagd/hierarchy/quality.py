@@ -20,14 +20,18 @@ def modularity(w: csr_array, supernode: np.ndarray) -> float:
 
 
 def conductance(w: csr_array, supernode: np.ndarray) -> float:
-    """Mean over supernodes of cut weight over the volume of the smaller side; 0 without edges."""
+    """Mean, over the supernodes that have edges, of cut weight over the volume of the smaller side; 0 without edges.
+
+    A supernode without edges, or one that has all of them, divides nothing and does not count.
+    """
     coo = w.tocoo()
     cut = np.zeros(supernode.max() + 1)
     crossing = supernode[coo.row] != supernode[coo.col]
     np.add.at(cut, supernode[coo.row[crossing]], coo.data[crossing])
     volume = np.bincount(supernode, weights=np.asarray(w.sum(axis=1)).ravel())
     smaller = np.minimum(volume, volume.sum() - volume)
-    return float(np.where(smaller > 0, cut / np.where(smaller > 0, smaller, 1), 0.0).mean())
+    counted = smaller > 0
+    return float((cut[counted] / smaller[counted]).mean()) if counted.any() else 0.0
 
 
 def supernode_edges(graph: AttributionGraph, supernode: np.ndarray) -> csr_array:

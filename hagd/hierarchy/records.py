@@ -20,7 +20,7 @@ class Level:
         supernode: int64 `[n]`, the supernode of each node of the graph.
         n_supernodes: how many there are; every one has members.
         modularity: Newman's, weighted by the affinity, over the nodes that have any.
-        conductance: mean over supernodes, cut weight over the smaller side's volume.
+        conductance: mean over the supernodes that have edges, cut weight over the smaller side's volume.
         eigengap: λ_{k+1} − λ_k of the normalised Laplacian, k the eigenvectors used (b at most), mean over the splits
             that made this level.
         coherence: correlation over selection prompts between the effects of ablating two members of one supernode

@@ -145,7 +145,7 @@ STAGES: dict[str, Stage] = {
     ),
     "hierarchy": Stage(
         Hierarchy,
-        3,
+        4,
         ("prompts", "lm", "transcoders", "means", "head_means", "graph"),
         lambda p: p.config.hierarchy.model_dump(mode="json"),
         lambda p, _, progress: stages.partition(p.config, p.patched, p.get("prompts"), p.get("graph"), progress),
@@ -211,7 +211,7 @@ STAGES: dict[str, Stage] = {
     ),
     "prompt_hierarchy": Stage(
         Hierarchy,
-        1,
+        2,
         ("prompt_graph",),
         lambda p: p.config.hierarchy.model_dump(mode="json", include={"branching", "min_size"}),
         lambda p, _, __: build_prompt_hierarchy(p.get("prompt_graph"), p.config.hierarchy, p.config.seed),

@@ -150,8 +150,9 @@ def slow_conductance(w: np.ndarray, group: np.ndarray) -> float:
         inside = group == g
         cut = w[inside][:, ~inside].sum()
         smaller = min(w[inside].sum(), w[~inside].sum())
-        values.append(cut / smaller if smaller > 0 else 0.0)
-    return float(np.mean(values))
+        if smaller > 0:
+            values.append(cut / smaller)
+    return float(np.mean(values)) if values else 0.0
 
 
 @given(n=st.integers(2, 40), degree=st.sampled_from([0.3, 1, 4]), groups=st.integers(1, 5), seed=st.integers(0, 999))
@@ -176,6 +177,12 @@ def test_modularity_and_conductance_are_those_of_networkx() -> None:
     assert modularity(w, group) == pytest.approx(nx.community.modularity(other, members), abs=1e-9)
     expected = np.mean([nx.conductance(other, m, weight="weight") for m in members])
     assert conductance(w, group) == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_nodes_without_edges_leave_the_conductance_as_it_is() -> None:
+    w = affinity(np.array([[0, 1, 0], [1, 2, 3]]), np.array([4.0, 1.0, 3.0]), 6)
+    alone = conductance(w[:4][:, :4], np.array([0, 1, 1, 0]))
+    assert 0 < alone == conductance(w, np.array([0, 1, 1, 0, 2, 3]))
 
 
 def test_supernode_edges_keep_their_sign() -> None:
