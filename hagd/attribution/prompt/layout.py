@@ -26,14 +26,12 @@ class _Writers:
     """Features of one layer that write to one layer: `activation · decoder row`, by position.
 
     Attributes:
-        first: column of the first of them.
         vectors: `[k, d]`.
-        bounds: the features of position p are `bounds[p]` to `bounds[p + 1]` of them.
+        columns: `[T + 1]`, those of the features of position p are `columns[p]` to `columns[p + 1]`.
     """
 
-    first: int
     vectors: Tensor
-    bounds: list[int]
+    columns: list[int]
 
 
 class Sources:
@@ -61,20 +59,19 @@ class Sources:
         self.n_layers, self.n_positions, _ = self.errors.shape
         self.heads_at_position = next((written.shape[1] for written in self.heads.values()), 0)
         self._heads_a_layer = self.heads_at_position * self.n_positions
-        self._first = torch.searchsorted(
-            active.layer, torch.arange(self.n_layers + 1, device=active.layer.device)
-        ).tolist()
+        # By layer and position; where a place has no feature, that of the next one.
+        places = active.layer * self.n_positions + active.position
+        every = torch.arange(self.n_layers * self.n_positions + 1, device=places.device)
+        self._first: list[int] = torch.searchsorted(places, every).tolist()
         self._writers: dict[int, list[_Writers]] = {layer: [] for layer in range(self.n_layers)}
-        self._bounds = {layer: [0] * (self.n_positions + 1) for layer in range(self.n_layers)}
         for index, transcoder in enumerate(transcoders.transcoders):
-            first, last = self._first[transcoder.layer], self._first[transcoder.layer + 1]
-            rows, scale = active.feature[first:last], active.activation[first:last, None]
-            inside = torch.arange(self.n_positions + 1, device=rows.device)
-            bounds = torch.searchsorted(active.position[first:last].contiguous(), inside).tolist()
-            self._bounds[transcoder.layer] = bounds
+            place = transcoder.layer * self.n_positions
+            columns = self._first[place : place + self.n_positions + 1]
+            own = slice(columns[0], columns[-1])
+            rows, scale = active.feature[own], active.activation[own, None]
             decoders = (transcoder.W_dec, *transcoder.W_later)
             for decoder, layer in zip(decoders, transcoders.layers[index:], strict=False):
-                self._writers[layer].append(_Writers(first, (decoder[rows] * scale).to(embedding.dtype), bounds))
+                self._writers[layer].append(_Writers((decoder[rows] * scale).to(embedding.dtype), columns))
 
     @property
     def n_features(self) -> int:
@@ -91,7 +88,7 @@ class Sources:
 
     def features_below(self, layer: int) -> int:
         """Features of the layers below: the first so many columns."""
-        return self._first[layer]
+        return self._first[layer * self.n_positions]
 
     def heads_below(self, layer: int) -> int:
         """Heads of the layers below: the first so many columns after the features."""
@@ -99,12 +96,11 @@ class Sources:
 
     def width_below(self, layer: int) -> int:
         """Everything that targets that read at a layer can have as sources, heads of the layer itself included."""
-        return self._first[layer] + self.heads_below(layer + 1) + (layer + 1) * self.n_positions
+        return self.features_below(layer) + self.heads_below(layer + 1) + (layer + 1) * self.n_positions
 
     def bounds(self, layer: int, position: int) -> tuple[int, int]:
         """Columns of the features of a layer at positions up to and including `position`."""
-        first = self._first[layer]
-        return first, first + self._bounds[layer][position + 1]
+        return self.features_below(layer), self._first[layer * self.n_positions + position + 1]
 
     def error(self, layer: int) -> int:
         """Column of the first error of a layer; of the first token, for the number of layers."""
@@ -114,7 +110,7 @@ class Sources:
         """What all features and the error write to a layer, `[T, d]`; decoder bias and linear skip are not in it."""
         total = self.errors[layer].clone()
         for each in self._writers[layer]:
-            counts = torch.diff(torch.tensor(each.bounds, device=total.device))
+            counts = torch.diff(torch.tensor(each.columns, device=total.device))
             position = torch.arange(self.n_positions, device=total.device).repeat_interleave(counts)
             total.index_add_(0, position, each.vectors)
         return total
@@ -165,10 +161,9 @@ class Sources:
 
 
 def _multiply(gradient: Tensor, each: _Writers, p: int, features: Tensor, where: slice) -> None:
-    first, last = each.bounds[p], each.bounds[p + 1]
+    start, first, last = each.columns[0], each.columns[p], each.columns[p + 1]
     if last > first:
-        block = features[where, each.first + first : each.first + last]
-        block.addmm_(gradient, each.vectors[first:last].T)
+        features[where, first:last].addmm_(gradient, each.vectors[first - start : last - start].T)
 
 
 class Rows:
