@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_EDGES = 300
-MAX_COLUMN, MAX_WIDTH, MAX_HEIGHT, LEFT, ROW_GAP = 3.0, 14.0, 24.0, 0.9, 0.26  # inches
+MAX_COLUMN, MAX_WIDTH, MAX_HEIGHT, LEFT, RIGHT, ROW_GAP = 3.0, 14.0, 24.0, 0.9, 0.2, 0.26  # inches
+KEY_BOTTOM, KEY_LINE, KEY_TOP, KEY_GAP = 0.22, 0.26, 0.27, 0.08  # inches
+KEY_SIZE = 8.5  # points
 SUPERNODE_COLOURS = ("#44AA99", "#CC6677", "#DDCC77", "#AA4499", "#88CCEE", "#999933", "#117733", "#882255")
 PLAIN = "#cbd2d9"
 MARKERS = {"feature": "o", "head": "^", "error": "D", "token": "s", "logit": "s"}
@@ -97,19 +99,26 @@ def circuit_figure(data: ReportData) -> Figure:
 
     grid = grid_layout(data)
     across, up = grid.column * len(data.slot_names), float(grid.bottoms[-1])
-    width, height = max(7.0, across + LEFT + 0.2), up + 1.3
-    figure = Figure(figsize=(width, height))
+    width = max(7.0, across + LEFT + RIGHT)
+    figure = Figure(figsize=(width, up))
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((LEFT / width, 0.75 / height, across / width, up / height))
+    key = _key(figure, data)
+    below = KEY_BOTTOM + KEY_LINE * (len(key) - 1) + KEY_TOP
+    height = below + up + 0.55
+    figure.set_size_inches(width, height)
+    axes = figure.add_axes((LEFT / width, below / height, across / width, up / height))
     axes.set_xlim(0, across)
     axes.set_ylim(0, up)
     axes.axis("off")
     _draw_cells(axes, data, grid)
-    drawn = _draw_edges(axes, data, grid)
+    _draw_edges(axes, data, grid)
     _draw_nodes(axes, data, grid)
     title = f"Circuit of {number(data.metrics['circuit.nodes'])} nodes · {data.model} · {data.task}"
     figure.text(LEFT / width, 1 - 0.25 / height, title, weight="bold", size=11, va="center")
-    _draw_key(figure, data, drawn)
+    for number_below, line in zip(reversed(range(len(key))), key, strict=True):
+        for left, text, colour in line:
+            place = left / width, (KEY_BOTTOM + KEY_LINE * number_below) / height
+            figure.text(*place, text, color=colour, size=KEY_SIZE, va="center")
     return figure
 
 
@@ -138,13 +147,13 @@ def _draw_cells(axes: Axes, data: ReportData, grid: Grid) -> None:
         )
 
 
-def _draw_edges(axes: Axes, data: ReportData, grid: Grid) -> int:
-    """Draw the strongest edges as curves that leave upwards and arrive from below; returns how many."""
+def _draw_edges(axes: Axes, data: ReportData, grid: Grid) -> None:
+    """Draw the strongest edges as curves that leave upwards and arrive from below."""
     from matplotlib.collections import LineCollection
 
     strongest = np.argsort(-np.abs(data.edges.weight), kind="stable")[:MAX_EDGES][::-1]
     if strongest.size == 0:
-        return 0
+        return
     place = {node.id: index for index, node in enumerate(data.nodes)}
     start = grid.positions[[place[i] for i in data.edges.source[strongest].tolist()]]
     end = grid.positions[[place[i] for i in data.edges.target[strongest].tolist()]]
@@ -163,7 +172,6 @@ def _draw_edges(axes: Axes, data: ReportData, grid: Grid) -> int:
         zorder=1,
     )
     axes.add_collection(curves)
-    return int(strongest.size)
 
 
 def _draw_nodes(axes: Axes, data: ReportData, grid: Grid) -> None:
@@ -193,31 +201,58 @@ def _colour(group: int) -> str:
     return PLAIN if group < 0 else SUPERNODE_COLOURS[group % len(SUPERNODE_COLOURS)]
 
 
-def _draw_key(figure: Figure, data: ReportData, drawn: int) -> None:
-    """Explain the signs of edges on one line, the colours of supernodes on the next."""
-    edges = [
-        (f"strongest {drawn:,} of {data.edges.weight.size:,} edges:", INK),
-        ("positive", POSITIVE),
-        ("negative", NEGATIVE),
-    ]
-    _write_pieces(figure, edges, 0.48)
+def _key(figure: Figure, data: ReportData) -> list[list[tuple[float, str, str]]]:
+    """Lines, top to bottom, of pieces of text (inches from the left, text, colour) that explain the signs of edges and
+    then the colours of supernodes."""
+    n_edges = data.edges.weight.size
+    lines = _flow(
+        figure,
+        [
+            [(f"strongest {min(n_edges, MAX_EDGES):,} of {n_edges:,} edges:", INK)],
+            [("positive", POSITIVE)],
+            [("negative", NEGATIVE)],
+        ],
+    )
     level = data.coarsest()
     labels = () if level is None else data.levels[level].labels
     if 0 < len(labels) <= len(SUPERNODE_COLOURS):
-        supernodes = [("supernodes:", INK)]
-        for colour, label in zip(SUPERNODE_COLOURS, labels, strict=False):
-            supernodes += [("●", colour), (drawable(label, 24) + " ", INK)]
-        _write_pieces(figure, supernodes, 0.22)
+        room = figure.get_figwidth() - LEFT - RIGHT - _width(figure, "●") - KEY_GAP
+        named = [_fitting(figure, drawable(label, len(label)), room) for label in labels]
+        supernodes = [[("●", colour), (name, INK)] for colour, name in zip(SUPERNODE_COLOURS, named, strict=False)]
+        lines += _flow(figure, [[("supernodes:", INK)], *supernodes])
+    return lines
 
 
-def _write_pieces(figure: Figure, pieces: list[tuple[str, str]], bottom: float) -> None:
-    """Write coloured pieces of text on one line, `bottom` inches up, as far as the figure is wide."""
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+def _flow(figure: Figure, groups: list[list[tuple[str, str]]]) -> list[list[tuple[float, str, str]]]:
+    """Groups of coloured text, each on one line, on as many lines as they need."""
+    lines: list[list[tuple[float, str, str]]] = [[]]
     left = LEFT
-    for text, colour in pieces:
-        place = (left / figure.get_figwidth(), bottom / figure.get_figheight())
-        piece = figure.text(*place, text, color=colour, size=8.5, va="center")
-        left += piece.get_window_extent(renderer).width / figure.dpi + 0.08
-        if left > figure.get_figwidth():
-            piece.set_text("…")
-            return
+    for group in groups:
+        widths = [_width(figure, text) for text, _ in group]
+        if left + sum(widths) + KEY_GAP * (len(group) - 1) > figure.get_figwidth() - RIGHT + 1e-6 and lines[-1]:
+            lines.append([])
+            left = LEFT
+        for (text, colour), width in zip(group, widths, strict=True):
+            lines[-1].append((left, text, colour))
+            left += width + KEY_GAP
+        left += KEY_GAP
+    return lines
+
+
+def _fitting(figure: Figure, text: str, room: float) -> str:
+    """Text that is at most `room` inches wide, cut where it must be."""
+    end = len(text)
+    shown = text
+    for end in range(len(text), 0, -1):
+        shown = text if end == len(text) else f"{text[:end]}…"
+        if _width(figure, shown) <= room:
+            break
+    return shown
+
+
+def _width(figure: Figure, text: str) -> float:
+    """Width of text of the key in inches."""
+    piece = figure.text(0, 0, text, size=KEY_SIZE)
+    extent = piece.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    piece.remove()
+    return extent.width / figure.dpi

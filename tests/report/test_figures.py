@@ -38,6 +38,37 @@ def test_the_circuit_figure_states_the_size_of_the_circuit(report: ReportData) -
     assert "Circuit of 192 nodes · " in next(text.get_text() for text in circuit_figure(report).texts)
 
 
+def labelled(report: ReportData, names: list[str]) -> ReportData:
+    """The same report with other names of the supernodes that give the colours."""
+    levels = list(report.levels)
+    depth = report.coarsest()
+    assert depth is not None
+    views = zip(levels[depth].supernodes, names, strict=True)
+    levels[depth] = replace(levels[depth], supernodes=tuple(replace(view, label=name) for view, name in views))
+    return replace(report, levels=tuple(levels))
+
+
+def test_the_key_of_the_circuit_figure_has_whole_labels(report: ReportData) -> None:
+    """On as many lines as they need, apart from each other, from the edge and from what is above."""
+    names = [f"subject L{i}–12: Washington Amsterdam → Netherlands ({i}, heads: 7)" for i in range(4)]
+    figure = circuit_figure(labelled(report, names))
+    shown = [text for text in figure.texts if not text.get_text().startswith("Circuit of")]
+    assert [text.get_text() for text in shown if text.get_text() in names] == names
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    boxes = [text.get_window_extent(renderer) for text in shown]
+    for i, box in enumerate(boxes):
+        assert box.x1 < figure.bbox.x1 and box.y0 > 0 and box.y1 < figure.axes[0].bbox.y0
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_a_label_wider_than_the_figure_is_cut(report: ReportData) -> None:
+    figure = circuit_figure(labelled(report, ["w" * 200, "b", "c", "d"]))
+    (cut,) = [text for text in figure.texts if text.get_text().startswith("www")]
+    assert cut.get_text().endswith("w…")
+    right = cut.get_window_extent(figure.canvas.get_renderer()).x1  # type: ignore[attr-defined]
+    assert 0.95 * figure.bbox.x1 < right < figure.bbox.x1
+
+
 def test_figures_without_data_are_left_out(report: ReportData, tmp_path: Path) -> None:
     paths = write_figures(replace(report, curves=(), reconstruction=()), tmp_path)
     assert [path.name for path in paths] == ["circuit.png"]
