@@ -27,6 +27,10 @@ class NumericalError(HagdError):
     """A computation produced NaN or infinity; names the stage, step and layer."""
 
 
+class ProcessEndedError(HagdError):
+    """Another process of a training ended before it; names the stage and the checkpoint from which it continues."""
+
+
 class OutOfMemoryError(HagdError):
     """A stage asked for more memory than there is; names the stage and the keys that make it smaller."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Collection
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 WORLD = 2
 
 
-def in_processes(work: Callable[[int], Any], folder: Path, world: int = WORLD) -> list[Any]:
-    """What `work(rank)` returns in each of `world` processes, which Lightning takes for those that it would start."""
+def in_processes(
+    work: Callable[[int], Any], folder: Path, world: int = WORLD, killed: Collection[int] = ()
+) -> list[Any]:
+    """What `work(rank)` returns in each of `world` processes, which Lightning takes for those that it would start, less
+    those that are killed."""
     port = find_free_network_port()
 
     def run(rank: int) -> None:
@@ -30,5 +34,6 @@ def in_processes(work: Callable[[int], Any], folder: Path, world: int = WORLD) -
         process.start()
     for process in processes:
         process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0] * world
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world)]
+    expected = [-signal.SIGKILL if rank in killed else 0 for rank in range(world)]
+    assert [process.exitcode for process in processes] == expected
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world) if rank not in killed]

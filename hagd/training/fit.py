@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
     from pytorch_lightning.strategies import Strategy
 
+    from hagd.training.checkpoints import StepCheckpoint
+
 log = logging.getLogger(__name__)
 
 
@@ -69,18 +71,21 @@ def fit(
         ConfigError: Lightning refuses the settings of `trainer_config` on this machine, or a part of a divided module's
             checkpoint is damaged or missing.
         NumericalError: the loss, or that of a part, is not finite or diverges; names step, part and last checkpoint.
+        ProcessEndedError: another process of the training was killed or failed; names the last checkpoint.
         SystemExit: 143 after SIGTERM; a checkpoint is saved first, unless the loss is above its limit.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
-    from hagd.training.checkpoints import usable_checkpoint
+    from hagd.training.checkpoints import StepCheckpoint, usable_checkpoint
+    from hagd.training.termination import explained_when_another_process_ends
 
     with _quiet(), _own_state(trainer_config.matmul_precision):
-        callbacks = _callbacks(trainer_config.checkpoint_every, checkpoint_dir, stage, seed, metrics, tokens)
+        saving = StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed)
+        callbacks = _callbacks(saving, stage, metrics, tokens)
         trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
-        with _stopped_as_elsewhere():
+        with _stopped_as_elsewhere(), explained_when_another_process_ends(stage, saving):
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             shutil.rmtree(checkpoint_dir, ignore_errors=True)
@@ -96,17 +101,13 @@ def refuse_missing_devices(trainer_config: TrainerConfig) -> None:
         _trainer(trainer_config, 1, Path(), (), [], None, joint=True)
 
 
-def _callbacks(
-    every: int, checkpoint_dir: Path, stage: str, seed: int, metrics: tuple[str, ...], tokens: int | None
-) -> list[Callback]:
+def _callbacks(saving: StepCheckpoint, stage: str, metrics: tuple[str, ...], tokens: int | None) -> list[Callback]:
     """The watch for bad losses comes before the checkpoint, so that a bad state is never saved."""
-    from hagd.training.checkpoints import StepCheckpoint
     from hagd.training.loss_watch import LossWatch
     from hagd.training.progress import TrainingProgress
     from hagd.training.termination import StopTogether
 
-    saving = StepCheckpoint(checkpoint_dir, every, seed)
-    return [LossWatch(stage, every, saving), saving, TrainingProgress(stage, metrics, tokens), StopTogether()]
+    return [LossWatch(stage, saving.every, saving), saving, TrainingProgress(stage, metrics, tokens), StopTogether()]
 
 
 @contextmanager

@@ -17,6 +17,15 @@ def is_helper() -> bool:
     return any(rank != "0" for rank in ranks)
 
 
+_ENDED = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "ncclRemoteError")
+"""What gloo and NCCL say in a `RuntimeError` when the process that they talk to is gone."""
+
+
+def another_ended(error: RuntimeError) -> bool:
+    """Whether an exchange between processes failed because one of them ended."""
+    return any(text in str(error) for text in _ENDED)
+
+
 _layers_divided = ContextVar("layers_divided", default=False)
 
 

@@ -1,16 +1,22 @@
-"""SIGTERM in a training: all its processes stop at the same step boundary, where a checkpoint is exact."""
+"""Ends of a training from outside: SIGTERM, on which all its processes stop at the same step boundary, where a
+checkpoint is exact, and the end of one of its processes, without which the others cannot go on."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from hagd.errors import ProcessEndedError
+from hagd.training.checkpoints import StepCheckpoint
 from hagd.training.device import LateReading, sent_ahead
+from hagd.training.processes import another_ended
 
 
 class StopTogether(Callback):
@@ -44,3 +50,22 @@ class StopTogether(Callback):
 
     def _note(self, *_: object) -> None:
         self._received = True
+
+
+@contextmanager
+def explained_when_another_process_ends(stage: str, checkpoint: StepCheckpoint) -> Iterator[None]:
+    """Within, an exchange with a process that is gone is a `ProcessEndedError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not another_ended(error):
+            raise
+        saved = checkpoint.saved
+        left = (
+            "there is no checkpoint yet, the same command starts the training again"
+            if saved is None
+            else f"the same command continues from the last checkpoint, {saved[0]} (step {saved[1]})"
+        )
+        raise ProcessEndedError(
+            f"{stage}: expected all processes of the training until its end, found that another one has ended; {left}"
+        ) from error

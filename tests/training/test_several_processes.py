@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from hagd.config.run import TrainerConfig
+from hagd.errors import ProcessEndedError
 from hagd.training import termination
 from hagd.training.fit import fit
 from hagd.training.termination import StopTogether
@@ -43,6 +45,25 @@ def test_a_signal_does_not_save_what_is_above_its_limit(tmp_path: Path) -> None:
     kept = torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 7
     assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize(("step", "left"), [(3, "there is no checkpoint yet"), (12, r"from .*c/last\.ckpt \(step 7\)")])
+def test_the_end_of_one_process_is_one_line_in_the_others(tmp_path: Path, killed: int, step: int, left: str) -> None:
+    class Killed(Toy):
+        def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
+            if batch[0] == step - 1 and self.global_rank == killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().training_step(batch, batch_idx)
+
+    def work(rank: int) -> str:
+        with pytest.raises(ProcessEndedError) as caught:
+            fit(Killed(), toy_loader(40), SHARED, 40, tmp_path / "c", stage="toy")
+        return str(caught.value)
+
+    (said,) = in_processes(work, tmp_path, killed=[killed])
+    assert re.fullmatch(rf"toy: expected all processes of the training .* has ended; .*{left}.*", said)
+    assert (tmp_path / "c" / "last.ckpt").is_file() == (step > 7)
 
 
 def test_steps_do_not_wait_to_hear_of_a_signal_but_the_last_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
