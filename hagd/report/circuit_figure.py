@@ -241,12 +241,10 @@ def _flow(figure: Figure, groups: list[list[tuple[str, str]]]) -> list[list[tupl
 
 def _fitting(figure: Figure, text: str, room: float) -> str:
     """Text that is at most `room` inches wide, cut where it must be."""
-    end = len(text)
-    shown = text
-    for end in range(len(text), 0, -1):
-        shown = text if end == len(text) else f"{text[:end]}…"
-        if _width(figure, shown) <= room:
-            break
+    shown, end = text, len(text)
+    while end > 1 and _width(figure, shown) > room:
+        end -= 1
+        shown = f"{text[:end]}…"
     return shown
 
 
