@@ -48,7 +48,9 @@ def test_every_group_is_known_here() -> None:
     assert folders - set(GROUPS) <= {"hydra", "experiment", "variant", "hparams_search", "comparison", "recipe"}
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("tokens_400k", 4e5), ("tokens_5m", 5e6), ("tokens_100m", 1e8)])
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("tokens_400k", 4e5), ("autoencoder_400k", 4e5), ("tokens_5m", 5e6), ("tokens_100m", 1e8)]
+)
 def test_recipes_are_for_the_tokens_of_their_names(name: str, tokens: float) -> None:
     chosen = load_config(TrainConfig, container(f"recipe={name}", entry="train")).transcoder
     assert chosen.steps * chosen.batch_size == pytest.approx(tokens, rel=0.03)
