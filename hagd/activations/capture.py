@@ -45,9 +45,9 @@ def capture(lm: LanguageModel, tokens: Tensor, site: Site, layers: Sequence[int]
             x[index, rows] = inputs.to(x.device)
 
     visit(lm, tokens, site, layers, copy)
-    for index, layer in enumerate(layers):
-        if not (x[index].isfinite().all() and y[index].isfinite().all()):
-            raise not_finite(lm, site, layer)
+    finite = torch.stack([x[i].isfinite().all() & y[i].isfinite().all() for i in range(len(layers))]).tolist()
+    if not all(finite):  # one answer for all layers: a GPU is waited for once
+        raise not_finite(lm, site, layers[finite.index(False)])
     return x, y
 
 

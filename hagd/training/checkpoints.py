@@ -42,8 +42,8 @@ class StepCheckpoint(Callback):
         self._random_state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        own = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+        return {"cpu": torch.get_rng_state(), "cuda": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._random_state = state_dict
@@ -54,8 +54,8 @@ class StepCheckpoint(Callback):
             return
         self.saved = self.folder / LAST, trainer.global_step
         torch.set_rng_state(self._random_state["cpu"].cpu())
-        if len(self._random_state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
+        if self._random_state["cuda"] and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(self._random_state["cuda"][0].cpu())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

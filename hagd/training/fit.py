@@ -112,11 +112,12 @@ def _callbacks(saving: StepCheckpoint, stage: str, metrics: tuple[str, ...], tok
 
 @contextmanager
 def _own_state(matmul_precision: str) -> Iterator[None]:
-    """Random state and precision of matrix products are what they were before, afterwards."""
+    """Random state and precision of matrix products are what they were before, afterwards; of GPUs that of the current
+    one, since to ask the others would take memory on each for every process."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(matmul_precision)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

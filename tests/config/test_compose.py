@@ -85,12 +85,13 @@ EXPERIMENTS = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in s
 @pytest.mark.parametrize(
     ("entry", "name"),
     [
-        *(("extract", name) for name in EXPERIMENTS),
+        # Those of tables compose in tests/tables/test_definition.py as well, and a quick one only sweeps less.
+        *(pytest.param("extract", name, marks=[pytest.mark.slow] * ("/" in name)) for name in EXPERIMENTS),
         *(
             # train.py takes the sections from the same files; these two stand for the others.
             pytest.param("train", name, marks=[pytest.mark.slow] * (name not in ("main", "smollm2_ioi")))
             for name in EXPERIMENTS
-            if not name.startswith("quick/")
+            if "/" not in name
         ),
     ],
 )
