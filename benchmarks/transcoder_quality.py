@@ -79,14 +79,14 @@ class Contender:
         return self.rate / math.sqrt(m / 2**14) if self.by_size else self.rate
 
 
-_SIGNUM, _SCALING_LAW, _RECIPE, _AUTOENCODER = 5e-3, 2e-4, 3.5e-3, 2e-3
+_SIGNUM, _SCALING_LAW, _RECIPE = 5e-3, 2e-4, 3.5e-3
 
 CONTENDERS = (
     Contender("ours transcoder", "ours", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours_bf16 transcoder", "ours_bf16", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours_int8 transcoder", "ours_int8", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True, batch=256, small_batch=128),
-    Contender("ours autoencoder", "ours", "resid", _AUTOENCODER, batch=64, small_rate=_RECIPE, long_batch=128),
+    Contender("ours autoencoder", "ours", "resid", 0.4 * _RECIPE, batch=64, small_rate=_RECIPE, long_batch=128),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
     Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),

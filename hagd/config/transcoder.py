@@ -66,8 +66,7 @@ class TranscoderConfig(Section):
         3.5e-3,
         gt=0,
         description="peak rate of the optimiser for m = 2¹⁴ features, falling with √m, and of prediction heads; "
-        "encoder and decoder: times the cube root of their rows' mean norm at the start; encoder of an autoencoder: "
-        "times that norm",
+        "encoder and decoder: times the cube root of their rows' mean norm at the start",
     )
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
     decay_fraction: float = Field(0.95, ge=0, le=1, description="share of the steps with falling rate, at the end")

@@ -75,8 +75,6 @@ def of_transcoders(p: Pipeline) -> dict[str, Any]:
             config["optimiser_version"] = 2
         if config["skip"] and config["lambda_prediction"] > 0:  # predictions once killed the features beside a skip
             config["skip_version"] = 2
-        if config["site"] == "resid":  # encoders once moved by another share of themselves
-            config["autoencoder_version"] = 2
         # The default stands for whatever value decides nothing.
         config |= {name: _default(name) for name in _unread(p.config.transcoder)}
         return {**config, "precision": p.config.trainer.precision}

@@ -24,10 +24,6 @@ _RATE_AT = 2**14
 
 _SHORTEST = 1e-3
 
-_OF_MATRIX, _OF_AUTOENCODER = 1 / 3, 1.0
-"""Powers of a matrix's mean row norm that its rate is multiplied by; the second one of an autoencoder's encoder, which
-starts as its decoder's transpose, shortened."""
-
 
 class TranscoderTraining(pl.LightningModule):
     """Minimises Eq. 4 (`StackedTranscoders.losses`) with Adam; warm-up, constant rate, linear decay.
@@ -146,18 +142,16 @@ def _groups(stacked: StackedTranscoders, peak: float) -> list[dict[str, Any]]:
     """Parameters and their peak rates: Adam moves all entries equally far, so that matrices whose rows start short
     (a transcoder's decoder) would move by too large a share of themselves. Prediction heads keep the configured rate:
     with that of small dictionaries some trainings diverged."""
-    dictionaries = stacked.dictionaries
-    matrices = {id(each): each for dictionary in dictionaries for each in (dictionary.W_enc, dictionary.W_dec)}
+    matrices = [matrix for dictionary in stacked.dictionaries for matrix in (dictionary.W_enc, dictionary.W_dec)]
+    known = {id(matrix) for matrix in matrices}
     heads = {id(parameter) for parameter in stacked.heads.parameters()}
-    others = [parameter for parameter in stacked.parameters() if id(parameter) not in matrices.keys() | heads]
+    others = [parameter for parameter in stacked.parameters() if id(parameter) not in known | heads]
     groups: list[dict[str, Any]] = [{"params": others, "lr": peak}]
     if heads:
         groups.append({"params": list(stacked.heads.parameters()), "lr": stacked.config.learning_rate})
-    of_encoder = _OF_AUTOENCODER if stacked.config.site == "resid" else _OF_MATRIX
-    for dictionary in dictionaries:
-        for matrix, power in ((dictionary.W_enc, of_encoder), (dictionary.W_dec, _OF_MATRIX)):
-            lengths = matrix.detach().norm(dim=1)
-            lengths = lengths.full_tensor() if isinstance(lengths, DTensor) else lengths
-            length = max(float(lengths.mean()), _SHORTEST)
-            groups.append({"params": [matrix], "lr": peak * length**power})
+    for matrix in matrices:
+        lengths = matrix.detach().norm(dim=1)
+        lengths = lengths.full_tensor() if isinstance(lengths, DTensor) else lengths
+        length = max(float(lengths.mean()), _SHORTEST)
+        groups.append({"params": [matrix], "lr": peak * length ** (1 / 3)})
     return groups
