@@ -37,6 +37,14 @@ R = TypeVar("R")
 class DamagedArtifactError(ArtifactError):
     """A stored result is incomplete, damaged, of another version, or another record than expected."""
 
+    def __str__(self) -> str:
+        return f"{self.problem}; delete this folder and run again"
+
+    @property
+    def problem(self) -> str:
+        """The message without its advice."""
+        return super().__str__()
+
 
 def save_record(record: Any, folder: Path) -> None:
     """Write a frozen dataclass to `folder` (made if missing), exactly: `load_record` gives the same bits.
@@ -93,9 +101,7 @@ def _check_header(stored: dict[str, Any], cls: type) -> None:
 
 
 def _damaged(cls: type, folder: Path, reason: str) -> DamagedArtifactError:
-    return DamagedArtifactError(
-        f"{folder}: expected an intact {cls.__name__}, found {reason}; delete this folder and run again"
-    )
+    return DamagedArtifactError(f"{folder}: expected an intact {cls.__name__}, found {reason}")
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -105,7 +105,7 @@ class ArtifactStore:
             try:
                 stored = self._load(path, cls)  # another process may have finished it meanwhile
             except DamagedArtifactError as error:
-                log.warning("%s; computing it again", error)
+                log.warning("%s; computing it again", error.problem)
                 with disk_errors(path):
                     shutil.rmtree(path)
                 stored = None
@@ -175,14 +175,10 @@ class ArtifactStore:
             found = (meta["stage"], meta["key"])
             seconds, peak_mb = float(meta["seconds"]), float(meta["peak_rss_mb"])
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-            raise DamagedArtifactError(
-                f"{path}: {META_FILE} is missing or damaged; delete this folder and run again"
-            ) from error
+            raise DamagedArtifactError(f"{path}: {META_FILE} is missing or damaged") from error
         expected = (path.parent.name, path.name)
         if found != expected:
-            raise DamagedArtifactError(
-                f"{path}: expected the result {expected}, found {found}; delete this folder and run again"
-            )
+            raise DamagedArtifactError(f"{path}: expected the result {expected}, found {found}")
         return Stored(load_record(cls, path), path.name, path, True, seconds, peak_mb)
 
     def _compute(self, path: Path, cls: type[R], compute: Callable[[Path], R], origin: dict[str, Any]) -> Stored[R]:

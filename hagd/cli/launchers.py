@@ -73,9 +73,8 @@ def _own_processes() -> Iterator[None]:
     try:
         yield
     finally:
-        import torch
-
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch = sys.modules.get("torch")  # None, too, where its import was interrupted: a second one would fail
+        if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name in new & os.environ.keys():
             del os.environ[name]

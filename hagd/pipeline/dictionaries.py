@@ -37,7 +37,9 @@ def identity(path: str) -> dict[str, Any]:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"transcoder.path: expected a folder with dictionaries, found {path}, which is none")
+        raise ConfigError(
+            f"transcoder.path: expected a folder with dictionaries, found {folder.absolute()}, which is none"
+        )
     _layout(folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     listing = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -56,7 +58,7 @@ def _layout(folder: Path) -> Callable[[Path], TranscoderSet]:
         return sparsify.load
     raise ConfigError(
         f"transcoder.path: expected {RECORD_FILE} (HAGD), {circuit_tracer.SETTINGS} (circuit-tracer), or subfolders "
-        f"with {saelens.WEIGHTS} (SAELens) or {sparsify.WEIGHTS} (sparsify), found none of them in {folder}"
+        f"with {saelens.WEIGHTS} (SAELens) or {sparsify.WEIGHTS} (sparsify), found none of them in {folder.absolute()}"
     )
 
 

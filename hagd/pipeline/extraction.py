@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from rich.text import Text
 
 from hagd.artifacts.store import disk_errors
 from hagd.config.run import ExtractConfig
-from hagd.errors import MemoryLimitError
+from hagd.errors import HagdError, MemoryLimitError
 from hagd.pipeline.measurements import measurements
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results, write_stopped
+from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import refuse_untrainable_dictionaries, start, tracked_pipeline
 from hagd.report.assemble import flat_settings
@@ -35,7 +37,8 @@ def run_extraction(
     A process that only lends its device to the trainings of another (`is_helper`) exits after them.
 
     Raises:
-        HagdError: anything that the user can act on.
+        HagdError: anything that the user can act on; of a measurement beside the report, after the other results are
+            written.
     """
     began = time.perf_counter()
     start(config, folder)
@@ -46,20 +49,22 @@ def run_extraction(
         if config.comparison is not None:
             refuse_untrainable_dictionaries(pipeline.compared)
         if config.comparison is not None and pipeline.waits("search"):
-            pipeline.compared.get("search")  # needed later; meanwhile another process makes what this job reads first
+            with suppress(HagdError):  # raised again below, when this job's own circuit is there
+                pipeline.compared.get("search")  # meanwhile another process makes what this job reads first
         try:
             stored_report: ReportData = pipeline.get("report")
         except MemoryLimitError as error:
             with disk_errors(folder):
                 write_stopped(pipeline, error, folder)
             raise
+        measured, problems = _measure(pipeline)
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
-        measured: dict[str, float] = {}
-        if config.comparison is not None and not pipeline.store.contains("comparison", pipeline.key("comparison")):
-            pipeline.compared.get("search")  # its seconds are not the comparison's
-        for each in measurements(config):
-            measured |= pipeline.get(each).metrics
-        data = replace(stored_report, settings=flat_settings(config), metrics={**stored_report.metrics, **measured})
+        data = replace(
+            stored_report,
+            settings=flat_settings(config),
+            metrics={**stored_report.metrics, **measured},
+            warnings=(*stored_report.warnings, *problems),
+        )
         for part in ("task", *pipeline.parents("report")):
             pipeline.get(part)
         stored = pipeline.used.values()
@@ -73,15 +78,33 @@ def run_extraction(
             "memory.peak_mb": max(each.peak_mb for each in stored),
         }
         with disk_errors(folder):
-            write_manifest(pipeline, folder)
+            write_manifest(pipeline, folder, complete=not problems)
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
         track_dictionaries(run, dictionaries, data.slot_names)
         for name, used in pipeline.used.items():
             use(run, name, used)
+        if problems:
+            raise HagdError(f"{'; '.join(problems)}; the other results are in {folder}")
     print_summary(data, console)
     console.print(Text(f"\nresults: {folder}"), soft_wrap=True)
     return metrics
+
+
+def _measure(pipeline: Pipeline) -> tuple[dict[str, float], list[str]]:
+    """Figures of the measurements beside the report, and what went wrong with those that failed."""
+    config, found, problems = pipeline.config, dict[str, float](), list[str]()
+    for each in measurements(config):
+        name = each
+        try:
+            if each == "comparison" and config.comparison is not None:
+                name = f"comparison with {config.comparison.model.name} (comparison.model)"
+                if not pipeline.store.contains(each, pipeline.key(each)):
+                    pipeline.compared.get("search")  # its seconds are not the comparison's
+            found |= pipeline.get(each).metrics
+        except HagdError as error:
+            problems.append(f"{name}: {error}")
+    return found, problems
 
 
 def _on_selection(data: ReportData) -> dict[str, float]:

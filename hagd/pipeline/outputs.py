@@ -30,14 +30,17 @@ def write_config(config: StagesConfig, folder: Path) -> None:
     (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
-def write_manifest(pipeline: Pipeline, folder: Path) -> None:
-    """`manifest.json`: versions, git revision, seed, the job's address, and per stage its key, time and peak memory."""
+def write_manifest(pipeline: Pipeline, folder: Path, complete: bool = True) -> None:
+    """`manifest.json`: versions, git revision, seed, the job's address, and per stage its key, time and peak memory.
+
+    A job of which a part failed, not `complete`, gets no address: it is no finished run.
+    """
     manifest = {
         "versions": versions(),
         "git_revision": git_revision(),
         "command": sys.argv,
         "seed": pipeline.config.seed,
-        "job_key": job_key(pipeline.config),
+        **({"job_key": job_key(pipeline.config)} if complete else {}),
         "stages": {
             name: {
                 "key": stored.key,

@@ -12,7 +12,7 @@ from hagd.report import fragments
 from hagd.report.chart import curve_charts
 from hagd.report.payload import embed, payload
 from hagd.report.records import ReportData
-from hagd.report.wording import headline
+from hagd.report.wording import headline, warnings
 
 SCRIPTS = ("model.js", "layout.js", "canvas.js", "details.js", "report.js")
 """In the order in which they run; `report.js` starts the page."""
@@ -44,7 +44,7 @@ def render(data: ReportData) -> str:
         run=escape(run),
         headline=escape(headline(data)),
         verdict=fragments.verdict_line(data),
-        warnings=fragments.warning_lines(data.warnings),
+        warnings=fragments.warning_lines(warnings(data)),
         controls=fragments.comparison_bars(data),
         curves=curve_charts(data) + fragments.curve_table(data),
         view=circuit_view(

@@ -11,7 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from hagd.report.records import ReportData
-from hagd.report.wording import bounds, comparisons, control_line, headline, number, percent, verdict
+from hagd.report.wording import (
+    bounds,
+    comparisons,
+    control_line,
+    does_task,
+    headline,
+    number,
+    percent,
+    verdict,
+    warnings,
+)
 
 STANDING_STYLE = {"above": "green", "overlaps": "yellow", "below": "red"}
 
@@ -25,9 +35,10 @@ def print_summary(data: ReportData, console: Console) -> None:
     console.print()
     console.print(Text(f"{data.model} · {data.task} · seed {data.seed}", style="dim"))
     console.print(Text(headline(data) + ".", style="bold"))
-    console.print(Text(control_line(data)))
+    if does_task(data):
+        console.print(Text(control_line(data)))
     console.print(Text(sentence, style=STANDING_STYLE[standing]))
-    for warning in data.warnings:
+    for warning in warnings(data):
         console.print(Text(f"Warning: {warning}", style="yellow"))
     parts = (_controls, _validation, _parts_removed, _shift, _curves, _search, _reconstruction, _hierarchy)
     for table in (part(data) for part in parts):

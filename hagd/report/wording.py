@@ -136,8 +136,19 @@ def _standing(ours: tuple[float, float], other: tuple[float, float]) -> Standing
     return "below" if ours[1] < other[0] else "overlaps"
 
 
+def does_task(data: ReportData) -> bool:
+    """Whether the full model is right more often than a uniform guess; else there is nothing that a circuit keeps."""
+    return data.metrics["model.accuracy"] > data.metrics["model.chance"]
+
+
 def headline(data: ReportData) -> str:
-    """Circuit size, preservation with its interval, and the number of held-out prompts."""
+    """Circuit size, preservation with its interval, and the number of prompts; or that the model only guesses."""
+    if not does_task(data):
+        accuracy, chance = (percent(data.metrics[f"model.{key}"]) for key in ("accuracy", "chance"))
+        return (
+            f"The model does not do the task: it answers {accuracy} of {number(data.metrics['validation.n_prompts'])} "
+            f"held-out prompts correctly, a uniform guess {chance}"
+        )
     nodes, prompts = number(data.metrics["circuit.nodes"]), number(data.metrics["validation.n_prompts"])
     preserved, interval = data.metrics["validation.preservation"], data.interval("validation.preservation")
     share = f"{percent(preserved)} {bounds(interval)}".strip()
@@ -160,6 +171,11 @@ def control_line(data: ReportData) -> str:
 
 def verdict(data: ReportData) -> tuple[Standing, str]:
     """The worst standing against any control, and what this run therefore shows."""
+    if not does_task(data):
+        return "below", (
+            f"There is nothing that this circuit of {number(data.metrics['circuit.nodes'])} nodes could preserve: "
+            "train the model longer, or choose another model or task."
+        )
     found = comparisons(data)
     below, overlaps = (
         [item.control for item in found if item.standing == standing] for standing in ("below", "overlaps")
@@ -168,12 +184,38 @@ def verdict(data: ReportData) -> tuple[Standing, str]:
         return "overlaps", "No interval was computed, so this run does not show that the circuit beats its controls."
     if below:
         return "below", f"The circuit does worse than {_listed(below)}: do not use it as it is."
+    if overlaps and has_all_candidates(data):
+        return "overlaps", (
+            f"The circuit is all {number(data.metrics['circuit.nodes'])} candidates, and so is every control of its "
+            "size: no number of prompts or seeds tells them apart."
+        )
     if overlaps:
         return "overlaps", (
             f"Its 95 % interval overlaps that of {_listed(overlaps)}: this run does not show that the circuit "
             "does better. More prompts or more seeds may decide it."
         )
     return "above", f"Its 95 % interval lies above {_listed([item.control for item in found])}."
+
+
+def has_all_candidates(data: ReportData) -> bool:
+    """Whether no feature or head of the graph is left outside the circuit."""
+    metrics = data.metrics
+    return metrics["circuit.nodes"] == metrics.get("graph.features", math.nan) + metrics.get("graph.heads", 0)
+
+
+def warnings(data: ReportData) -> tuple[str, ...]:
+    """What the reader must know before believing a number: of the record, and whether the search missed its target."""
+    found, target = data.warnings, data.settings.get("search.target_preservation")
+    if target is None or data.settings.get("search.n_nodes") != "null" or not has_all_candidates(data):
+        return found
+    kept = [part.preservation_after for part in data.search if part.preservation_after is not None]
+    if any(value < float(target) for value in kept[-1:]):
+        found += (
+            f"search.n_nodes=null: not even all {number(data.metrics['circuit.nodes'])} candidates keep "
+            f"search.target_preservation={target} on the selection split (they keep {percent(kept[-1])}); lower it, "
+            "raise transcoder.k or graph.n_max, or set search.n_nodes",
+        )
+    return found
 
 
 def poor_model(accuracy: float, chance: float, target: float) -> str | None:

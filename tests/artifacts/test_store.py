@@ -86,7 +86,8 @@ def test_damaged_result_is_computed_again(tmp_path: Path, caplog: pytest.LogCapt
         caplog.clear()
         again = stored(tmp_path)
         assert not again.reused and torch.equal(again.record.values, torch.arange(100))
-        assert str(again.path) in caplog.text and "computing it again" in caplog.text
+        assert str(again.path) in caplog.text and "; computing it again" in caplog.text
+        assert "delete this folder" not in caplog.text
         assert stored(tmp_path).reused
 
 

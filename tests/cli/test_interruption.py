@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -97,6 +98,28 @@ def test_a_training_is_interrupted_and_continues(
     reused = json.loads((tmp_path / "second" / "manifest.json").read_text())["stages"]
     assert reused["lm"]["reused"] == (stage == "transcoders")
     assert not any((tmp_path / "artifacts" / "work").iterdir())
+
+
+WHILE_PYTORCH_IS_IMPORTED = """
+import os, signal, sys
+from hagd.cli.launchers import _own_processes
+
+class Interruption:
+    def find_spec(self, name, *_):
+        if name == "torch.autograd":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interruption())
+with _own_processes():
+    import torch
+"""
+
+
+def test_a_job_of_a_sweep_is_interrupted_while_pytorch_is_imported() -> None:
+    ended = subprocess.run([sys.executable, "-c", WHILE_PYTORCH_IS_IMPORTED], capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert ended.returncode == -signal.SIGINT
 
 
 @pytest.mark.slow

@@ -13,14 +13,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from hagd.errors import ConfigError
+from hagd.errors import ConfigError, HagdError
 from hagd.pipeline.extraction import run_extraction
+from hagd.pipeline.finished import finished_job
 from hagd.pipeline.job_key import job_key
 from hagd.pipeline.measurements import Extracted, _without, compare_circuits, measurements
 from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.progress import StageProgress
 from hagd.tables.cost import estimate
 from hagd.tables.definition import Cell
+from hagd.tables.runs import finished_runs
 from hagd.tables.view import CellRuns
 from tests.builders import random_prompts, tiny_extract, tiny_settings
 
@@ -43,6 +45,21 @@ def test_a_job_with_both(tiny_runs: Path, tmp_path: Path) -> None:
     assert "dark_matter.all.lost_mean" in (tmp_path / "report.html").read_text()
     stages = json.loads((tmp_path / "manifest.json").read_text())["stages"]
     assert {name for name, stage in stages.items() if not stage["reused"]} == {"dark_matter", "comparison"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_own_results_are_written_when_the_other_extraction_fails(tiny_runs: Path, tmp_path: Path) -> None:
+    config = tiny_extract(tiny_runs, comparison={**ITSELF, "model": {**MODEL, "name": "narrow", "d_mlp": 32}})
+    blocked = tiny_runs / "artifacts" / "lm" / Pipeline(config, QUIET).compared.key("lm")
+    blocked.touch()
+    problem = rf"comparison with narrow \(comparison\.model\): {blocked}: cannot be used"
+    with pytest.raises(HagdError, match=f"{problem}.*; the other results are in {tmp_path}"):
+        run_extraction(config, tmp_path, None, QUIET)
+    blocked.unlink()
+    assert json.loads((tmp_path / "metrics.json").read_text())["circuit.nodes"] == 8
+    assert (tmp_path / "circuit.json").is_file()
+    assert "comparison with narrow" in (tmp_path / "report.html").read_text()
+    assert finished_job(config) is None and job_key(config) not in finished_runs(tiny_runs)
 
 
 @pytest.mark.slow

@@ -46,3 +46,14 @@ def test_headings_sort_by_value_and_back(tmp_path: Path) -> None:
         page.run("document.querySelector('th button').click()")
         assert page.run(jobs) == ["seed=2", "seed=9", "seed=10"], "numbers in names by value"
         assert page.errors == [] and page.requests == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_names_of_runs_stay_in_one_piece(tmp_path: Path) -> None:
+    row = (Cell("lr=0.1 seed=10", link="10/report.html"), *[Cell("0.95", 0.95)] * 20, Cell("zk5rdu1r", link="run"))
+    publish(table_page("t", ("job", *["φ"] * 20, "run"), [row]), tmp_path / "table.html")
+    lines = "Array.from(document.querySelectorAll('td a'), (link) => link.getClientRects().length)"
+    with Browser() as page:
+        page.open(tmp_path / "table.html")
+        assert page.run(lines) == [2, 1]

@@ -30,6 +30,11 @@ def test_summary_holds_headline_controls_and_every_stage(report: ReportData) -> 
         assert part in text
 
 
+def test_what_the_controls_preserve_is_left_out_where_the_model_does_not_do_the_task(report: ReportData) -> None:
+    text = printed(replace(report, metrics={**report.metrics, "model.accuracy": 0.01}))
+    assert "The model does not do the task" in text and "For comparison" not in text
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_line_is_wider_than_the_terminal(report: ReportData, width: int) -> None:
     assert max(map(len, printed(report, width).splitlines())) <= width

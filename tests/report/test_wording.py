@@ -15,6 +15,7 @@ from hagd.report.wording import (
     poor_model,
     verdict,
     visible,
+    warnings,
 )
 
 
@@ -78,6 +79,39 @@ def test_no_claim_without_an_interval(report: ReportData) -> None:
     bare = with_metrics(report, validation__preservation__low=None, validation__preservation__high=None)
     assert verdict(bare)[0] == "overlaps"
     assert "preserves 94.8 % of" in headline(bare)
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.01, 1 / 59])
+def test_nothing_is_preserved_of_a_model_that_does_not_do_its_task(report: ReportData, accuracy: float) -> None:
+    guessing = with_metrics(report, model__accuracy=accuracy, validation__preservation=2.0)
+    assert headline(guessing) == (
+        f"The model does not do the task: it answers {percent(accuracy)} of 512 held-out prompts correctly, "
+        "a uniform guess 1.7 %"
+    )
+    standing, sentence = verdict(guessing)
+    assert standing == "below" and sentence.startswith("There is nothing that this circuit of 192 nodes could preserve")
+
+
+def of_all_candidates(report: ReportData) -> ReportData:
+    same = {f"control.{name}.preservation.high": 0.96 for name in ("attribution", "random")}
+    return replace(report, metrics={**report.metrics, **same, "graph.features": report.metrics["circuit.nodes"]})
+
+
+def test_no_seed_tells_the_circuit_of_all_candidates_from_its_controls(report: ReportData) -> None:
+    standing, sentence = verdict(of_all_candidates(report))
+    assert standing == "overlaps" and "seeds may decide" not in sentence
+    assert sentence.startswith("The circuit is all 192 candidates, and so is every control of its size")
+
+
+@pytest.mark.parametrize(("n_nodes", "target", "missed"), [("null", 0.99, 1), ("null", 0.9, 0), ("192", 0.99, 0)])
+def test_a_search_that_misses_its_target_is_warned_of(
+    report: ReportData, n_nodes: str, target: float, missed: int
+) -> None:
+    settings = {"search.n_nodes": n_nodes, "search.target_preservation": str(target)}
+    found = warnings(replace(of_all_candidates(report), settings=settings))
+    assert found[: len(report.warnings)] == report.warnings and len(found) == len(report.warnings) + missed
+    assert not missed or "not even all 192 candidates keep search.target_preservation=0.99" in found[-1]
+    assert warnings(replace(report, settings=settings)) == report.warnings, "a smaller circuit kept it"
 
 
 @pytest.mark.parametrize(
