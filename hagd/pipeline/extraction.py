@@ -21,6 +21,7 @@ from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
 from hagd.report.terminal import print_summary
 from hagd.tracking.sweep_job import SweepJob
+from hagd.transcoders.loaded import shown_config
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
 
@@ -59,11 +60,13 @@ def run_extraction(
             pipeline.compared.get("search")  # its seconds are not the comparison's
         for each in measurements(config):
             measured |= pipeline.get(each).metrics
-        data = replace(stored_report, settings=flat_settings(config), metrics={**stored_report.metrics, **measured})
         for part in ("task", *pipeline.parents("report")):
             pipeline.get(part)
         stored = pipeline.used.values()
         dictionaries: TranscoderSet = pipeline.get("transcoders")
+        run.configure(shown_config(config, dictionaries))
+        settings = flat_settings(config, dictionaries)
+        data = replace(stored_report, settings=settings, metrics={**stored_report.metrics, **measured})
         metrics = {
             **data.metrics,
             **flat_metrics(dictionaries, data.slot_names),

@@ -20,6 +20,7 @@ from hagd.report.figures import write_figures
 from hagd.report.html import write_report
 from hagd.report.records import ReportData, SupernodeView
 from hagd.tracking.wandb_run import Run
+from hagd.transcoders.loaded import held
 from hagd.transcoders.metrics import SCALARS
 from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
 
@@ -31,13 +32,18 @@ def write_config(config: StagesConfig, folder: Path) -> None:
 
 
 def write_manifest(pipeline: Pipeline, folder: Path) -> None:
-    """`manifest.json`: versions, git revision, seed, the job's address, and per stage its key, time and peak memory."""
+    """`manifest.json`: versions, git revision, seed, the job's address, and per stage its key, time and peak memory.
+
+    Of dictionaries also what they are, which with `transcoder.path` the configuration does not say.
+    """
+    used = pipeline.used.get("transcoders")
     manifest = {
         "versions": versions(),
         "git_revision": git_revision(),
         "command": sys.argv,
         "seed": pipeline.config.seed,
         "job_key": job_key(pipeline.config),
+        **({} if used is None else {"dictionaries": held(used.record)}),
         "stages": {
             name: {
                 "key": stored.key,
