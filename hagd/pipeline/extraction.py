@@ -19,7 +19,9 @@ from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import refuse_untrainable_dictionaries, start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
+from hagd.report.shown import in_slot_order
 from hagd.report.terminal import print_summary
+from hagd.tasks.slot_order import left_to_right
 from hagd.tracking.sweep_job import SweepJob
 from hagd.transcoders.loaded import shown_config
 from hagd.transcoders.metrics import flat_metrics
@@ -67,9 +69,10 @@ def run_extraction(
         run.configure(shown_config(config, dictionaries))
         settings = flat_settings(config, dictionaries)
         data = replace(stored_report, settings=settings, metrics={**stored_report.metrics, **measured})
+        data = in_slot_order(data, left_to_right(pipeline.get("task")))
         metrics = {
             **data.metrics,
-            **flat_metrics(dictionaries, data.slot_names),
+            **flat_metrics(dictionaries, stored_report.slot_names),
             **_on_selection(data),
             "time.total_s": sum(each.seconds for each in stored),
             "time.wall_s": time.perf_counter() - began,
@@ -79,7 +82,7 @@ def run_extraction(
             write_manifest(pipeline, folder)
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
-        track_dictionaries(run, dictionaries, data.slot_names)
+        track_dictionaries(run, dictionaries, stored_report.slot_names)
         for name, used in pipeline.used.items():
             use(run, name, used)
     print_summary(data, console)

@@ -47,6 +47,8 @@ def test_their_figures_are_in_every_result(tmp_path: Path) -> None:
     assert 0 < metrics["shift.n_prompts"] <= 24
     assert {"shift.preservation", "shift.random.preservation", "shift.attribution.preservation"} <= set(metrics)
     assert "Other wordings, prompts" in (tmp_path / "one" / "report.html").read_text()
+    slots = json.loads((tmp_path / "one" / "circuit.json").read_text())["slots"]
+    assert slots[0] == "first" and slots[-1] == "last" and slots.index("subject_rest") < slots.index("subject")
     stages = json.loads((tmp_path / "one" / "manifest.json").read_text())["stages"]
     assert not stages["shift"]["reused"]
 
