@@ -15,12 +15,14 @@ from hagd.config.run import ExtractConfig
 from hagd.errors import MemoryLimitError
 from hagd.pipeline.measurements import measurements
 from hagd.pipeline.outputs import track, track_dictionaries, write_manifest, write_results, write_stopped
+from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import refuse_untrainable_dictionaries, start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
-from hagd.report.shown import in_slot_order
+from hagd.report.shown import in_slot_order, with_pruning
 from hagd.report.terminal import print_summary
+from hagd.search.pruning import not_pruned
 from hagd.tasks.slot_order import left_to_right
 from hagd.tracking.sweep_job import SweepJob
 from hagd.transcoders.loaded import shown_config
@@ -56,7 +58,6 @@ def run_extraction(
             with disk_errors(folder):
                 write_stopped(pipeline, error, folder)
             raise
-        # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
         measured: dict[str, float] = {}
         if config.comparison is not None and not pipeline.store.contains("comparison", pipeline.key("comparison")):
             pipeline.compared.get("search")  # its seconds are not the comparison's
@@ -67,9 +68,7 @@ def run_extraction(
         stored = pipeline.used.values()
         dictionaries: TranscoderSet = pipeline.get("transcoders")
         run.configure(shown_config(config, dictionaries))
-        settings = flat_settings(config, dictionaries)
-        data = replace(stored_report, settings=settings, metrics={**stored_report.metrics, **measured})
-        data = in_slot_order(data, left_to_right(pipeline.get("task")))
+        data = _shown(pipeline, replace(stored_report, metrics={**stored_report.metrics, **measured}))
         metrics = {
             **data.metrics,
             **flat_metrics(dictionaries, stored_report.slot_names),
@@ -88,6 +87,19 @@ def run_extraction(
     print_summary(data, console)
     console.print(Text(f"\nresults: {folder}"), soft_wrap=True)
     return metrics
+
+
+def _shown(pipeline: Pipeline, stored: ReportData) -> ReportData:
+    """A stored report with what no stage stores.
+
+    Its settings may come from a run that differed in what decides no result (paths, devices, tracking).
+    """
+    config, n_discovery = pipeline.config, len(pipeline.get("prompts").discovery)
+    problem = not_pruned(pipeline.get("search"), config.search, pipeline.get("graph").n_candidates, n_discovery)
+    if problem is not None:
+        log.warning("%s", problem)
+    data = replace(stored, settings=flat_settings(config, pipeline.get("transcoders")))
+    return with_pruning(in_slot_order(data, left_to_right(pipeline.get("task"))), problem)
 
 
 def _on_selection(data: ReportData) -> dict[str, float]:

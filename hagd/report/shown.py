@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hagd.report.records import LayerReconstruction, NodeView, ReportData
+from hagd.report.records import LayerReconstruction, NodeView, ReportData, SearchPart
 
 
 def in_slot_order(data: ReportData, order: Sequence[int]) -> ReportData:
@@ -24,3 +24,14 @@ def in_slot_order(data: ReportData, order: Sequence[int]) -> ReportData:
         nodes=tuple(map(moved, data.nodes)),
         reconstruction=tuple(map(reordered, data.reconstruction)),
     )
+
+
+def with_pruning(data: ReportData, not_pruned: str | None) -> ReportData:
+    """The same where the note of causal pruning counts the reported circuit too, and a warning says if it has none."""
+
+    def told(part: SearchPart) -> SearchPart:
+        own = f"{part.changed_nodes} nodes of the reported circuit"
+        return replace(part, note=f"{own}; {part.note}") if part.name == "pruning" else part
+
+    warnings = data.warnings if not_pruned is None else (*data.warnings, not_pruned)
+    return replace(data, search=tuple(map(told, data.search)), warnings=warnings)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hagd.errors import ArtifactError
-from hagd.report.records import Curve, Edges, ReportData, SizedCircuit, SupernodeView
-from hagd.report.shown import in_slot_order
+from hagd.report.records import Curve, Edges, ReportData, SearchPart, SizedCircuit, SupernodeView
+from hagd.report.shown import in_slot_order, with_pruning
 
 
 def test_every_problem_is_named_at_once(report: ReportData) -> None:
@@ -75,3 +75,11 @@ def test_nodes_and_fvu_stay_with_their_slots_in_another_order(report: ReportData
     assert places[0] == places[1]
     assert [each.slot_fvu for each in moved.reconstruction] == [each.slot_fvu[::-1] for each in report.reconstruction]
     assert in_slot_order(moved, order) == report
+
+
+def test_pruning_counts_the_reported_circuit_apart(report: ReportData) -> None:
+    parts = (SearchPart("gates", 9, 1.0, 7, note="as it was"), SearchPart("pruning", 90, 1.0, 0, note="25 in all"))
+    told = with_pruning(replace(report, search=parts), "not pruned")
+    assert [part.note for part in told.search] == ["as it was", "0 nodes of the reported circuit; 25 in all"]
+    assert told.warnings == (*report.warnings, "not pruned")
+    assert with_pruning(report, None).warnings == report.warnings
