@@ -200,7 +200,12 @@ class SearchConfig(Section):
     gate_learning_rate: float = Field(0.1, gt=0, description="rate of Adam on gate logits")
     gate_batch: int = Field(256, ge=1, description="prompts a gate step")
     pruning: bool = Field(True, description="exchange idle nodes against better ones by interventions")
-    pruning_budget: int = Field(600, ge=0, description="model evaluations that pruning may spend")
+    pruning_budget: int = Field(
+        600,
+        ge=0,
+        description="model evaluations that pruning may spend, half of them on the reported circuit where there are "
+        "smaller ones; below the cost of a round (at most 2 n_nodes and a few) it is not pruned, with a warning",
+    )
     greedy_prompts: int = Field(64, ge=1, description="discovery prompts a test of greedy pruning")
     pruning_prompts: int = Field(256, ge=1, description="discovery prompts a test of pruning; fewer test more nodes")
     memory_limit_mb: int | None = Field(

@@ -31,6 +31,16 @@ class TaskBase(Section):
     only_correct: bool = Field(True, description="keep only prompts that the full model answers correctly")
 
 
+class UpTo(TaskBase):
+    """A task whose data may be too few: sizes of splits are upper bounds."""
+
+    n_discovery: int = Field(512, ge=1, description="at most so many prompts for attribution, means and search")
+    n_selection: int = Field(
+        256, ge=1, description="at most so many prompts for choosing sizes, thresholds and early stopping"
+    )
+    n_validation: int = Field(256, ge=1, description="at most so many prompts read once, for the reported figures")
+
+
 class SymbolicTask(TaskBase):
     """A task with its own vocabulary, on which mini models are trained."""
 
@@ -89,7 +99,7 @@ class GreaterThan(TaskBase):
     name: Literal["greater_than"] = "greater_than"
 
 
-class SubjectVerbAgreement(TaskBase):
+class SubjectVerbAgreement(UpTo):
     """Number agreement across an attractor; generated sentences, or a file of sentence pairs."""
 
     name: Literal["subject_verb_agreement"] = "subject_verb_agreement"
@@ -98,7 +108,7 @@ class SubjectVerbAgreement(TaskBase):
     )
 
 
-class FactualRecall(TaskBase):
+class FactualRecall(UpTo):
     """Complete a relation (`The capital of France is`) from the built-in table or an LRE relation file."""
 
     name: Literal["factual_recall"] = "factual_recall"
@@ -106,7 +116,7 @@ class FactualRecall(TaskBase):
     data_files: str | None = Field(None, description="relation file in the LRE format; replaces the built-in table")
 
 
-class WinoGrande(TaskBase):
+class WinoGrande(UpTo):
     """WinoGrande, partial scoring: log-likelihood of the rest of the sentence given each option."""
 
     name: Literal["winogrande"] = "winogrande"
@@ -117,7 +127,7 @@ class WinoGrande(TaskBase):
     max_length: int = Field(64, ge=4, description="tokens; longer items are left out")
 
 
-class HellaSwag(TaskBase):
+class HellaSwag(UpTo):
     """HellaSwag: length-normalised log-likelihood of four endings."""
 
     name: Literal["hellaswag"] = "hellaswag"

@@ -13,6 +13,7 @@ import torch
 from hagd.config.model import MiniModel, PretrainedModel
 from hagd.config.run import TrainerConfig
 from hagd.config.transcoder import TranscoderConfig
+from hagd.transcoders.loaded import HELD
 
 if TYPE_CHECKING:
     from hagd.pipeline.pipeline import Pipeline
@@ -80,7 +81,9 @@ def of_transcoders(p: Pipeline) -> dict[str, Any]:
         return {**config, "precision": p.config.trainer.precision}
     from hagd.pipeline.dictionaries import identity
 
-    return {"site": config["site"], "layers": config["layers"], **identity(path)}
+    # What the files hold is not decided by these; another address has what contradicts them refused, not reused.
+    chosen = {name: config[name] for name in HELD if config[name] != _default(name)}
+    return {"site": config["site"], "layers": config["layers"], **chosen, **identity(path)}
 
 
 def _unread(config: TranscoderConfig) -> set[str]:

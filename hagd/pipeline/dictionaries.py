@@ -24,6 +24,7 @@ from hagd.models.records import ModelSample
 from hagd.transcoders.formats import circuit_tracer, saelens, sparsify
 from hagd.transcoders.formats.checks import in_precision
 from hagd.transcoders.formats.files import folders_with, new_folder
+from hagd.transcoders.loaded import contradictions
 from hagd.transcoders.records import TranscoderSet
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ def given(options: TranscoderConfig, model: ModelConfig, lm: LanguageModel) -> T
     """The dictionaries of `transcoder.path` for a model: the configured layers, in single precision, not measured.
 
     Raises:
-        ConfigError: they were trained for another model, site, width, precision or other layers; names both.
+        ConfigError: they were trained for another model, site, width, precision or other layers, or are not what a
+            setting of `transcoder` other than its default says; names both.
         ArtifactError: files are missing or damaged.
     """
     assert options.path is not None
@@ -101,6 +103,11 @@ def given(options: TranscoderConfig, model: ModelConfig, lm: LanguageModel) -> T
         raise ConfigError(
             f"{where}expected all layers {list(found.layers)} of a cross-layer transcoder, found transcoder.layers="
             f"{list(chosen)}; set transcoder.layers=null, because every layer reads from those before"
+        )
+    if problems := contradictions(found, options):
+        raise ConfigError(
+            f"{where}expected {'; '.join(problems)}; the files decide these settings: leave them at their defaults, "
+            "or train such dictionaries (transcoder.path=null)"
         )
     transcoders = (in_precision(each, torch.float32) for each in found.transcoders if each.layer in chosen)
     return TranscoderSet(lm.name, found.site, tuple(transcoders), trained_on=found.trained_on)

@@ -21,8 +21,12 @@ from hagd.pipeline.stage_runs import use
 from hagd.pipeline.start import refuse_untrainable_dictionaries, start, tracked_pipeline
 from hagd.report.assemble import flat_settings
 from hagd.report.records import ReportData
+from hagd.report.shown import in_slot_order, with_pruning
 from hagd.report.terminal import print_summary
+from hagd.search.pruning import not_pruned
+from hagd.tasks.slot_order import left_to_right
 from hagd.tracking.sweep_job import SweepJob
+from hagd.transcoders.loaded import shown_config
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
 
@@ -58,20 +62,17 @@ def run_extraction(
                 write_stopped(pipeline, error, folder)
             raise
         measured, problems = _measure(pipeline)
-        # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
-        data = replace(
-            stored_report,
-            settings=flat_settings(config),
-            metrics={**stored_report.metrics, **measured},
-            warnings=(*stored_report.warnings, *problems),
-        )
         for part in ("task", *pipeline.parents("report")):
             pipeline.get(part)
         stored = pipeline.used.values()
         dictionaries: TranscoderSet = pipeline.get("transcoders")
+        run.configure(shown_config(config, dictionaries))
+        measured = {**stored_report.metrics, **measured}
+        warnings = (*stored_report.warnings, *problems)
+        data = _shown(pipeline, replace(stored_report, metrics=measured, warnings=warnings))
         metrics = {
             **data.metrics,
-            **flat_metrics(dictionaries, data.slot_names),
+            **flat_metrics(dictionaries, stored_report.slot_names),
             **_on_selection(data),
             "time.total_s": sum(each.seconds for each in stored),
             "time.wall_s": time.perf_counter() - began,
@@ -81,7 +82,7 @@ def run_extraction(
             write_manifest(pipeline, folder, complete=not problems)
             figures = write_results(data, metrics, folder)
         track(run, data, metrics, figures, folder)
-        track_dictionaries(run, dictionaries, data.slot_names)
+        track_dictionaries(run, dictionaries, stored_report.slot_names)
         for name, used in pipeline.used.items():
             use(run, name, used)
         if problems:
@@ -105,6 +106,19 @@ def _measure(pipeline: Pipeline) -> tuple[dict[str, float], list[str]]:
         except HagdError as error:
             problems.append(f"{name}: {error}")
     return found, problems
+
+
+def _shown(pipeline: Pipeline, stored: ReportData) -> ReportData:
+    """A stored report with what no stage stores.
+
+    Its settings may come from a run that differed in what decides no result (paths, devices, tracking).
+    """
+    config, n_discovery = pipeline.config, len(pipeline.get("prompts").discovery)
+    problem = not_pruned(pipeline.get("search"), config.search, pipeline.get("graph").n_candidates, n_discovery)
+    if problem is not None:
+        log.warning("%s", problem)
+    data = replace(stored, settings=flat_settings(config, pipeline.get("transcoders")))
+    return with_pruning(in_slot_order(data, left_to_right(pipeline.get("task"))), problem)
 
 
 def _on_selection(data: ReportData) -> dict[str, float]:

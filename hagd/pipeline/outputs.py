@@ -20,6 +20,7 @@ from hagd.report.figures import write_figures
 from hagd.report.html import write_report
 from hagd.report.records import ReportData, SupernodeView
 from hagd.tracking.wandb_run import Run
+from hagd.transcoders.loaded import held
 from hagd.transcoders.metrics import SCALARS
 from hagd.transcoders.records import DENSITY_EDGES, TranscoderSet
 
@@ -33,14 +34,17 @@ def write_config(config: StagesConfig, folder: Path) -> None:
 def write_manifest(pipeline: Pipeline, folder: Path, complete: bool = True) -> None:
     """`manifest.json`: versions, git revision, seed, the job's address, and per stage its key, time and peak memory.
 
-    A job of which a part failed, not `complete`, gets no address: it is no finished run.
+    Of dictionaries also what they are, which with `transcoder.path` the configuration does not say. A job of which a
+    part failed, not `complete`, gets no address: it is no finished run.
     """
+    used = pipeline.used.get("transcoders")
     manifest = {
         "versions": versions(),
         "git_revision": git_revision(),
         "command": sys.argv,
         "seed": pipeline.config.seed,
         **({"job_key": job_key(pipeline.config)} if complete else {}),
+        **({} if used is None else {"dictionaries": held(used.record)}),
         "stages": {
             name: {
                 "key": stored.key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -27,11 +28,14 @@ from hagd.pipeline.stage_list import STAGES
 from hagd.pipeline.stage_runs import StageRuns, log_stage
 from hagd.search.scorer.records import TrainedScorer
 from hagd.search.scorer.shipped import SHIPPED
+from hagd.tasks.splits import fewer_than_wanted
 from hagd.tracking.wandb_run import Run
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -197,3 +201,5 @@ class Pipeline:
         stored = self.used[name]
         how = "reused" if stored.reused else f"{stored.seconds:.1f} s, {stored.peak_mb:.0f} MB"
         self.console.print(f"[bold]{name}[/bold] {stored.key} {how}", highlight=False)
+        if name == "task" and (fewer := fewer_than_wanted(self.config.task, stored.record)) is not None:
+            log.info("%s", fewer)

@@ -30,6 +30,8 @@ from hagd.report.prompt.records import PromptReport
 from hagd.report.prompt.terminal import print_prompt
 from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run
+from hagd.transcoders.loaded import shown_config
+from hagd.transcoders.records import TranscoderSet
 
 
 def run_prompt(config: ExtractConfig, folder: Path, of_sweep: SweepJob | None, console: Console) -> dict[str, float]:
@@ -49,8 +51,10 @@ def run_prompt(config: ExtractConfig, folder: Path, of_sweep: SweepJob | None, c
     name = f"{config.model.name}-prompt-{config.seed}"
     with tracked_pipeline(config, console, name, of_sweep, "prompt", folder) as (run, pipeline):
         stored: PromptReport = pipeline.get("prompt_report")
+        dictionaries: TranscoderSet = pipeline.get("transcoders")
+        run.configure(shown_config(config, dictionaries))
         # A stored report may come from a run that differed in what decides no result (paths, devices, tracking).
-        data = replace(stored, settings=flat_settings(config))
+        data = replace(stored, settings=flat_settings(config, dictionaries))
         for part in ("task", *pipeline.parents("prompt_report")):
             pipeline.get(part)
         graph: PromptGraph = pipeline.get("prompt_graph")

@@ -21,6 +21,7 @@ from hagd.hierarchy.records import Hierarchy
 from hagd.models.records import TrainedLM
 from hagd.search.records import SearchResult
 from hagd.tracking.wandb_run import Run, tracked_run
+from hagd.transcoders.loaded import shown_config
 from hagd.transcoders.metrics import SCALARS
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Comparison, DarkMatter, Validation
@@ -68,7 +69,7 @@ class StageRuns:
             name=f"{stage}-{config.model.name}-{config.task.name}-{config.seed}",
             group=self.group,
             job_type=stage,
-            config={**config.model_dump(mode="json"), "stage_key": key},
+            config={**shown_config(config, None), "stage_key": key},
             directory=Path(config.paths.runs),
             packages=False,  # the job's run has them
         ) as run:

@@ -21,6 +21,7 @@ from hagd.pipeline.stage_runs import StageRuns
 from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run, tracked_run
 from hagd.training.processes import is_helper
+from hagd.transcoders.loaded import shown_config
 from hagd.transcoders.optimisers import refuse_missing_package
 
 
@@ -79,7 +80,7 @@ def tracked_pipeline(
         name=of_sweep.name(name) if of_sweep else name,
         group=group,
         job_type=job_type,
-        config=config.model_dump(mode="json"),
+        config=shown_config(config, None),
         directory=Path(config.paths.runs),
     ) as run:
         _link(run, folder)

@@ -28,6 +28,7 @@ from hagd.tracking.sweep_job import SweepJob
 from hagd.tracking.wandb_run import Run
 from hagd.training.processes import is_helper
 from hagd.transcoders.formats.files import refuse_unwritable
+from hagd.transcoders.loaded import shown_config
 from hagd.transcoders.metrics import flat_metrics
 from hagd.transcoders.records import TranscoderSet
 
@@ -97,6 +98,7 @@ def _train_lm(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Ru
 
 def _train_transcoders(config: TrainConfig, pipeline: Pipeline, _: SectionReader, run: Run) -> dict[str, float]:
     found: TranscoderSet = pipeline.get("transcoders")
+    run.configure(shown_config(config, found))
     slot_names = pipeline.get("prompts").slot_names
     track_dictionaries(run, found, slot_names)
     use(run, "transcoders", pipeline.used["transcoders"])

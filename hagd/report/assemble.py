@@ -33,6 +33,7 @@ from hagd.report.supernodes import Observed, Supernodes
 from hagd.report.wording import poor_model
 from hagd.search.records import Circuit, SearchResult, SearchStep
 from hagd.tasks.records import TaskData
+from hagd.transcoders.loaded import shown_config
 from hagd.transcoders.records import TranscoderSet
 from hagd.validation.records import Validation
 
@@ -70,7 +71,7 @@ def assemble(run: Extraction, progress: Callable[[int, int], None]) -> ReportDat
         model=config.model.name,
         task=config.task.name,
         seed=config.seed,
-        settings=flat_settings(config),
+        settings=flat_settings(config, run.patched.transcoders),
         metrics=metrics,
         slot_names=task.slot_names,
         search=_parts(result.steps),
@@ -324,9 +325,9 @@ def _warnings(run: Extraction, metrics: dict[str, float]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def flat_settings(config: StagesConfig) -> dict[str, str]:
-    """Dotted key → value of the whole configuration, as text."""
-    return _flat(config.model_dump(mode="json"))
+def flat_settings(config: StagesConfig, transcoders: TranscoderSet) -> dict[str, str]:
+    """Dotted key → value of the whole configuration, as text; of dictionaries from elsewhere what they are."""
+    return _flat(shown_config(config, transcoders))
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

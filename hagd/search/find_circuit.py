@@ -23,7 +23,7 @@ from hagd.search.edge_pruning import by_edge_pruning
 from hagd.search.elimination import eliminate
 from hagd.search.exhaustive import best_circuits
 from hagd.search.gates import descend
-from hagd.search.pruning import exchange_idle
+from hagd.search.pruning import budgets_of, exchange_idle
 from hagd.search.records import Circuit, SearchResult, SearchStep
 from hagd.search.traversal import find_idle
 
@@ -239,14 +239,9 @@ def _best_ranking(searched: Searched, rankings: list[np.ndarray], size: int) -> 
 
 
 def _prune(run: _Refined, rankings: dict[int, np.ndarray], members: dict[int, np.ndarray]) -> int:
-    """Exchange idle nodes in place, in the reported circuit and then in the smaller ones; returns how many.
-
-    Half of the budget is for the reported circuit, the rest is shared evenly.
-    """
-    searched, config, size = run.searched, run.config, run.size
-    smaller = [each for each in sorted(members, reverse=True) if each < size]
-    budgets = {size: config.pruning_budget / 2 if smaller else float(config.pruning_budget)}
-    budgets |= {each: config.pruning_budget / 2 / len(smaller) for each in smaller}
+    """Exchange idle nodes in place, in the reported circuit and then in the smaller ones; returns how many."""
+    searched, config = run.searched, run.config
+    budgets = budgets_of(list(members), run.size, config.pruning_budget)
     total = 0
     for done, (each, budget) in enumerate(budgets.items()):
         exchange = exchange_idle(

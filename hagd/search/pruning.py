@@ -8,14 +8,18 @@ discovery split that also chose the nodes: on the whole split it can.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hagd.config.stages import SearchConfig
 from hagd.patching.objective import Objective
 from hagd.search.gates import losses_of
+from hagd.search.records import SearchResult
 
 _OUTSIDERS = 1  # outsiders tried, in units of the circuit's size
 
@@ -57,7 +61,7 @@ def exchange_idle(
         inside = np.zeros(len(flat), dtype=bool)
         inside[members] = True
         outsiders = ranking[~inside[ranking]][: _OUTSIDERS * len(members)]
-        trials = _halvings(min(len(members), len(outsiders)) // 4)
+        trials = _trials(len(members), len(outsiders))
         cost = share * (len(members) + len(outsiders) + len(trials) + 1)
         if not trials or spent + cost > budget:
             return Exchange(members, exchanged)
@@ -75,8 +79,33 @@ def exchange_idle(
         exchanged += trials[winner - 1]
 
 
-def _halvings(n: int) -> list[int]:
-    """n, n/2, …, 1."""
+def budgets_of(sizes: Sequence[int], size: int, budget: float) -> dict[int, float]:
+    """Size → evaluations, the reported size first: half for it, the rest shared evenly among the smaller ones."""
+    smaller = [each for each in sorted(sizes, reverse=True) if each < size]
+    budgets = {size: budget / 2 if smaller else float(budget)}
+    return budgets | {each: budget / 2 / len(smaller) for each in smaller}
+
+
+def not_pruned(result: SearchResult, config: SearchConfig, n_candidates: int, n_discovery: int) -> str | None:
+    """Why causal pruning did not touch the reported circuit, where its budget is below the cost of one round."""
+    n_outsiders = min(_OUTSIDERS * result.size, n_candidates - result.size)
+    trials = _trials(result.size, n_outsiders)
+    if config.method != "hagd" or not config.pruning or config.pruning_budget <= 0 or not trials:
+        return None
+    cost = min(config.pruning_prompts / n_discovery, 1) * (result.size + n_outsiders + len(trials) + 1)
+    budget = budgets_of([len(each) for each in result.circuits], result.size, config.pruning_budget)[result.size]
+    if cost <= budget:
+        return None
+    return (
+        f"causal pruning: one round for {result.size} nodes costs {math.ceil(cost)} evaluations, search.pruning_budget="
+        f"{config.pruning_budget} leaves {budget:g} for the reported circuit: not pruned; set search.pruning_budget to "
+        f"at least {math.ceil(cost * config.pruning_budget / budget)}"
+    )
+
+
+def _trials(n_members: int, n_outsiders: int) -> list[int]:
+    """How many nodes a round tries to exchange at once: a quarter of those that can be, half of that, …, 1."""
+    n = min(n_members, n_outsiders) // 4
     return [n >> i for i in range(n.bit_length())]
 
 

@@ -9,8 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from hagd.config.task import SymbolicTask, TaskBase
+from hagd.config.task import FactualRecall, SymbolicTask, TaskBase
 from hagd.errors import TaskError
+from hagd.tasks.records import TaskData
 
 T = TypeVar("T")
 
@@ -31,6 +32,22 @@ def split_sizes(config: TaskBase) -> dict[str, int]:
         "validation": config.n_validation,
     }
     return {"train": config.n_train, **sizes} if isinstance(config, SymbolicTask) else sizes
+
+
+def fewer_than_wanted(config: TaskBase, task: TaskData) -> str | None:
+    """Splits of a task with fewer prompts than its configuration asks for, and why; None if there are none."""
+    wanted = split_sizes(config)
+    fewer = [
+        f"{name}: {n} of {wanted[name]} prompts"
+        for name in ("discovery", "selection", "validation")
+        if (n := len(getattr(task, name))) < wanted[name]
+    ]
+    if not fewer:
+        return None
+    without = "have a slot that no prompt for discovery has"
+    if isinstance(config, FactualRecall):
+        without = f"have no counterfactual of their template and length in their split, {without}"
+    return f"task {task.name}: {', '.join(fewer)}; the others {without}, or the data have no more that fit"
 
 
 def split_codes(sizes: dict[str, int], radices: Sequence[int], fix: str, generator: Generator) -> dict[str, Tensor]:

@@ -57,6 +57,11 @@ class Run:
             self._has_step.add(name)
         self._run.log({**metrics, STEP: step})
 
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Add values to the configuration that W&B shows, or replace them."""
+        if self._run is not None:
+            self._run.config.update(dict(config), allow_val_change=True)
+
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Final figures, one value a name; shown in W&B's table of runs."""
         if self._run is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hagd.pipeline.pipeline import Pipeline
 from hagd.pipeline.training import run_training
 from hagd.transcoders.formats import circuit_tracer, saelens, sparsify
 from hagd.transcoders.formats.checks import in_precision
+from hagd.transcoders.loaded import held, shown_config
 from hagd.transcoders.records import TranscoderSet
 from tests.builders import random_model, random_transcoders, tiny_extract, tiny_train
 from tests.transcoders.formats.layers import assert_same_bits
@@ -63,7 +65,7 @@ def with_thresholds(found: TranscoderSet) -> TranscoderSet:
 def test_a_copy_is_measured_as_what_it_was_copied_from(layout: str, tiny_runs: Path, tmp_path: Path) -> None:
     copy = {"format": layout, "path": str(tmp_path / "copy")}
     trained = run_training(tiny_train(tiny_runs, export=copy), no_sections, tmp_path / "trained", None, QUIET)
-    config = tiny_train(tiny_runs, transcoder__path=str(tmp_path / "copy"), transcoder__k=1)
+    config = tiny_train(tiny_runs, transcoder__path=str(tmp_path / "copy"), transcoder__steps=1)
     measured = run_training(config, no_sections, tmp_path / "measured", None, QUIET)
     quality = {
         key: value for key, value in trained.items() if key.startswith("transcoder.") and "prediction" not in key
@@ -80,9 +82,53 @@ def test_a_copy_is_measured_as_what_it_was_copied_from(layout: str, tiny_runs: P
 def test_a_circuit_of_dictionaries_from_elsewhere(tiny_runs: Path, tmp_path: Path) -> None:
     trained: TranscoderSet = Pipeline(tiny_extract(tiny_runs), QUIET).get("transcoders")
     circuit_tracer.save(with_thresholds(replace(trained, quality=())), tmp_path / "clt")
-    config = tiny_extract(tiny_runs, transcoder__path=str(tmp_path / "clt"))
+    config = tiny_extract(tiny_runs, transcoder__path=str(tmp_path / "clt"), transcoder__k=32)
     metrics = run_extraction(config, tmp_path / "run", None, QUIET)
     assert 0 <= metrics["circuit.nodes"] <= 8
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["dictionaries"] == held(read(str(tmp_path / "clt")))
+    page = (tmp_path / "run" / "report.html").read_text()
+    for key, value in {"activation": "jumprelu", "cross_layer": "True", "k": "null", "m": "64"}.items():
+        assert re.search(rf"transcoder\.{key}</th><td[^>]*>{value}<", page), key
+    assert "transcoder.steps" not in page
+
+
+def test_settings_that_the_files_contradict_are_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    topk = random_transcoders(lm, m=32)
+    sparsify.save(topk, tmp_path / "topk")
+    circuit_tracer.save(with_thresholds(topk), tmp_path / "clt")
+    for changes, problem in (
+        ({"k": 5}, r"transcoder\.k=4, found 5; the files decide"),
+        ({"k": 4, "expansion": 3}, r"transcoder\.expansion=2, found 3; the files"),
+        ({"activation": "relu", "skip": True}, r"activation=topk, found relu; transcoder\.skip=False, found True"),
+        ({"cross_layer": True}, r"cross_layer=False, found True"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            given(options(tmp_path / "topk", **changes), MODEL, lm)
+    with pytest.raises(ConfigError, match=r"no transcoder\.k \(thresholds decide\), found 4; .*=jumprelu, found relu"):
+        given(options(tmp_path / "clt", k=4, activation="relu"), MODEL, lm)
+    given(options(tmp_path / "topk", k=4, expansion=2, activation="topk"), MODEL, lm)
+    given(options(tmp_path / "topk", k=32, expansion=4), MODEL, lm)
+    given(options(tmp_path / "clt", activation="jumprelu", cross_layer=True, expansion=2), MODEL, lm)
+
+
+def test_thresholds_tell_their_activation(lm: LanguageModel) -> None:
+    found = with_thresholds(random_transcoders(lm))
+
+    def activation(*thresholds: float) -> Any:
+        layers = zip(found.transcoders, thresholds, strict=True)
+        changed = tuple(replace(each, threshold=torch.full((12,), value)) for each, value in layers)
+        return held(replace(found, transcoders=changed))["activation"]
+
+    assert held(found)["activation"] == "jumprelu" and activation(0.5, 0.2) == "batch_topk"
+    assert activation(0, 0) == "relu" and activation(0, 0.5) == ["relu", "batch_topk"]
+
+
+def test_unread_settings_are_not_shown(tmp_path: Path) -> None:
+    shown = shown_config(tiny_extract(tmp_path, transcoder__path="somewhere"), None)
+    assert set(shown["transcoder"]) == {"path", "site", "layers", "fvu_warning"}
+    config = tiny_extract(tmp_path)
+    assert shown_config(config, None) == config.model_dump(mode="json")
 
 
 def test_a_copy_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
@@ -101,7 +147,8 @@ def test_the_key_follows_the_files_and_nothing_else(lm: LanguageModel, tiny_runs
         return Pipeline(tiny_extract(tiny_runs, **changes), QUIET).key("transcoders")
 
     first = key()
-    assert key(transcoder__k=9, transcoder__steps=7) == first != key(transcoder__layers=[0])
+    assert key(transcoder__steps=7) == first != key(transcoder__layers=[0])
+    assert key(transcoder__k=9) != first, "what the files contradict is refused, not reused"
     (tmp_path / "found").rename(tmp_path / "moved")
     assert key(transcoder__path=str(tmp_path / "moved")) == first
     file = next((tmp_path / "moved").rglob("cfg.json"))

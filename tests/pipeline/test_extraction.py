@@ -81,7 +81,7 @@ def test_the_run_folder_is_complete(tiny_runs: Path) -> None:
     for file in (folder / "figures").iterdir():
         assert file.read_bytes().startswith(b"\x89PNG")
     page = (folder / "report.html").read_text()
-    assert "<html" in page[:200] and "HAGD circuit, 8 nodes" in page
+    assert "<html" in page[:200] and "HAGD circuit, 8 nodes" in page and "nodes of the reported circuit; " in page
     written = load_config(ExtractConfig, yaml.safe_load((folder / "config.yaml").read_text()))
     assert written == tiny_extract(tiny_runs)
 

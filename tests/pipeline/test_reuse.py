@@ -34,9 +34,13 @@ def test_a_reused_report_shows_the_settings_of_its_own_run(tiny_runs: Path, tmp_
     assert "distinctive" in (tmp_path / "report.html").read_text()
 
 
-def test_another_search_computes_from_the_search_on(tiny_runs: Path, tmp_path: Path) -> None:
-    extract(tiny_extract(tiny_runs, search__gate_steps=13), tmp_path)
+def test_another_search_computes_from_the_search_on(
+    tiny_runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extract(tiny_extract(tiny_runs, search__pruning_budget=20), tmp_path)
     assert reused(tmp_path) == BEFORE_SEARCH
+    warned = "search.pruning_budget=20 leaves 10 for the reported circuit: not pruned; set search.pruning_budget to at"
+    assert warned in caplog.text and warned in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

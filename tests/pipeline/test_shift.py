@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.tasks.conftest import byte_level
 
 QUIET = Console(quiet=True)
 TASK = {"name": "factual_recall", "relation": "continent", "only_correct": False}
-SIZES = {"n_discovery": 60, "n_selection": 12, "n_validation": 24}
+SIZES = {"n_discovery": 60, "n_selection": 15, "n_validation": 25}
 
 
 def recalled(root: Path, tokenizer: PreTrainedTokenizerBase | None = None, **changes: Any) -> ExtractConfig:
@@ -41,12 +42,15 @@ def recalled(root: Path, tokenizer: PreTrainedTokenizerBase | None = None, **cha
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_their_figures_are_in_every_result(tmp_path: Path) -> None:
+def test_their_figures_are_in_every_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hagd.pipeline")
     config = recalled(tmp_path, byte_level())
     metrics = run_extraction(config, tmp_path / "one", None, QUIET)
-    assert 0 < metrics["shift.n_prompts"] <= 24
+    assert 0 < metrics["shift.n_prompts"] <= 25
     assert {"shift.preservation", "shift.random.preservation", "shift.attribution.preservation"} <= set(metrics)
     assert "Other wordings, prompts" in (tmp_path / "one" / "report.html").read_text()
+    slots = json.loads((tmp_path / "one" / "circuit.json").read_text())["slots"]
+    assert slots[0] == "first" and slots[-1] == "last" and slots.index("subject_rest") < slots.index("subject")
     stages = json.loads((tmp_path / "one" / "manifest.json").read_text())["stages"]
     assert not stages["shift"]["reused"]
 
@@ -55,6 +59,8 @@ def test_their_figures_are_in_every_result(tmp_path: Path) -> None:
     assert job_key(config) != job_key(without)
     assert Pipeline(config, QUIET).key("validation") == Pipeline(without, QUIET).key("validation")
     assert not any(name.startswith("shift") for name in run_extraction(without, tmp_path / "two", None, QUIET))
+    fewer = "task factual_recall: validation: 24 of 25 prompts; the others have no counterfactual"
+    assert sum(fewer in record.getMessage() for record in caplog.records) == 2
 
 
 def test_tasks_of_one_wording_have_none(tmp_path: Path) -> None:

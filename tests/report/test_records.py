@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hagd.errors import ArtifactError
-from hagd.report.records import Curve, Edges, ReportData, SizedCircuit, SupernodeView
+from hagd.report.records import Curve, Edges, ReportData, SearchPart, SizedCircuit, SupernodeView
+from hagd.report.shown import in_slot_order, with_pruning
 
 
 def test_every_problem_is_named_at_once(report: ReportData) -> None:
@@ -64,3 +65,21 @@ def test_colours_come_from_the_coarsest_level_that_divides(report: ReportData) -
     root = replace(report.levels[0], supernodes=(SupernodeView("everything", 200, "=", "L0–1"),))
     assert report.coarsest() == 0
     assert replace(report, nodes=nodes, levels=(root, *report.levels)).coarsest() == 1
+
+
+def test_nodes_and_fvu_stay_with_their_slots_in_another_order(report: ReportData) -> None:
+    order = list(range(len(report.slot_names)))[::-1]
+    moved = in_slot_order(report, order)
+    assert moved.slot_names == report.slot_names[::-1]
+    places = [[(node.id, data.slot_names[node.slot]) for node in data.nodes] for data in (report, moved)]
+    assert places[0] == places[1]
+    assert [each.slot_fvu for each in moved.reconstruction] == [each.slot_fvu[::-1] for each in report.reconstruction]
+    assert in_slot_order(moved, order) == report
+
+
+def test_pruning_counts_the_reported_circuit_apart(report: ReportData) -> None:
+    parts = (SearchPart("gates", 9, 1.0, 7, note="as it was"), SearchPart("pruning", 90, 1.0, 0, note="25 in all"))
+    told = with_pruning(replace(report, search=parts), "not pruned")
+    assert [part.note for part in told.search] == ["as it was", "0 nodes of the reported circuit; 25 in all"]
+    assert told.warnings == (*report.warnings, "not pruned")
+    assert with_pruning(report, None).warnings == report.warnings

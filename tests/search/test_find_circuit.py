@@ -15,6 +15,7 @@ from hagd.errors import ConfigError
 from hagd.hierarchy.partition import build_hierarchy
 from hagd.search.baselines import by_attribution
 from hagd.search.find_circuit import Searched, find_circuit
+from hagd.search.pruning import not_pruned
 from hagd.search.records import Circuit, SearchResult
 from tests.search.trained import Trained
 
@@ -184,3 +185,22 @@ def first_features(graph: AttributionGraph, n: int) -> AttributionGraph:
     nodes = replace(graph.nodes, **{name: value[keep] for name, value in vars(graph.nodes).items()})
     empty = np.zeros((2, 0), dtype=graph.edge_index.dtype)
     return replace(graph, nodes=nodes, flat=graph.flat[:n], edge_index=empty, edge_attr=graph.edge_attr[:0])
+
+
+@pytest.mark.parametrize(("sizes", "least"), [((), 44), ((10, 40), 88)])
+def test_a_budget_below_a_round_of_exchanges_is_told_with_the_least_that_is_enough(
+    searched: Searched, sizes: tuple[int, ...], least: int
+) -> None:
+    """A round at 20 nodes: each of them, 20 outsiders, three exchanges and the circuit itself, on all prompts."""
+    told = {}
+    for budget in (least - 1, least):
+        config = SearchConfig(**{**SMALL, "sizes": sizes, "pruning_budget": budget, "gates": False})
+        config = config.model_copy(update={"elimination": False})
+        result = find_circuit(searched, config, 0)
+        told[budget] = not_pruned(result, config, searched.graph.n_candidates, len(searched.discovery))
+        changed = result.steps[-1].changed
+        assert result.steps[-1].name == "pruning" and (changed == 0) == (budget < least)
+    message = f"one round for 20 nodes costs 44 evaluations, search.pruning_budget={least - 1} leaves "
+    assert told[least] is None and message in told[least - 1] and f"to at least {least}" in told[least - 1]
+    off = config.model_copy(update={"pruning": False, "pruning_budget": 1})
+    assert not_pruned(result, off, searched.graph.n_candidates, len(searched.discovery)) is None

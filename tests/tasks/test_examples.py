@@ -6,6 +6,7 @@ import torch
 from hagd.errors import TaskError
 from hagd.tasks.examples import Example, Option, assemble, collate, next_token_example
 from hagd.tasks.records import PADDING
+from hagd.tasks.slot_order import left_to_right
 
 
 def example(length: int, slot: str = "x") -> Example:
@@ -43,3 +44,21 @@ def test_a_split_without_known_slots_is_refused() -> None:
     splits = {"discovery": [example(3)], "selection": [example(3)], "validation": [example(3, "y")]}
     with pytest.raises(TaskError, match=r"task\.n_discovery=1.*made_up for validation.*raise"):
         assemble(name="made_up", splits=splits, accuracy="argmax", chance=0.1)
+
+
+def shown(*prompts: str) -> list[str]:
+    """Slots in the order in which they are shown, of a task whose prompts have these."""
+    examples = []
+    for prompt in prompts:
+        tokens = tuple(range(len(prompt.split())))
+        examples.append(next_token_example(tokens, tokens, tuple(prompt.split()), [1], [2]))
+    splits = {"discovery": examples, "selection": examples[:1], "validation": examples[:1]}
+    task = assemble(name="made_up", splits=splits, accuracy="argmax", chance=0.1)
+    return [task.slot_names[slot] for slot in left_to_right(task)]
+
+
+def test_slots_are_shown_as_prompts_have_them() -> None:
+    assert shown("a d", "a b c d", "a b b c d", "a b c e d") == ["a", "b", "c", "e", "d"]
+    assert shown("c d", "b c", "x", "a b") == ["x", "a", "b", "c", "d"]
+    assert shown("x y z", "y x z", "x y z") == ["x", "y", "z"], "the majority counts"
+    assert sorted(shown("a b", "b c", "c a")) == ["a", "b", "c"], "no order fits"

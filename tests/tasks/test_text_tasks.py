@@ -19,6 +19,7 @@ from hagd.errors import TaskError
 from hagd.tasks.build import build_task
 from hagd.tasks.countries import COUNTRIES
 from hagd.tasks.records import PADDING, Prompts, TaskData
+from hagd.tasks.splits import fewer_than_wanted
 from hagd.tasks.subject_verb_agreement import VERBS
 
 Check = Callable[[TaskData], None]
@@ -237,6 +238,9 @@ def test_relation_file(tokenizer: PreTrainedTokenizerBase, check_task: Check, tm
     task = build_task(config, tokenizer, 0)
     check_task(task)
     assert [len(split) for split in (task.discovery, task.selection, task.validation)] == [12, 6, 6]
+    fewer = "discovery: 12 of 50 prompts, selection: 6 of 25 prompts, validation: 6 of 25 prompts; the others have no"
+    assert f"task factual_recall: {fewer}" in str(fewer_than_wanted(config, task))
+    assert fewer_than_wanted(config.model_copy(update=dict.fromkeys(SIZES, 6)), task) is None
 
 
 def test_accents_that_were_escaped_twice(plain_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -62,13 +62,14 @@ def test_offline_run_reads_back(tmp_path: Path, capfd: pytest.CaptureFixture[str
     media.mkdir()
     with started(runs) as run:
         log_everything(run, media)
+        run.configure({"model": {"m": 8}})
         folder = run.dir
         assert run.url is None and run.id in str(folder)
     assert capfd.readouterr() == ("", "")
     assert offline_runs(runs) == [folder]
     read = read_run(folder)
     assert (read.name, read.state, read.exit_code) == ("job", "finished", 0)
-    assert read.config == {"seed": 3, "model": {"k": [1, 2]}}
+    assert read.config == {"seed": 3, "model": {"k": [1, 2], "m": 8}}
     assert read.summary["circuit.nodes"] == 200 and read.summary["text"] == "é"
     assert math.isclose(read.summary["validation.preservation"], 0.91)
     assert read.summary["gates/loss"] == 4.0 and read.summary["stage/seconds"] == 1.5

@@ -46,7 +46,7 @@ def assemble_prompt(
     return PromptReport(
         model=config.model.name,
         prompt=config.graph.prompt or "",
-        settings=flat_settings(config),
+        settings=flat_settings(config, transcoders),
         metrics=metrics,
         tokens=tokens,
         slot_names=slot_names,
