@@ -285,9 +285,10 @@ Report.Canvas = class {
 
   cut(c, text, room) {
     if (c.measureText(text).width <= room) return text;
+    const end = "…" + (/\d{1,2}$/.exec(text)?.[0] ?? ""); // a number tells neighbours apart
     let length = Math.min(text.length, Math.floor(room / 4));
-    while (length > 1 && c.measureText(text.slice(0, length) + "…").width > room) length--;
-    return text.slice(0, length) + "…";
+    while (length > 1 && c.measureText(text.slice(0, length) + end).width > room) length--;
+    return text.slice(0, length) + end;
   }
 
   // Names of rows and slots stay in view.
