@@ -96,6 +96,7 @@ class Terminal(Logger):
         self.drawn.append(len(self.screen.getvalue()))
 
 
+@pytest.mark.slow
 def test_the_bar_of_the_capture_makes_room_for_that_of_the_training(tiny_runs: Path, tmp_path: Path) -> None:
     terminal = Terminal()
     console = Console(file=terminal.screen, force_terminal=True)

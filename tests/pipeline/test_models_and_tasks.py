@@ -14,7 +14,8 @@ from tests.builders import tiny_extract
 from tests.pipeline.extractions import QUIET, extract, reused
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
 @pytest.mark.usefixtures("undrawn")
 def test_other_architectures(tiny_runs: Path, tmp_path: Path, architecture: str) -> None:
     metrics = extract(tiny_extract(tiny_runs, model__architecture=architecture), tmp_path)

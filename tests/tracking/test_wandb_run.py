@@ -152,6 +152,7 @@ def test_overhead_of_an_offline_run(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 10  # measured: 1 s; room for a busy machine
 
 
+@pytest.mark.slow
 def test_killed_run_keeps_what_it_logged(tmp_path: Path) -> None:
     code = f"""
 import os, time

@@ -47,8 +47,15 @@ def test_a_signal_does_not_save_what_is_above_its_limit(tmp_path: Path) -> None:
     assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-@pytest.mark.parametrize(("step", "left"), [(3, "there is no checkpoint yet"), (12, r"from .*c/last\.ckpt \(step 7\)")])
+@pytest.mark.parametrize(
+    ("step", "left", "killed"),
+    [
+        (3, "there is no checkpoint yet", 0),
+        (12, r"from .*c/last\.ckpt \(step 7\)", 1),
+        pytest.param(3, "there is no checkpoint yet", 1, marks=pytest.mark.slow),
+        pytest.param(12, r"from .*c/last\.ckpt \(step 7\)", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_end_of_one_process_is_one_line_in_the_others(tmp_path: Path, killed: int, step: int, left: str) -> None:
     class Killed(Toy):
         def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> dict[str, Tensor]:
