@@ -26,8 +26,9 @@ class TranscoderConfig(Section):
         None,
         min_length=1,
         description="dictionaries trained elsewhere: a folder in HAGD's, sparsify's, SAELens' or circuit-tracer's "
-        "layout; nothing is trained. Of the settings here only site, layers and fvu_warning are read; the files decide "
-        "k, expansion, activation, cross_layer and skip: one that is neither the default nor what they hold is refused",
+        "layout; nothing is trained. Of the settings here only site, layers, fvu_warning and "
+        "activations.layer_streaming are read; the files decide k, expansion, activation, cross_layer and skip: one "
+        "that is neither the default nor what they hold is refused",
     )
     activation: ActivationFunction = Field(
         "topk",

@@ -99,9 +99,11 @@ def first_device(config: PretrainedModel) -> torch.device:
 
 
 def _refuse_missing_gpu(device_map: str | None) -> None:
-    if (device_map or "").startswith("cuda") and not torch.cuda.is_available():
+    kind, _, index = (device_map or "").partition(":")
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index if index.isdigit() else 0) >= n_gpus:
         raise ModelError(
-            f"model.device_map={device_map}: expected a GPU that PyTorch can use, found none; "
+            f"model.device_map={device_map}: expected a GPU that PyTorch can use, found {n_gpus or 'none'}; "
             "set model.device_map=null to compute on the CPU"
         )
 

@@ -104,13 +104,13 @@ def given(options: TranscoderConfig, model: ModelConfig, lm: LanguageModel) -> T
             f"{where}expected all layers {list(found.layers)} of a cross-layer transcoder, found transcoder.layers="
             f"{list(chosen)}; set transcoder.layers=null, because every layer reads from those before"
         )
-    if problems := contradictions(found, options):
+    transcoders = tuple(in_precision(each, torch.float32) for each in found.transcoders if each.layer in chosen)
+    if problems := contradictions(transcoders, options):
         raise ConfigError(
-            f"{where}expected {'; '.join(problems)}; the files decide these settings: leave them at their defaults, "
-            "or train such dictionaries (transcoder.path=null)"
+            f"{where}expected {'; '.join(problems)}; the files decide these settings: set them to what is expected or "
+            "to their defaults, or train such dictionaries (transcoder.path=null)"
         )
-    transcoders = (in_precision(each, torch.float32) for each in found.transcoders if each.layer in chosen)
-    return TranscoderSet(lm.name, found.site, tuple(transcoders), trained_on=found.trained_on)
+    return TranscoderSet(lm.name, found.site, transcoders, trained_on=found.trained_on)
 
 
 def sampled(model: ModelConfig, lm: LanguageModel) -> ModelSample | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,23 +53,25 @@ def run_extraction(
             pipeline.key(each)  # settings that do not fit the other model are refused before hours of search
         if config.comparison is not None:
             refuse_untrainable_dictionaries(pipeline.compared)
+        problems: dict[str, str] = {}
         if config.comparison is not None and pipeline.waits("search"):
-            with suppress(HagdError):  # raised again below, when this job's own circuit is there
-                pipeline.compared.get("search")  # meanwhile another process makes what this job reads first
+            with _kept("comparison", config, problems):
+                pipeline.compared.get(
+                    "search"
+                )  # needed later; meanwhile another process makes what this job reads first
         try:
             stored_report: ReportData = pipeline.get("report")
         except MemoryLimitError as error:
             with disk_errors(folder):
                 write_stopped(pipeline, error, folder)
             raise
-        measured, problems = _measure(pipeline)
+        measured = {**stored_report.metrics, **_measured(pipeline, config, problems)}
         for part in ("task", *pipeline.parents("report")):
             pipeline.get(part)
         stored = pipeline.used.values()
         dictionaries: TranscoderSet = pipeline.get("transcoders")
         run.configure(shown_config(config, dictionaries))
-        measured = {**stored_report.metrics, **measured}
-        warnings = (*stored_report.warnings, *problems)
+        warnings = (*stored_report.warnings, *problems.values())
         data = _shown(pipeline, replace(stored_report, metrics=measured, warnings=warnings))
         metrics = {
             **data.metrics,
@@ -86,26 +89,36 @@ def run_extraction(
         for name, used in pipeline.used.items():
             use(run, name, used)
         if problems:
-            raise HagdError(f"{'; '.join(problems)}; the other results are in {folder}")
+            raise HagdError(f"{'; '.join(problems.values())}; the other results are in {folder}")
     print_summary(data, console)
     console.print(Text(f"\nresults: {folder}"), soft_wrap=True)
     return metrics
 
 
-def _measure(pipeline: Pipeline) -> tuple[dict[str, float], list[str]]:
-    """Figures of the measurements beside the report, and what went wrong with those that failed."""
-    config, found, problems = pipeline.config, dict[str, float](), list[str]()
+def _measured(pipeline: Pipeline, config: ExtractConfig, problems: dict[str, str]) -> dict[str, float]:
+    """Figures of the measurements beside the report; `problems` gets those that fail and holds those that have."""
+    found: dict[str, float] = {}
     for each in measurements(config):
-        name = each
-        try:
-            if each == "comparison" and config.comparison is not None:
-                name = f"comparison with {config.comparison.model.name} (comparison.model)"
-                if not pipeline.store.contains(each, pipeline.key(each)):
-                    pipeline.compared.get("search")  # its seconds are not the comparison's
+        if each in problems:
+            continue
+        with _kept(each, config, problems):
+            if each == "comparison" and not pipeline.store.contains(each, pipeline.key(each)):
+                pipeline.compared.get("search")  # its seconds are not the comparison's
             found |= pipeline.get(each).metrics
-        except HagdError as error:
-            problems.append(f"{name}: {error}")
-    return found, problems
+    return found
+
+
+@contextmanager
+def _kept(measurement: str, config: ExtractConfig, problems: dict[str, str]) -> Iterator[None]:
+    """What goes wrong with a measurement is noted in `problems`: the other results stay."""
+    try:
+        yield
+    except HagdError as error:
+        name = measurement
+        if measurement == "comparison" and config.comparison is not None:
+            name = f"comparison with {config.comparison.model.name} (comparison.model)"
+        problems[measurement] = f"{name}: {error}"
+        log.warning("%s", problems[measurement])
 
 
 def _shown(pipeline: Pipeline, stored: ReportData) -> ReportData:

@@ -20,6 +20,7 @@ from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention_shape
+from hagd.pipeline.dictionaries import read
 from hagd.pipeline.outputs import write_config, write_metrics
 from hagd.pipeline.prompt_stages import logit_tokens, prompt_tokens
 from hagd.pipeline.stages import head_layers
@@ -135,6 +136,13 @@ def _shape(config: ExtractConfig, lm: LanguageModel, tokens: int) -> PromptShape
     heads, kv_heads, head = linear_attention_shape(lm)
     options, graph = config.transcoder, config.graph
     layers = tuple(range(lm.n_layers)) if options.layers is None else options.layers
+    m, k, cross_layer = options.expansion * lm.d_model, options.k, options.cross_layer
+    if options.path is not None:
+        found = read(options.path).transcoders
+        layers = tuple(each.layer for each in found) if options.layers is None else options.layers
+        m = max(len(each.W_enc) for each in found)
+        k = max(each.k or options.k for each in found)  # thresholds do not say how many
+        cross_layer = any(each.W_later for each in found)
     return PromptShape(
         n_layers=lm.n_layers,
         d=lm.d_model,
@@ -145,10 +153,10 @@ def _shape(config: ExtractConfig, lm: LanguageModel, tokens: int) -> PromptShape
         weight_bytes=lm.model.dtype.itemsize,
         positions=tokens,
         decomposed=layers,
-        m=options.expansion * lm.d_model,
-        k=options.k,
+        m=m,
+        k=k,
         skip_first=graph.skip_first,
-        cross_layer=options.cross_layer,
+        cross_layer=cross_layer,
         strongest=graph.strongest,
         most=graph.max_features,
         logits=graph.logits.most if graph.logits.tokens is None else len(graph.logits.tokens),

@@ -184,7 +184,7 @@ def verdict(data: ReportData) -> tuple[Standing, str]:
         return "overlaps", "No interval was computed, so this run does not show that the circuit beats its controls."
     if below:
         return "below", f"The circuit does worse than {_listed(below)}: do not use it as it is."
-    if overlaps and has_all_candidates(data):
+    if overlaps and "empty circuit" not in overlaps and has_all_candidates(data):
         return "overlaps", (
             f"The circuit is all {number(data.metrics['circuit.nodes'])} candidates, and so is every control of its "
             "size: no number of prompts or seeds tells them apart."
@@ -213,7 +213,7 @@ def warnings(data: ReportData) -> tuple[str, ...]:
         found += (
             f"search.n_nodes=null: not even all {number(data.metrics['circuit.nodes'])} candidates keep "
             f"search.target_preservation={target} on the selection split (they keep {percent(kept[-1])}); lower it, "
-            "raise transcoder.k or graph.n_max, or set search.n_nodes",
+            "raise graph.n_max, use dictionaries that explain more (transcoder.k), or set search.n_nodes",
         )
     return found
 

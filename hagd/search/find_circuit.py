@@ -281,7 +281,8 @@ def _smallest(searched: Searched, config: SearchConfig, seed: int) -> SearchResu
     if not keeps(best.circuit):
         log.warning(
             "search.n_nodes=null: not even all %d candidates keep search.target_preservation=%g on the selection "
-            "split; lower it, raise transcoder.k or graph.n_max, or set search.n_nodes",
+            "split; lower it, raise graph.n_max, use dictionaries that explain more (transcoder.k), or set "
+            "search.n_nodes",
             best.size,
             config.target_preservation,
         )

@@ -85,7 +85,7 @@ def fit(
         checkpoint = usable_checkpoint(checkpoint_dir, module)
         if checkpoint:
             log.info("%s: continues from %s", stage, checkpoint)
-        with _stopped_as_elsewhere(), explained_when_another_process_ends(stage, saving):
+        with _stopped_as_elsewhere(), explained_when_another_process_ends(stage, saving, checkpoint):
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             shutil.rmtree(checkpoint_dir, ignore_errors=True)

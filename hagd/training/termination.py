@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,19 +54,24 @@ class StopTogether(Callback):
 
 
 @contextmanager
-def explained_when_another_process_ends(stage: str, checkpoint: StepCheckpoint) -> Iterator[None]:
-    """Within, an exchange with a process that is gone is a `ProcessEndedError`."""
+def explained_when_another_process_ends(stage: str, checkpoint: StepCheckpoint, resumed: Path | None) -> Iterator[None]:
+    """Within, an exchange with a process that is gone is a `ProcessEndedError`.
+
+    Args:
+        stage: of the training.
+        checkpoint: saves it.
+        resumed: the checkpoint from which it continues; None: from none.
+    """
     try:
         yield
     except RuntimeError as error:
         if not another_ended(error):
             raise
-        saved = checkpoint.saved
-        left = (
-            "there is no checkpoint yet, the same command starts the training again"
-            if saved is None
-            else f"the same command continues from the last checkpoint, {saved[0]} (step {saved[1]})"
-        )
+        left = "there is no checkpoint yet, the same command starts the training again"
+        if checkpoint.saved is not None:
+            left = "the same command continues from the last checkpoint, {} (step {})".format(*checkpoint.saved)
+        elif resumed is not None:
+            left = f"the same command continues from the last checkpoint, {resumed}"
         raise ProcessEndedError(
             f"{stage}: expected all processes of the training until its end, found that another one has ended; {left}"
         ) from error

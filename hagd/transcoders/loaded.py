@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,33 +24,33 @@ def held(found: TranscoderSet) -> dict[str, Any]:
     k is None where thresholds decide. Thresholds of 0 are called relu, one threshold for all features batch_topk,
     others jumprelu.
     """
+    return _held(found.transcoders)
+
+
+def _held(found: Sequence[Transcoder]) -> dict[str, Any]:
     return {
-        "layers": list(found.layers),
+        "layers": [each.layer for each in found],
         "m": _common(found, lambda each: len(each.W_enc)),
         "k": _common(found, lambda each: each.k),
         "expansion": _common(found, lambda each: _ratio(*each.W_enc.shape)),
         "activation": _common(found, lambda each: _activations(each)[0]),
-        "cross_layer": any(each.W_later for each in found.transcoders),
+        "cross_layer": any(each.W_later for each in found),
         "skip": _common(found, lambda each: each.W_skip is not None),
     }
 
 
-def contradictions(found: TranscoderSet, options: TranscoderConfig) -> list[str]:
+def contradictions(found: Sequence[Transcoder], options: TranscoderConfig) -> list[str]:
     """A phrase for each key of `HELD` that is not at its default and is not what the dictionaries are."""
-    values, first = held(found), found.transcoders[0]
+    values = _held(found)
     fits = {name: values[name] == getattr(options, name) for name in HELD}
-    fits["activation"] = all(options.activation in _activations(each) for each in found.transcoders)
-    if len(found.transcoders) == 1:
-        fits["cross_layer"] = True
+    fits["k"] = all(each.k in (None, options.k) for each in found)  # where thresholds decide there is none
+    fits["activation"] = all(options.activation in _activations(each) for each in found)
+    fits["cross_layer"] |= len(found) == 1
     problems = []
     for name in HELD:
         chosen, default = getattr(options, name), TranscoderConfig.model_fields[name].default
-        if chosen == default or fits[name]:
-            continue
-        expected = f"transcoder.{name}={values[name]}"
-        if name == "k" and first.k is None:
-            expected = "no transcoder.k (thresholds decide)"
-        problems.append(f"{expected}, found {chosen}")
+        if chosen != default and not fits[name]:
+            problems.append(f"transcoder.{name}={values[name]}, found {chosen} (default {default})")
     return problems
 
 
@@ -68,8 +68,8 @@ def shown_config(config: StagesConfig, found: TranscoderSet | None) -> dict[str,
     return values
 
 
-def _common(found: TranscoderSet, of: Callable[[Transcoder], Any]) -> Any:
-    values = [of(each) for each in found.transcoders]
+def _common(found: Sequence[Transcoder], of: Callable[[Transcoder], Any]) -> Any:
+    values = [of(each) for each in found]
     return values[0] if all(value == values[0] for value in values) else values
 
 

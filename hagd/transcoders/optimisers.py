@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from typing import Any
 
 import torch
@@ -20,11 +20,15 @@ def refuse_missing_package(config: TranscoderConfig) -> None:
     Raises:
         ConfigError: the optimiser's package is not installed.
     """
-    if config.optimiser == "adam8bit" and importlib.util.find_spec("torchao") is None:
+    if config.optimiser != "adam8bit":
+        return
+    try:
+        importlib.import_module("torchao.optim")
+    except ImportError as error:
         raise ConfigError(
             "transcoder.optimiser=adam8bit: expected the package torchao, found none; "
             "pip install 'hagd[optim8bit]', or choose adam or adafactor"
-        )
+        ) from error
 
 
 def build_optimiser(config: TranscoderConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

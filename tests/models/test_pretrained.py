@@ -164,6 +164,7 @@ def test_layers_are_streamed_to_the_device_that_is_named(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("hagd.models.pretrained.StreamedLanguageModel", lambda *arguments: arguments)
     config, tokenizer = settings(gpt2, device_map=device_map), load_tokenizer(settings(gpt2), gpt2)
     made: Any = load_pretrained(config, tokenizer=tokenizer, layer_streaming=True)

@@ -98,18 +98,23 @@ def test_settings_that_the_files_contradict_are_refused(lm: LanguageModel, tmp_p
     sparsify.save(topk, tmp_path / "topk")
     circuit_tracer.save(with_thresholds(topk), tmp_path / "clt")
     for changes, problem in (
-        ({"k": 5}, r"transcoder\.k=4, found 5; the files decide"),
-        ({"k": 4, "expansion": 3}, r"transcoder\.expansion=2, found 3; the files"),
-        ({"activation": "relu", "skip": True}, r"activation=topk, found relu; transcoder\.skip=False, found True"),
+        ({"k": 5}, r"transcoder\.k=4, found 5 \(default 32\); the files decide"),
+        ({"k": 4, "expansion": 3}, r"expected transcoder\.expansion=2, found 3 "),
+        ({"activation": "relu", "skip": True}, r"activation=topk, found relu .*; transcoder\.skip=False, found True"),
         ({"cross_layer": True}, r"cross_layer=False, found True"),
     ):
         with pytest.raises(ConfigError, match=problem):
             given(options(tmp_path / "topk", **changes), MODEL, lm)
-    with pytest.raises(ConfigError, match=r"no transcoder\.k \(thresholds decide\), found 4; .*=jumprelu, found relu"):
-        given(options(tmp_path / "clt", k=4, activation="relu"), MODEL, lm)
+    with pytest.raises(ConfigError, match=r"expected transcoder\.activation=jumprelu, found relu"):
+        given(options(tmp_path / "clt", k=4, activation="relu"), MODEL, lm)  # where thresholds decide, k is as trained
     given(options(tmp_path / "topk", k=4, expansion=2, activation="topk"), MODEL, lm)
     given(options(tmp_path / "topk", k=32, expansion=4), MODEL, lm)
     given(options(tmp_path / "clt", activation="jumprelu", cross_layer=True, expansion=2), MODEL, lm)
+    first, second = topk.transcoders
+    sparsify.save(replace(topk, transcoders=(first, replace(second, k=9))), tmp_path / "mixed")
+    given(options(tmp_path / "mixed", layers=(1,), k=9), MODEL, lm)
+    with pytest.raises(ConfigError, match=r"transcoder\.k=\[4, 9\], found 9"):
+        given(options(tmp_path / "mixed", k=9), MODEL, lm)
 
 
 def test_thresholds_tell_their_activation(lm: LanguageModel) -> None:

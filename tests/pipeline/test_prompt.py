@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 from tokenizers import Tokenizer, normalizers
 
+from hagd.artifacts.codec import save_record
 from hagd.config.load import load_config
 from hagd.config.run import ExtractConfig
 from hagd.config.stages import LogitsConfig
@@ -24,7 +25,7 @@ from hagd.pipeline.progress import StageProgress
 from hagd.pipeline.prompt_extraction import run_prompt
 from hagd.pipeline.prompt_plan import run_plan
 from hagd.pipeline.prompt_stages import explain_prompt, logit_tokens
-from tests.builders import tiny_extract
+from tests.builders import random_transcoders, tiny_extract
 from tests.models.test_pretrained import SUPPORTED, saved, settings
 
 QUIET = Console(quiet=True)
@@ -252,13 +253,15 @@ def test_a_plan_is_printed_and_nothing_else_runs(tmp_path: Path, heads: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("device_map", "gpu"), [("cpu", True), (None, True), ("auto", False), ("cuda:1", False), ("nowhere", False)]
+    ("device_map", "gpu"),
+    [("cpu", True), (None, True), ("auto", False), ("cuda:1", False), ("cuda:1", True), ("nowhere", False)],
 )
 def test_a_plan_is_measured_where_the_model_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device_map: str | None, gpu: bool
 ) -> None:
     """Where there is no GPU, measuring on one fails."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
     saved(tmp_path / "model", *SUPPORTED[0])
     model = {"kind": "pretrained", "path": str(tmp_path / "model"), "device_map": device_map}
     config = prompt_config(tmp_path, "ab cd", model=model, task={"name": "ioi"}, mode="plan")
@@ -267,6 +270,13 @@ def test_a_plan_is_measured_where_the_model_would_be(
             run_plan(config, tmp_path / "out", QUIET)
         return
     assert run_plan(config, tmp_path / "out", QUIET)["plan.seconds"] > 0
+
+
+def test_a_plan_is_of_the_dictionaries_in_the_files(tiny_runs: Path, tmp_path: Path) -> None:
+    lm = Pipeline(prompt_config(tiny_runs), QUIET).lm
+    save_record(random_transcoders(lm, layers=(1,), k=2), tmp_path / "own")
+    config = prompt_config(tiny_runs, mode="plan", transcoder__path=str(tmp_path / "own"))
+    assert run_plan(config, tmp_path / "out", QUIET)["plan.active_features"] == 2 * 3
 
 
 @pytest.mark.parametrize("mode", ["run", "plan"])

@@ -101,6 +101,8 @@ def test_no_seed_tells_the_circuit_of_all_candidates_from_its_controls(report: R
     standing, sentence = verdict(of_all_candidates(report))
     assert standing == "overlaps" and "seeds may decide" not in sentence
     assert sentence.startswith("The circuit is all 192 candidates, and so is every control of its size")
+    lively = with_metrics(of_all_candidates(report), empty__accuracy=0.95 * report.metrics["model.accuracy"])
+    assert "the empty circuit" in verdict(lively)[1]
 
 
 @pytest.mark.parametrize(("n_nodes", "target", "missed"), [("null", 0.99, 1), ("null", 0.9, 0), ("192", 0.99, 0)])

@@ -16,6 +16,7 @@ from torch import Tensor
 from hagd.config.run import TrainerConfig
 from hagd.errors import ProcessEndedError
 from hagd.training import termination
+from hagd.training.checkpoints import StepCheckpoint
 from hagd.training.fit import fit
 from hagd.training.termination import StopTogether
 from tests.processes import in_processes
@@ -71,6 +72,15 @@ def test_the_end_of_one_process_is_one_line_in_the_others(tmp_path: Path, killed
     (said,) = in_processes(work, tmp_path, killed=[killed])
     assert re.fullmatch(rf"toy: expected all processes of the training .* has ended; .*{left}.*", said)
     assert (tmp_path / "c" / "last.ckpt").is_file() == (step > 7)
+
+
+def test_a_process_that_ends_before_the_others_have_resumed(tmp_path: Path) -> None:
+    saving, resumed = StepCheckpoint(tmp_path, 8, 0), tmp_path / "last.ckpt"
+    with (
+        pytest.raises(ProcessEndedError, match=f"continues from the last checkpoint, {resumed}$"),
+        termination.explained_when_another_process_ends("toy", saving, resumed),
+    ):
+        raise RuntimeError("Connection reset by peer")
 
 
 def test_steps_do_not_wait_to_hear_of_a_signal_but_the_last_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
