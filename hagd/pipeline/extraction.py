@@ -56,9 +56,8 @@ def run_extraction(
         problems: dict[str, str] = {}
         if config.comparison is not None and pipeline.waits("search"):
             with _kept("comparison", config, problems):
-                pipeline.compared.get(
-                    "search"
-                )  # needed later; meanwhile another process makes what this job reads first
+                # Needed later; meanwhile another process makes what this job reads first.
+                pipeline.compared.get("search")
         try:
             stored_report: ReportData = pipeline.get("report")
         except MemoryLimitError as error:

@@ -75,16 +75,14 @@ def fit(
         SystemExit: 143 after SIGTERM; a checkpoint is saved first, unless the loss is above its limit.
         KeyboardInterrupt: after Ctrl-C; the last regular checkpoint is kept.
     """
-    from hagd.training.checkpoints import StepCheckpoint, usable_checkpoint
+    from hagd.training.checkpoints import StepCheckpoint
     from hagd.training.termination import explained_when_another_process_ends
 
     with _quiet(), _own_state(trainer_config.matmul_precision):
         saving = StepCheckpoint(checkpoint_dir, trainer_config.checkpoint_every, seed)
         callbacks = _callbacks(saving, stage, metrics, tokens)
         trainer = _trainer(trainer_config, n_steps, checkpoint_dir, loggers, callbacks, gradient_clip, joint)
-        checkpoint = usable_checkpoint(checkpoint_dir, module)
-        if checkpoint:
-            log.info("%s: continues from %s", stage, checkpoint)
+        checkpoint = _resumed(checkpoint_dir, module, stage)
         with _stopped_as_elsewhere(), explained_when_another_process_ends(stage, saving, checkpoint):
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
@@ -99,6 +97,16 @@ def refuse_missing_devices(trainer_config: TrainerConfig) -> None:
     """
     with _quiet():
         _trainer(trainer_config, 1, Path(), (), [], None, joint=True)
+
+
+def _resumed(folder: Path, module: LightningModule, stage: str) -> Path | None:
+    """The checkpoint from which the training continues, if there is one; the log says so."""
+    from hagd.training.checkpoints import usable_checkpoint
+
+    checkpoint = usable_checkpoint(folder, module)
+    if checkpoint:
+        log.info("%s: continues from %s", stage, checkpoint)
+    return checkpoint
 
 
 def _callbacks(saving: StepCheckpoint, stage: str, metrics: tuple[str, ...], tokens: int | None) -> list[Callback]:
