@@ -25,9 +25,14 @@ from contenders import Training, training_loop
 from torch import Tensor
 
 
-def synthetic(training: Training, n_batches: int) -> list[tuple[Tensor, Tensor]]:
+def synthetic(training: Training, n_batches: int, device: str | torch.device = "cpu") -> list[tuple[Tensor, Tensor]]:
     """Batches whose inputs are sparse sums of 1,024 directions plus noise, and targets a fixed map of them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.device(device):
+        return _synthetic(training, n_batches, generator)
+
+
+def _synthetic(training: Training, n_batches: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     d, n_directions, active = training.d, 1024, 16
     directions = torch.nn.functional.normalize(torch.randn(n_directions, d, generator=generator), dim=1)
     turn = torch.randn(d, d, generator=generator) / d**0.5

@@ -2,11 +2,11 @@
 
 One layer, d = 4096, m = 32768, k = 64, selection in bfloat16, float32 products of `d × d` matrices in TensorFloat-32
 (as with `trainer=gpu`), fused Adam. The step runs with the sparse products as Triton kernels, which gather rows in
-float32 or (`trainer.precision=bf16-mixed`) in bfloat16, and as torch operators, beside the dense bfloat16 product
-`x W_encᵀ` alone, which no exact selection can do without. All of them take turns on the same weights; the median turn
-counts. `selection` is that product, the top k (with torch operators in two stages) and their values in float32. Before
-that, both ways are compared with a dense step in double precision at a small size. `least` is what no step can do
-without: the product, Adam, and rows in bfloat16 gathered three times, once to decode and once for each gradient.
+float32 or (`trainer.precision=bf16-mixed`) in bfloat16, the latter also with selection in float8, and as torch
+operators, beside the dense bfloat16 product `x W_encᵀ` alone. All of them take turns on the same weights; the median
+turn counts. `selection` is the product, the top k (with torch operators in two stages) and their values. Before that,
+both ways are compared with a dense step in double precision at a small size. `least` is what no step with that product
+can do without: it, Adam, and rows in bfloat16 gathered three times, once to decode and once for each gradient.
 
 `--device cpu --tiny` runs everything at a tiny size, with the kernels in Triton's interpreter. Its times say nothing;
 it shows that the script works.
@@ -33,7 +33,7 @@ from contenders import Training
 from timing_worker import synthetic
 from torch import Tensor
 
-from hagd.config.transcoder import TranscoderConfig
+from hagd.config.transcoder import Selection, TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import products, selection, top_of_rows
@@ -41,11 +41,13 @@ from hagd.transcoders.sparse.products import decode, gather_dot, sum_by_feature
 from hagd.transcoders.sparse.support import Support
 
 SIZE = Training(d=4096, m=32768, k=64, batch=32768, steps=0)
-BATCHES = (4096, 8192, 32768)
+BATCHES = (4096, 8192, 32768, 131072)
 TINY = Training(d=8, m=32, k=4, batch=8, steps=0)
 SMALL = Training(d=96, m=768, k=16, batch=256, steps=0)
 BACKENDS = ("triton", "torch")
 HALF = "triton, bf16-mixed"
+FLOAT8 = "triton, bf16-mixed, float8"
+STEPS_OF = (*BACKENDS, HALF, FLOAT8)
 ADAM = "Adam"
 WARM_UP, ROUNDS, STEPS = 5, 9, 5
 
@@ -77,10 +79,10 @@ class Row:
 def backend(name: str) -> Iterator[None]:
     """Sparse products and top k run as Triton kernels, of rows in float32 or in bfloat16, or as torch operators."""
     kernels, top = (None if name == "torch" else products.triton_kernels(each) for each in ("products", "selection"))
-    half = name == HALF and torch.cuda.is_available()
+    half = name in (HALF, FLOAT8) and torch.cuda.is_available()
     with (
         mock.patch.object(products, "_kernels", lambda operand: kernels),
-        mock.patch.object(top_of_rows, "_kernels", lambda pre: top if top and top.can_hold(pre) else None),
+        mock.patch.object(top_of_rows, "_kernels", lambda pre, k: top if top and top.can_hold(pre, k) else None),
         torch.autocast("cuda", torch.bfloat16, enabled=half),
     ):
         yield
@@ -94,8 +96,8 @@ def config_of(size: Training, selection: str) -> TranscoderConfig:
 def batches_of(size: Training, device: torch.device, n: int) -> list[tuple[Tensor, Tensor]]:
     """Inputs and targets `[1, B, d]`, scaled as in a training."""
     scaled = []
-    for x, y in synthetic(size, n):
-        x, y = x.to(device)[None], y.to(device)[None]
+    for x, y in synthetic(size, n, device):
+        x, y = x[None], y[None]
         scaled.append((Scaling.of(x)(x), Scaling.of(y)(y)))
     return scaled
 
@@ -111,10 +113,12 @@ def training_step(size: Training, device: torch.device) -> Callable[[str], Work]
 
     def step(name: str) -> None:
         nonlocal done
+        for dictionary in stacked.dictionaries:
+            dictionary.config = config_of(size, "float8" if name == FLOAT8 else "bfloat16")
         with backend(name):
             loss = stacked.losses(*batches[done % len(batches)], done).total
         optimizer.zero_grad()
-        with backend("triton" if name == HALF else name):  # outside of autocast, as in a trainer
+        with backend("torch" if name == "torch" else "triton"):  # outside of autocast, as in a trainer
             loss.backward()
         optimizer.step()
         done += 1
@@ -135,8 +139,12 @@ def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
     def sorting() -> object:
         return Support(support.index, support.offsets, support.m).by_feature
 
-    selecting = partial(selection.top_k, x, weight, bias, size.k, "bfloat16")
-    named = {f"selection, {name}": _with_backend(name, selecting) for name in BACKENDS}
+    def selecting(name: str) -> Work:
+        rows = x.bfloat16() if name in (HALF, FLOAT8) else x
+        by: Selection = "float8" if name == FLOAT8 else "bfloat16"
+        return _with_backend(name, partial(selection.top_k, rows, weight, bias, size.k, by))
+
+    named: dict[str, Work] = {f"selection, {name}": selecting(name) for name in STEPS_OF}
     named["sort by feature"] = sorting
     for name in (*BACKENDS, HALF):
         a, matrix = (each.bfloat16() if name == HALF else each for each in (x, weight))
@@ -249,7 +257,7 @@ def measure(size: Training, device: torch.device, rounds: int) -> list[Row]:
     """Steps, then products alone, at one size."""
     floor = encoder_product(size, device)
     step = training_step(size, device)
-    named = {"encoder product, bf16": floor, **{f"step, {b}": step(b) for b in (*BACKENDS, HALF)}, ADAM: step(ADAM)}
+    named = {"encoder product, bf16": floor, **{f"step, {b}": step(b) for b in STEPS_OF}, ADAM: step(ADAM)}
     steps = in_turns(named, device, rounds)
     del step
     return steps + in_turns(sparse_products(size, device), device, rounds)
@@ -260,12 +268,12 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     ms = {row.name: row.median for row in rows if row.ms}
     found: dict[str, Any] = {"ms": {name: round(value, 4) for name, value in ms.items()}}
     floor = ms.get("encoder product, bf16")
-    steps = {name: f"step, {name}" for name in (*BACKENDS, HALF)}
+    steps = {name: f"step, {name}" for name in STEPS_OF}
     if floor:
         found["step_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in steps.items() if s in ms}
         least = [floor, ms.get(ADAM), *[ms.get(f"decode, {HALF}")] * 3]
         found["least_over_encoder_product"] = round(sum(filter(None, least)) / floor, 3)
-        selections = {b: f"selection, {b}" for b in BACKENDS}
+        selections = {b: f"selection, {b}" for b in STEPS_OF}
         found["selection_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in selections.items() if s in ms}
     found["peak_gb"] = {b: round(r.peak_bytes / 1e9, 3) for r in rows for b, s in steps.items() if s == r.name}
     found["failed"] = {row.name: row.error for row in rows if row.error}

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.activation_functions import JumpReLU, Step
 from hagd.transcoders.sparse.chunks import large, large_on_cpu, linear
-from hagd.transcoders.sparse.products import decode, decode_and_lengths, gather_dot, row_norms
+from hagd.transcoders.sparse.products import decode, decode_and_lengths, gather_dot, row_norms, squared_error
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 from hagd.transcoders.sparse.support import Support
 
 R = TypeVar("R")
+
+_ROUNDING = ("bfloat16", "float8")
+"""Selections that rank rounded inputs."""
 
 
 class Codes(NamedTuple):
@@ -70,8 +73,10 @@ class Dictionary(nn.Module):
         return len(self.W_enc)
 
     def turned(self, x: Tensor) -> Tensor:
-        """Rows `[..., d]` in the basis of the encoder's rows; without autocast, since they decide what fires."""
-        with torch.autocast(x.device.type, enabled=False):
+        """Rows `[..., d]` in the basis of the encoder's rows. They decide what fires: CUDA's autocast rounds them only
+        where the selection would."""
+        rounds = x.is_cuda and self.config.selection in _ROUNDING and torch.is_autocast_enabled("cuda")
+        with torch.autocast(x.device.type, enabled=rounds):
             if large_on_cpu(self.W_enc) and not (x.requires_grad and torch.is_grad_enabled()):
                 return linear(x, self.basis.T)
             return x @ self.basis
@@ -114,6 +119,10 @@ class Dictionary(nn.Module):
             return self.write(codes), self.lengths()
         out, lengths = decode_and_lengths(codes.values, codes.support, self.W_dec)
         return self._by_layer(out), lengths
+
+    def squared_error(self, codes: Codes, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the reconstruction from scaled targets `[B, d]`, summed over tokens; `lengths`; and the error `[B, d]`."""
+        return squared_error(codes.values, codes.support, self.W_dec, self.b_dec, target)
 
     def lengths(self) -> Tensor:
         """Norms `[m]` of the decoder rows, over all layers that they write to."""

@@ -22,6 +22,7 @@ from hagd.training.processes import mean_over_processes, rank_and_world
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.prediction_head import PredictionHead
 from hagd.transcoders.sparse.chunks import large
+from hagd.transcoders.sparse.products import fuses, squared_norm, weighted_total
 
 _OLD_SHARE = 8
 """AuxK looks at no more than m / 8 dead features a step, the longest silent first: a step stays cheap."""
@@ -70,7 +71,8 @@ class LayerTerms(NamedTuple):
     """A layer's part of a step.
 
     Attributes:
-        codes: features. written: what they add to each layer that they write to, `[B, d]` each.
+        codes: features.
+        written: what they add to each layer that they write to, `[B, d]` each; empty where nothing reads it.
         lengths: norms of the decoder rows, `[m]`.
         error: squared error of the reconstruction, summed over tokens.
         prediction: error of the prediction from the layer before, relative. auxiliary: the AuxK term.
@@ -193,7 +195,7 @@ class StackedTranscoders(nn.Module):
         terms: list[LayerTerms] = []
         for i, dictionary in enumerate(self.dictionaries):
             earlier = [terms[s].written[i - s] for s in range(i)] if config.cross_layer else []
-            before = (terms[-1].codes, terms[-1].written[0]) if terms else None
+            before = (terms[-1].codes, terms[-1].written[0]) if terms and terms[-1].written else None
             scale = (_same, _same) if scalings is None else tuple(each.of_layer(i) for each in scalings)
             terms.append(dictionary(self._layer, i, x[i], y[i], scale, earlier, before, step, _asking(x)))
         first, last = terms[0], terms[-1]
@@ -244,9 +246,14 @@ class StackedTranscoders(nn.Module):
         """
         scale_x, scale_y = scale
         codes = dictionary.encode(scale_x(x))
-        written, lengths = dictionary.write_and_measure(codes)
-        constant = dictionary.b_dec if dictionary.W_skip is None else dictionary.constant(scale_x(x))
-        error = sum(earlier, constant + written[0]).sub_(scale_y(y))
+        written: tuple[Tensor, ...] = ()
+        if self._only_the_error_is_read(dictionary):
+            squared, lengths, error = dictionary.squared_error(codes, scale_y(y))
+        else:
+            written, lengths = dictionary.write_and_measure(codes)
+            constant = dictionary.b_dec if dictionary.W_skip is None else dictionary.constant(scale_x(x))
+            error = sum(earlier, constant + written[0]).sub_(scale_y(y))
+            squared = squared_norm(error)
         prediction = auxiliary = x.new_zeros(())
         if len(self.heads) and before is not None:
             prediction = self._prediction(i, dictionary, codes, lengths, before, step)
@@ -254,8 +261,12 @@ class StackedTranscoders(nn.Module):
         if self.config.aux_weight > 0:
             auxiliary = self._auxiliary(i, dictionary, lambda: scale_x(x), error.detach())
         dictionary.follow_threshold(codes)
-        squared: Tensor = _SquaredNorm.apply(error)  # type: ignore[no-untyped-call]
         return LayerTerms(codes, written, lengths, squared + asking, prediction, auxiliary)
+
+    def _only_the_error_is_read(self, dictionary: Dictionary) -> bool:
+        """Whether nothing but a layer's own error depends on what its features write, where one kernel makes it."""
+        alone = not (self.config.cross_layer or len(self.heads) or self.following or self.config.skip)
+        return alone and fuses(dictionary.W_dec)
 
     def _sparsity(self, terms: list[LayerTerms], n_tokens: int, d: int) -> Tensor:
         """Summed over layers: L1 of contributions (a free decoder norm would let f shrink), or for JumpReLU the
@@ -266,7 +277,7 @@ class StackedTranscoders(nn.Module):
             # The square of a mean over the tokens of all processes, with the gradient of this one's share.
             distance = mean_over_processes(l0) / k - 1
             return (distance.square() + 2 * distance * (l0 - l0.detach()) / k).sum()
-        sizes = [torch.dot(t.codes.values, t.lengths[t.codes.support.index]) for t in terms]
+        sizes = [weighted_total(t.codes.values, t.codes.support, t.lengths) for t in terms]
         return torch.stack(sizes).sum() / (n_tokens * (k * d) ** 0.5)
 
     def _prediction(
@@ -315,7 +326,7 @@ class StackedTranscoders(nn.Module):
         pre = torch.addmm(bias, dictionary.turned(scaled()), dictionary.W_enc[chosen].T)
         values, index = pre.topk(min(2 * self.config.k, n_dead), dim=-1)
         f = torch.zeros_like(pre).scatter(-1, index, values.relu())
-        miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], -error, reduction="sum")
+        miss = mse_loss(f @ dictionary.W_dec[chosen, : dictionary.d], -error.to(bias.dtype), reduction="sum")
         return miss / (len(error) * self.power[i]) - _RAISE * bias.sum()
 
 
@@ -327,17 +338,3 @@ def _asking(x: Tensor) -> Tensor:
 
 def _same(x: Tensor) -> Tensor:
     return x
-
-
-class _SquaredNorm(torch.autograd.Function):
-    """`Σ a²` with no other tensor of `a`'s size than its derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        ctx.save_for_backward(a)
-        return torch.linalg.vector_norm(a, dim=-1).square().sum()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (a,) = ctx.saved_tensors
-        return a * (2 * gradients[0])

@@ -103,6 +103,16 @@ def test_predictions_beside_a_skip_have_a_new_address_and_nothing_else_has() -> 
         assert "skip_version" not in decided(**changes)
 
 
+def test_what_autocast_changes_has_a_new_address_and_nothing_else_has() -> None:
+    def decided(selection: str, precision: str) -> dict[str, Any]:
+        changes = {"transcoder__selection": selection, "trainer__precision": precision}
+        return STAGES["transcoders"].config(Pipeline(tiny_extract(Path("a"), **changes), Console(quiet=True)))
+
+    assert decided("bfloat16", "bf16-mixed")["autocast_version"] == 2
+    for changes in (("bfloat16", "32-true"), ("exact", "bf16-mixed"), ("float8", "bf16-mixed")):
+        assert "autocast_version" not in decided(*changes)
+
+
 def test_a_plan_and_stages_of_training_are_jobs_of_their_own() -> None:
     prompt = {"graph__scope": "prompt", "graph__prompt": "0 1"}
     jobs = [

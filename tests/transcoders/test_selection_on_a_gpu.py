@@ -55,7 +55,7 @@ def test_top_k_on_a_gpu_is_that_of_the_cpu_and_never_waits(by: Selection) -> Non
     exact = (x @ weight.T + bias)[support.token, support.index]
     torch.testing.assert_close(values, exact, rtol=1e-3, atol=1e-3)
     same = [set(a) & set(b) for a, b in zip(_rows(support.index.cpu()), _rows(expected.index), strict=True)]
-    assert sum(map(len, same)) > (0.985 if by == "bfloat16" else 0.999) * 300 * 16
+    assert sum(map(len, same)) > {"bfloat16": 0.985, "float8": 0.94}.get(by, 0.999) * 300 * 16
 
 
 def _rows(index: torch.Tensor) -> list[list[int]]:

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-FILES = ("test_triton_products.py", "test_triton_selection.py")
+FILES = ("test_triton_products.py", "test_triton_sums.py", "test_triton_selection.py", "test_float8.py")
 FEW = "(gradients and few) or in_pieces or topk or (any_shape and (1-1-torch.float32 or 4100-64-torch.float32 or 70))"
 
 

@@ -5,9 +5,9 @@ Tests marked `gpu` run on a CUDA device, or in Triton's interpreter (`test_trito
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,44 +16,30 @@ from torch import Tensor
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse import chunks, products
-from hagd.transcoders.sparse.products import decode, gather_dot, sum_by_feature
+from hagd.transcoders.sparse.products import decode, gather_dot, squared_error, sum_by_feature
 from hagd.transcoders.sparse.support import Support
-from tests.transcoders.kernels import DEVICE, INTERPRETED, compiled, on_a_device
-from tests.transcoders.test_products import PAIRS, random_pairs
+from tests.transcoders.kernels import (
+    DEVICE,
+    ROUNDING,
+    WIDE,
+    assert_rounded,
+    compiled,
+    normal,
+    on_a_device,
+    pairs,
+    triton_products_everywhere,
+)
+from tests.transcoders.test_products import PAIRS
 
 pytest.importorskip("triton")
 
-WIDE = 300  # more than one slab of columns, and no multiple of a tile
-ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8}
-"""Relative; the interpreter cuts float32 to bfloat16 off, a GPU rounds to the nearest."""
+CROSS_LAYER = {"cross_layer": True}
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The products of `DEVICE` run as Triton kernels."""
-    from hagd.transcoders.sparse import triton_products
-
-    monkeypatch.setattr(products, "_kernels", lambda operand: triton_products)
-    return triton_products
-
-
-def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE, dtype)
-
-
-def pairs(pattern: str, dtype: torch.dtype) -> tuple[Support, Tensor, Tensor]:
-    """A support, values `[n]`, and both as a dense float64 matrix `[B, m]`."""
-    support, values, _ = random_pairs(0, *PAIRS[pattern])
-    support = Support(support.index.to(DEVICE), support.offsets.to(DEVICE), support.m)
-    values = values.to(DEVICE, dtype)
-    dense = torch.zeros(support.n_tokens, support.m, dtype=torch.float64, device=DEVICE)
-    dense[support.token, support.index] = values.double()
-    return support, values, dense
-
-
-def assert_rounded(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), exact, rtol=ROUNDING[dtype], atol=min(ROUNDING[dtype], 1e-5))
+    return triton_products_everywhere(monkeypatch)
 
 
 @on_a_device
@@ -68,7 +54,8 @@ def test_products_are_those_of_dense_matrices(kernels: ModuleType, pattern: str,
     assert_rounded(decode(values, support, weight), dense @ weight.double(), dtype)
     assert_rounded(sum_by_feature(values, support, a), dense.T @ a.double(), dtype)
     dots = (a.double() @ weight.double().T)[support.token, support.index]
-    assert_rounded(gather_dot(a, support, weight, weight.new_zeros(support.m)), dots, dtype)
+    summed = torch.promote_types(dtype, torch.float32)
+    assert_rounded(gather_dot(a, support, weight, weight.new_zeros(support.m)), dots, summed)
 
 
 @on_a_device
@@ -106,81 +93,24 @@ def test_gradients_are_those_of_dense_products(kernels: ModuleType, pattern: str
     torch.testing.assert_close(found, torch.autograd.grad(dots, (a, weight, bias), upstream))
 
 
-def segments(lengths: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and rows (of 5) of the pairs, and where the segments start."""
-    g = torch.Generator().manual_seed(seed)
-    counts = torch.tensor(lengths)
-    n = int(counts.sum())
-    values, rows = torch.randn(n, generator=g), torch.randint(5, (n,), generator=g)
-    return values.to(DEVICE), rows.to(DEVICE), (counts.cumsum(0) - counts).to(DEVICE)
-
-
-def dense_sums(values: Tensor, rows: Tensor, lengths: list[int], matrix: Tensor) -> Tensor:
-    products_of_pairs = values.double()[:, None] * matrix.double()[rows]
-    return torch.stack([part.sum(0) for part in products_of_pairs.split(lengths)])
-
-
 @on_a_device
-@pytest.mark.parametrize(
-    ("lengths", "dtype"),
-    [(lengths, torch.float32) for lengths in ([0, 0, 20], [20, 0, 0], [8] * 2, [9] * 2)]
-    + [([0, 33, 3, 0, 8, 9, 1, 16, 17, 0], dtype) for dtype in ROUNDING],
-    ids=str,
-)
-def test_long_segments_are_summed_in_pieces(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, lengths: list[int], dtype: torch.dtype
+@pytest.mark.parametrize(("pattern", "d"), [("some", 3), ("none", 3), ("few", WIDE)])
+def test_the_squared_error_and_its_gradients_are_those_of_dense_products(
+    kernels: ModuleType, pattern: str, d: int
 ) -> None:
-    """Pieces of 8: one more than a piece, whole pieces, and empty segments at either end."""
-    monkeypatch.setattr(kernels, "_PIECE", 8)
-    monkeypatch.setattr(kernels, "_TAIL", 0)
-    values, rows, starts = segments(lengths, 0)
-    values, matrix = values.to(dtype), normal(1, 5, 6, dtype=dtype)
-    found = kernels.long_segment_sums(values, rows, starts, matrix)
-    assert_rounded(found, dense_sums(values, rows, lengths, matrix), dtype)
-
-
-@on_a_device
-def test_only_long_segments_are_split(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the sizes of the module: one feature active on every token among many rare ones."""
-    lengths = [1] * 16 + [300] + [1] * 8
-    launched: list[int] = []
-    launch = kernels._launch_sums
-
-    def counting(out: Tensor, *operands: Tensor) -> None:
-        launched.append(len(out))
-        launch(out, *operands)
-
-    monkeypatch.setattr(kernels, "_launch_sums", counting)
-    values, rows, starts = segments(lengths, 0)
-    matrix = normal(1, 5, 3, dtype=torch.float32)
-    found = kernels.long_segment_sums(values, rows, starts, matrix)
-    assert_rounded(found, dense_sums(values, rows, lengths, matrix), torch.float32)
-    assert launched == [2 * len(values) // kernels._PIECE, len(lengths)]
-
-
-@on_a_device
-def test_pieces_are_not_rounded(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """256 + 1 has no bfloat16, so (256 + 1 + 0 …) + (−256 + 0 …) would be 0 with pieces in bfloat16."""
-    monkeypatch.setattr(kernels, "_PIECE", 8)
-    monkeypatch.setattr(kernels, "_TAIL", 0)
-    values = torch.tensor([256.0, 1] + [0] * 6 + [-256.0] + [0] * 3, dtype=torch.bfloat16, device=DEVICE)
-    rows, starts = torch.zeros(12, dtype=torch.long, device=DEVICE), torch.zeros(1, dtype=torch.long, device=DEVICE)
-    matrix = torch.ones(1, 2, dtype=torch.bfloat16, device=DEVICE)
-    assert kernels.long_segment_sums(values, rows, starts, matrix).tolist() == [[1, 1]]
-
-
-@on_a_device
-def test_the_width_of_tiles_changes_no_bit(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is chosen by what the cache holds: at 5 rows of float32, 1,024 columns are 20,480 bytes."""
-    values, rows, starts = segments([0, 7, 30, 1, 8], 0)
-    matrix = normal(1, 5, WIDE, dtype=torch.float32)
-    chosen, results = [], []
-    for cache_bytes in (20_480 / 0.75, 20_479 / 0.75, 5_120 / 0.75, 0):
-        monkeypatch.setattr(kernels, "_cache_bytes", lambda device, size=cache_bytes: size)
-        chosen.append(kernels._tile(matrix)[0])
-        results.append(kernels.segment_sums(values, rows, starts, matrix))
-    assert chosen == [1024, 512, 256, 256]
-    assert all(torch.equal(results[0], each) for each in results[1:])
+    support, values, dense = pairs(pattern, torch.float64)
+    weight, bias = normal(0, support.m, d).requires_grad_(), normal(1, d).requires_grad_()
+    target, scales = normal(2, support.n_tokens, d), normal(3, support.m)
+    values.requires_grad_()
+    dense.requires_grad_()
+    squared, lengths, error = squared_error(values, support, weight, bias, target)
+    found = torch.autograd.grad(3 * squared + scales @ lengths, (values, weight, bias))
+    exact = dense @ weight + bias - target
+    torch.testing.assert_close(error, exact)
+    torch.testing.assert_close(squared, exact.square().sum())
+    loss = 3 * exact.square().sum() + scales @ weight.norm(dim=1)
+    d_dense, *others = torch.autograd.grad(loss, (dense, weight, bias))
+    torch.testing.assert_close(found, (d_dense[support.token, support.index], *others))
 
 
 @on_a_device
@@ -232,21 +162,29 @@ def test_matrices_of_more_than_2_to_the_31_entries(kernels: ModuleType) -> None:
 
 @on_a_device
 @pytest.mark.parametrize(
-    ("activation", "large"), [("topk", False), ("jumprelu", False), ("topk", True)], ids=["topk", "jumprelu", "large"]
+    ("activation", "large", "settings"),
+    [
+        ("topk", False, CROSS_LAYER),
+        ("jumprelu", False, CROSS_LAYER),
+        ("topk", True, CROSS_LAYER),
+        ("topk", True, {"lambda_prediction": 0.0, "dead_fraction": 1e-9}),
+    ],
+    ids=["topk", "jumprelu", "large", "alone"],
 )
 def test_a_training_step_is_that_of_torch_operators(
-    activation: str, large: bool, monkeypatch: pytest.MonkeyPatch
+    activation: str, large: bool, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hagd.transcoders.sparse import triton_products
 
     if large:
         monkeypatch.setattr(chunks, "_LARGE", 1)
-    config = TranscoderConfig.model_validate({"k": 2, "expansion": 3, "activation": activation, "cross_layer": True})
+    config = TranscoderConfig.model_validate({"k": 2, "expansion": 3, "activation": activation, **settings})
     x, y = normal(0, 2, 4, 5, dtype=torch.float32), normal(1, 2, 4, 5, dtype=torch.float32)
 
     def step() -> tuple[Tensor, list[Tensor]]:
         stacked = StackedTranscoders(config, 2, 5, seed=0).to(DEVICE)
-        total = stacked.losses(x, y, 0).total
+        for number in range(3):  # AuxK learns late how many features are dead
+            total = stacked.losses(x, y, number).total
         total.backward()
         return total.detach(), [p.grad for p in stacked.parameters() if p.grad is not None]
 
@@ -295,25 +233,26 @@ def test_a_large_batch_on_a_gpu() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_kernels_compile_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The interpreter takes more than the compiler. Gathers are vectors of 16 bytes, nothing is atomic."""
+    from hagd.transcoders.sparse import triton_product_kernels as device_code
     from hagd.transcoders.sparse import triton_products as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     matrix, int64 = f"*{dtype}", "*i64"
-    tiles = kernels._SUM_TILES if dtype == "fp32" else kernels._SUM_TILES[-1:]
     sums = dict(out="*fp32", values="*fp32", rows=int64, starts=int64, ends=int64, matrix=matrix)
+    tiles = [dict(ROWS=rows, COLUMNS=columns) for columns, rows in kernels._SUM_TILES]
     built = [
-        compiled(kernels._sum_rows, sums, ("d",), warps, ROWS=kernels._ROWS, COLUMNS=columns)
-        for columns, warps in tiles
+        compiled(device_code.sum_rows, sums, ("d",), 1, ADD=add, **tile)
+        for tile, add in zip(tiles, (0, 1), strict=True)
     ]
-    for stages in built:
-        (layout,) = re.findall(r"threadsPerWarp = \[(\d+), \d+\], warpsPerCTA = \[(\d+), \d+\]", stages["ttgir"])
-        assert layout == ("1", "1"), "a column is summed by one thread"
+    errors = dict(error=matrix, squared="*fp32", values="*fp32", rows=int64, offsets=int64)
+    errors |= dict(matrix=matrix, bias="*fp32", target="*fp32")
+    built.append(compiled(device_code.error_rows, errors, ("d",), 1, **tiles[0]))
     dots = dict(partial="*fp32", a="*fp32", index=int64, offsets=int64, matrix=matrix)
-    sizes = dict(PAIRS=kernels._PAIRS, COLUMNS=kernels._COLUMNS, SLAB=kernels._SLAB)
-    built.append(compiled(kernels._dot_rows, dots, ("n", "d"), 4, **sizes))
+    sizes = dict(PAIRS=kernels._PAIRS, SLAB=kernels._SLAB)
+    built.append(compiled(device_code.dot_rows, dots, ("n", "d"), 1, **sizes))
     assert all("ld.global.v4" in stages["ptx"] for stages in built)
     added = dict(out="*fp32", pieces="*fp32", segment=int64, first=int64, last=int64)
-    built.append(compiled(kernels._sum_pieces, added, ("n_segments", "d"), 4, COLUMNS=256))
+    built.append(compiled(device_code.sum_pieces, added, ("n_segments", "d"), 4, ADD=1, COLUMNS=256))
     assert all("atom" not in stages["ptx"] and stages["cubin"] for stages in built)
 
 

@@ -35,7 +35,7 @@ def rows(m: int, dtype: torch.dtype) -> Tensor:
 
 @on_a_device
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("m", "k"), [(1, 1), (5, 5), (70, 7), (2048, 64), (4100, 64)])
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (5, 5), (70, 7), (2048, 64), (4100, 64), (9000, 700)])
 def test_top_of_rows_of_any_shape_is_that_of_torch(m: int, k: int, dtype: torch.dtype) -> None:
     from hagd.transcoders.sparse.triton_selection import top_of_rows
 
@@ -52,35 +52,52 @@ def test_top_of_rows_of_any_shape_is_that_of_torch(m: int, k: int, dtype: torch.
 def test_wide_rows_and_doubles_are_left_to_torch() -> None:
     from hagd.transcoders.sparse.triton_selection import can_hold
 
-    assert can_hold(torch.empty(1, 2**15, device=DEVICE))
-    assert not can_hold(torch.empty(1, 2**15 + 1, device=DEVICE))
-    assert not can_hold(torch.empty(1, 8, device=DEVICE, dtype=torch.float64))
+    assert can_hold(torch.empty(1, 2**17, device=DEVICE), 64)
+    assert not can_hold(torch.empty(1, 2**20, device=DEVICE), 1000)
+    assert not can_hold(torch.empty(1, 8, device=DEVICE, dtype=torch.float64), 4)
+
+
+@pytest.mark.parametrize(("m", "k", "expected"), [(4096, 64, 1), (4100, 64, 8), (32768, 64, 16), (2**17, 128, 32)])
+def test_about_as_many_groups_as_members_of_those_chosen(m: int, k: int, expected: int) -> None:
+    from hagd.transcoders.sparse.triton_selection import group_size
+
+    assert group_size(m, k) == expected
 
 
 @pytest.mark.parametrize(
-    ("dtype", "columns"),
+    ("dtype", "block"),
     [
-        ("fp32", 2**15),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("bf16", 2**15), ("fp32", 2**12), ("bf16", 2**12))),
+        ("fp32", 2**13),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("bf16", 2**13), ("fp32", 2**11), ("bf16", 2**11))),
     ],
 )
-def test_the_kernel_compiles_for_a_gpu_and_spills_nothing(
-    dtype: str, columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_kernels_compile_for_a_gpu_and_spill_nothing(
+    dtype: str, block: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from triton import knobs
 
     from hagd.transcoders.sparse import triton_selection as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    pointers = {"values": f"*{dtype}", "columns": "*i64", "pre": f"*{dtype}"}
-    tile = dict(BLOCK=columns, PART=kernels._PART, BITS=32 if dtype == "fp32" else 16)
-    stages = compiled(kernels._top_of_row, pointers, ("m", "k"), kernels.warps_of(columns), **tile)
-    assert "ld.global.v4" in stages["ptx"]
-    (tmp_path / "kernel.cubin").write_bytes(stages["cubin"])
-    command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
-    used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "_top_of_row" in used and re.findall(r"(?:STACK|LOCAL):(\d+)", used) == ["0", "0"], used
+    bits, size = (32, 16) if dtype == "fp32" else (16, 16)
+    integers, pre = {"ranks": f"*i{bits}"}, {"pre": f"*{dtype}"}
+    row = {"values": f"*{dtype}", "columns": "*i64", **pre, "groups": "*i32"}
+    warps = kernels.warps_of(block)
+    each = [
+        compiled(
+            kernels._maxima, integers | pre, ("m", "n_groups"), 4, GROUPS=kernels._TILE // size, SIZE=size, BITS=bits
+        ),
+        compiled(kernels._top_of_ranks, {"groups": "*i32", **integers}, ("n", "k"), warps, BLOCK=block, BITS=bits),
+        compiled(kernels._top_of_row, row, ("m", "n", "k"), warps, SIZE=size, BLOCK=block, BITS=bits),
+    ]
+    assert all("ld.global.v4" in stages["ptx"] for stages in each[:2])
+    for stages in each:
+        (tmp_path / "kernel.cubin").write_bytes(stages["cubin"])
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
+        used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        print(re.findall(r"REG:\d+|SHARED:\d+", used))
+        assert re.findall(r"(?:STACK|LOCAL):(\d+)", used) == ["0", "0"], used
 
 
 def test_a_cpu_runs_numpy() -> None:
-    assert dispatch._kernels(torch.zeros(1, 8)) is None
+    assert dispatch._kernels(torch.zeros(1, 8), 2) is None

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hagd.transcoders.sparse.products import triton_kernels
+
 R = TypeVar("R")
 
 _CHUNK = 512
@@ -33,7 +35,10 @@ _LARGEST = 127
 """Of eight bits with a sign."""
 
 _ROWS_ON_CUDA, _MULTIPLE_ON_CUDA = 17, 8
-"""The fewest rows that CUDA multiplies in eight bits, and what the other sizes have to be multiples of."""
+"""The fewest rows that CUDA multiplies as integers of eight bits, and what the other sizes have to be multiples of."""
+
+_FLOAT8, _FLOAT8_MULTIPLE, _FLOAT8_CAPABILITY = torch.float8_e4m3fn, 16, (8, 9)
+"""What sizes have to be multiples of in float8, and the first GPUs that multiply it."""
 
 _ROWS = 512
 """Of a matrix, rounded at a time."""
@@ -65,11 +70,15 @@ def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found
         x: `[B, d]`.
         W_enc: `[m, d]`.
         b_enc: `[m]`.
-        dtype: of the product. In `int8` what it gives is float32, and rounded in both matrices but not in the bias.
+        dtype: of the product. In `int8` what it gives is float32, and rounded in both matrices but not in the bias; in
+            `float8_e4m3fn` it is bfloat16.
         found: what is done with them.
     """
     if dtype == torch.int8:
         yield from _in_eight_bits(x, W_enc, b_enc, found)
+        return
+    if dtype == _FLOAT8:
+        yield from _in_float8(x, W_enc, b_enc, found)
         return
     x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
     if large_on_cpu(weight) and dtype == torch.float32:
@@ -94,6 +103,37 @@ def _in_eight_bits(x: Tensor, W_enc: Tensor, b_enc: Tensor, found: Callable[[Ten
         rows = _padded(rows, max(0, _ROWS_ON_CUDA - len(rows)))
         pre = torch._int_mm(rows, weight.T)[: len(chunk), :m].float().mul_(unit.T)
         yield found(torch.addcmul(b_enc.float(), pre, length, out=pre))
+
+
+def _in_float8(x: Tensor, W_enc: Tensor, b_enc: Tensor, found: Callable[[Tensor], R]) -> Iterator[R]:
+    """A scale a row; columns of different sizes keep their precision, since every entry has an exponent of its own."""
+    m, d = W_enc.shape
+    more = (0, -d % _FLOAT8_MULTIPLE, 0, -m % _FLOAT8_MULTIPLE)
+    weight, unit = to_float8(pad(W_enc, more) if any(more) else W_enc)
+    bias = pad(b_enc, (0, more[3])).bfloat16()
+    for chunk in x.split(_CHUNK if x.device.type == "cpu" else _off_cpu(m, 2)):
+        rows, length = to_float8(pad(chunk, more[:2]) if more[1] else chunk)
+        yield found(_float8_product(rows, weight, length, unit.T, bias)[:, :m])
+
+
+def _float8_product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor) -> Tensor:
+    """`a bᵀ` times scales a row `[c, 1]` and a column `[1, m]`, plus a bias `[m]`; in bfloat16."""
+    if a.is_cuda and torch.cuda.get_device_capability(a.device) >= _FLOAT8_CAPABILITY:
+        scaled: Tensor = torch._scaled_mm(
+            a, b.T, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        return scaled
+    product = (a.bfloat16() @ b.bfloat16().T).float()  # bfloat16 holds what float8 does
+    return torch.addcmul(bias.float(), product.mul_(scale_b), scale_a).bfloat16()
+
+
+def to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in float8, and the length `[rows, 1]` of a unit."""
+    if rows.is_cuda and (kernels := triton_kernels("float8")) is not None:
+        return kernels.to_float8(rows)
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True, dtype=torch.float32)
+    unit = (largest / torch.finfo(_FLOAT8).max).clamp(min=torch.finfo(torch.float32).tiny)
+    return (rows / unit).to(_FLOAT8), unit
 
 
 def _padded(matrix: Tensor, rows: int) -> Tensor:

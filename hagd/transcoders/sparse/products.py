@@ -50,9 +50,35 @@ def decode_and_lengths(values: Tensor, support: Support, weight: Tensor) -> tupl
     return _DecodeAndLengths.apply(values, weight, support)  # type: ignore[no-untyped-call]
 
 
+def squared_error(
+    values: Tensor, support: Support, weight: Tensor, bias: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Σ_t ‖Σ_j v_tj W_j + b − y_t‖²`, the norms `[m]` of the matrix' rows, and the error `[B, d]` itself.
+
+    All but the target and the error are differentiable. The derivative is the error, but for a factor, so that nothing
+    of its size is made of it; it is kept in the precision in which its rows are gathered. For `fuses(weight)` only.
+    """
+    return _SquaredError.apply(values, weight, bias, target, support)  # type: ignore[no-untyped-call]
+
+
+def squared_norm(a: Tensor) -> Tensor:
+    """`Σ a²` over all entries of `[B, d]`, differentiable."""
+    return _SquaredNorm.apply(a)  # type: ignore[no-untyped-call]
+
+
+def fuses(operand: Tensor) -> bool:
+    """Whether the operand's device runs `squared_error`."""
+    return _kernels(operand) is not None
+
+
 def row_norms(weight: Tensor) -> Tensor:
     """`‖W_j‖`: `[m]`, differentiable."""
     return _RowNorms.apply(weight)  # type: ignore[no-untyped-call]
+
+
+def weighted_total(values: Tensor, support: Support, by_feature: Tensor) -> Tensor:
+    """`Σ_tj v_tj c_j` of values `[n]` and a number a feature `[m]`; differentiable in both."""
+    return _WeightedTotal.apply(values, by_feature, support)  # type: ignore[no-untyped-call]
 
 
 def gather_dot(a: Tensor, support: Support, weight: Tensor, bias: Tensor, known: Tensor | None = None) -> Tensor:
@@ -90,8 +116,9 @@ def _decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
 def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
     """`out_j = Σ_t v_tj a_t`: `[m, d]` of values `[n]` and rows `[B, d]`; without gradient."""
     if (kernels := _kernels(a)) is not None:
-        order, token, offsets = support.by_feature
-        return kernels.long_segment_sums(values.index_select(0, order), token, offsets, a)
+        n_parts = kernels.parts_of(a, len(values), support.m)
+        order, token, starts = support.by_part_and_feature(n_parts)
+        return kernels.long_segment_sums(values.index_select(0, order), token, starts, a, n_parts)
     parts = _parts(a, support, _LEAST_PAIRS) if _too_large(a) else [support]
     sums = map(_segment_sums, values.split([len(part.index) for part in parts]), parts, _rows(a, parts))
     total = next(sums)
@@ -107,8 +134,9 @@ def _segment_sums(values: Tensor, support: Support, a: Tensor) -> Tensor:
 
 def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
     """`out_j = Σ_t v_tj`: `[m]` of values `[n]`."""
-    if _kernels(values) is not None:  # there index_add_ adds in no fixed order
-        return sum_by_feature(values, support, values.new_ones(support.n_tokens, 1))[:, 0]
+    if (kernels := _kernels(values)) is not None:  # there index_add_ adds in no fixed order
+        order, _, starts = support.sorted
+        return kernels.value_sums(values.index_select(0, order), starts).view(-1, support.m).sum(0)
     return values.new_zeros(support.m).index_add_(0, support.index, values)
 
 
@@ -195,6 +223,37 @@ class _DecodeAndLengths(torch.autograd.Function):
         return d_values, d_weight, None
 
 
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, target: Tensor, support: Support
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kernels = _kernels(weight)
+        assert kernels is not None
+        gathered, lengths = _gathered(weight), weight.norm(dim=-1)
+        error, squared = kernels.segment_errors(values, support.index, support.offsets, gathered, bias, target)
+        ctx.save_for_backward(values, gathered, weight, lengths, error)
+        ctx.support = support
+        support.by_part_and_feature(
+            kernels.parts_of(error, len(values), support.m)
+        )  # in which the others are summed, too
+        ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)  # one of zeros for the error
+        return squared, lengths, error
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        values, gathered, weight, lengths, error = ctx.saved_tensors
+        twice = 2 * gradients[0]
+        d_values, d_weight = _decode_derivatives(error, twice * values, gathered, ctx.support, ctx.needs_input_grad)
+        if d_values is not None:
+            d_values = twice * d_values
+        if d_weight is not None and gradients[1] is not None:
+            d_weight.addcmul_(weight, _by_row(gradients[1], lengths))
+        d_bias = twice * error.sum(0, dtype=twice.dtype) if ctx.needs_input_grad[2] else None
+        return d_values, d_weight, d_bias, None, None
+
+
 def _decode_derivatives(
     gradient: Tensor, values: Tensor, weight: Tensor, support: Support, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -224,6 +283,24 @@ class _GatherDot(torch.autograd.Function):
         return d_a, d_weight, d_bias, None, None
 
 
+class _WeightedTotal(torch.autograd.Function):
+    """torch's own derivative sorts the pairs, which are sorted by feature already on a CUDA device."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, by_feature: Tensor, support: Support) -> Tensor:
+        of_pairs = by_feature.index_select(0, support.index)
+        ctx.save_for_backward(values, of_pairs)
+        ctx.support = support
+        return torch.dot(values, of_pairs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, of_pairs = ctx.saved_tensors
+        d_values = gradients[0] * of_pairs if ctx.needs_input_grad[0] else None
+        d_by_feature = _sum_values_by_feature(gradients[0] * values, ctx.support) if ctx.needs_input_grad[1] else None
+        return d_values, d_by_feature, None
+
+
 class _RowNorms(torch.autograd.Function):
     """torch's own derivative makes four tensors of the matrix's size, this one a single one."""
 
@@ -237,6 +314,20 @@ class _RowNorms(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         weight, norms = ctx.saved_tensors
         return weight * _by_row(gradients[0], norms)
+
+
+class _SquaredNorm(torch.autograd.Function):
+    """With no other tensor of `a`'s size than its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        return torch.linalg.vector_norm(a, dim=-1).square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (a,) = ctx.saved_tensors
+        return a * (2 * gradients[0])
 
 
 def _by_row(gradient: Tensor, norms: Tensor) -> Tensor:

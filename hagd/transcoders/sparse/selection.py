@@ -38,20 +38,23 @@ def top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, by: Selection = "exac
         k: how many.
         by: how. `exact`: as a product in `x`'s precision ranks them, which on some CPUs is found without it
             (`certain.py`). `bfloat16`: as a product in bfloat16 does. `int8`: k and a quarter more, at least 16, as a
-            product in eight bits ranks them, of which full precision chooses.
+            product in eight bits ranks them, of which full precision chooses. `float8`: as a product in float8 does.
 
     Returns:
-        The pairs, and their pre-activations `[B · k]` in `x`'s precision; without gradient.
+        The pairs, and their pre-activations `[B · k]` in `W_enc`'s precision; without gradient. Those that a product
+        in a lower one ranked are computed again, unless `x` is in bfloat16 itself, as under autocast.
     """
     m = len(W_enc)
     match by:
         case "exact":
             values, index = _exact(x, W_enc, b_enc, k)
             return _constant_rows(index, m), values.flatten()
-        case "bfloat16":
-            _, index = _top(x, W_enc, b_enc, k, torch.bfloat16)
+        case "bfloat16" | "float8":
+            dtype = torch.bfloat16 if by == "bfloat16" else torch.float8_e4m3fn
+            values, index = _top(x, W_enc, b_enc, k, dtype)
             support = _constant_rows(index, m)
-            return support, gather_dot(x, support, W_enc, b_enc)
+            known = x.dtype == torch.bfloat16
+            return support, values.flatten().to(W_enc.dtype) if known else gather_dot(x, support, W_enc, b_enc)
         case "int8":
             _, index = _top(x, W_enc, b_enc, min(m, k + max(_LEAST_MORE, k // _MORE)), torch.int8)
             pre = gather_dot(x, _constant_rows(index, m), W_enc, b_enc)

@@ -43,6 +43,28 @@ class Support:
         tokens = torch.arange(self.n_tokens, device=self.index.device)
         return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.index))
 
+    @property
+    def sorted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`by_part_and_feature` of parts that it was asked for already, or of one."""
+        return next(iter(self._ordered.values()), None) or self.by_part_and_feature(1)
+
+    def by_part_and_feature(self, n_parts: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `by_feature`, one part of the tokens after another, nearly the same number each: offsets `[parts · m]`."""
+        if n_parts not in self._ordered:
+            self._ordered[n_parts] = self.by_feature if n_parts == 1 else self._order(n_parts)
+        return self._ordered[n_parts]
+
+    @cached_property
+    def _ordered(self) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        return {}
+
+    def _order(self, n_parts: int) -> tuple[Tensor, Tensor, Tensor]:
+        n_tokens = -(-self.n_tokens // n_parts)
+        keys = (self.token // n_tokens * self.m + self.index).to(torch.int32)
+        keys, order = torch.sort(keys, stable=True)
+        every = torch.arange(n_parts * self.m, dtype=keys.dtype, device=keys.device)
+        return order, self.token.index_select(0, order), torch.searchsorted(keys, every)
+
     @cached_property
     def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
@@ -50,8 +72,9 @@ class Support:
             order = torch.from_numpy(np.argsort(self.index.numpy().astype(np.uint16), kind="stable"))
             features = self.index.index_select(0, order)
         else:
-            features, order = torch.sort(self.index, stable=True)
-        starts = torch.searchsorted(features, torch.arange(self.m, device=features.device))
+            keys = self.index.to(torch.int16 if self.m <= 2**15 else torch.int32)  # fewer bits sort faster
+            features, order = torch.sort(keys, stable=True)
+        starts = torch.searchsorted(features, torch.arange(self.m, dtype=features.dtype, device=features.device))
         return order, self.token.index_select(0, order), starts
 
     def parts(self, n_tokens: int) -> list[Support]:

@@ -27,15 +27,15 @@ _LEAST_NAN = 0xFF80
 
 def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and places `[c, k]` of the k largest of each row."""
-    if (kernels := _kernels(pre)) is not None:
+    if (kernels := _kernels(pre, k)) is not None:
         return kernels.top_of_rows(pre, k)
     return _partitioned(pre, k) if pre.device.type == "cpu" else two_stage(pre, k)
 
 
-def _kernels(pre: Tensor) -> ModuleType | None:
+def _kernels(pre: Tensor, k: int) -> ModuleType | None:
     """The Triton kernel, where it can run and hold these rows."""
     kernels = triton_kernels("selection") if pre.is_cuda else None
-    return kernels if kernels is not None and kernels.can_hold(pre) else None
+    return kernels if kernels is not None and kernels.can_hold(pre, k) else None
 
 
 def two_stage(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
