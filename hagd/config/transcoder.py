@@ -45,7 +45,7 @@ class TranscoderConfig(Section):
         "exact",
         description="how the k largest are found for topk. exact: as a product in full precision ranks them; bfloat16: "
         "as one in bfloat16 does; int8: one in eight bits chooses a quarter more, at least 16, of which full precision "
-        "chooses; float8: as a product in float8 (e4m3) does, which newer GPUs make twice as fast",
+        "chooses; float8: as a product in float8 (e4m3) does, which newer GPUs make faster",
     )
     bandwidth: float = Field(0.1, gt=0, description="width of the straight-through gradient of jumprelu thresholds")
     lambda_prediction: float = Field(0.1, ge=0, description="λ1, weight of the cross-layer prediction term")

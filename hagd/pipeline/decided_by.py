@@ -76,8 +76,8 @@ def of_transcoders(p: Pipeline) -> dict[str, Any]:
             config["optimiser_version"] = 2
         if config["skip"] and config["lambda_prediction"] > 0:  # predictions once killed the features beside a skip
             config["skip_version"] = 2
-        if config["selection"] == "bfloat16" and "mixed" in p.config.trainer.precision:
-            config["autocast_version"] = 2  # pre-activations were once computed again from full rows
+        if "mixed" in p.config.trainer.precision and p.config.trainer.accelerator != "cpu":
+            config["autocast_version"] = 2  # fewer of the inputs, values and errors were rounded once
         # The default stands for whatever value decides nothing.
         config |= {name: _default(name) for name in _unread(p.config.transcoder)}
         return {**config, "precision": p.config.trainer.precision}

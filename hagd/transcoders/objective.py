@@ -320,7 +320,7 @@ class StackedTranscoders(nn.Module):
         is little, explaining it alone would not bring them among the top k again."""
         n_dead = min(self._n_dead[i](self.dead()[i].sum()), max(1, dictionary.m // _OLD_SHARE))
         if not n_dead:
-            return error.new_zeros(())
+            return self.power.new_zeros(())
         chosen = self.silent[i].topk(n_dead).indices
         bias = dictionary.b_enc[chosen]
         pre = torch.addmm(bias, dictionary.turned(scaled()), dictionary.W_enc[chosen].T)

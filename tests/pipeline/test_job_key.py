@@ -104,12 +104,12 @@ def test_predictions_beside_a_skip_have_a_new_address_and_nothing_else_has() -> 
 
 
 def test_what_autocast_changes_has_a_new_address_and_nothing_else_has() -> None:
-    def decided(selection: str, precision: str) -> dict[str, Any]:
-        changes = {"transcoder__selection": selection, "trainer__precision": precision}
+    def decided(accelerator: str, precision: str) -> dict[str, Any]:
+        changes = {"trainer__accelerator": accelerator, "trainer__precision": precision}
         return STAGES["transcoders"].config(Pipeline(tiny_extract(Path("a"), **changes), Console(quiet=True)))
 
-    assert decided("bfloat16", "bf16-mixed")["autocast_version"] == 2
-    for changes in (("bfloat16", "32-true"), ("exact", "bf16-mixed"), ("float8", "bf16-mixed")):
+    assert decided("gpu", "bf16-mixed")["autocast_version"] == decided("gpu", "16-mixed")["autocast_version"] == 2
+    for changes in (("gpu", "32-true"), ("cpu", "bf16-mixed")):
         assert "autocast_version" not in decided(*changes)
 
 

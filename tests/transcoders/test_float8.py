@@ -5,14 +5,19 @@ The test marked `gpu` runs on a CUDA device, or in Triton's interpreter (`test_t
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from hagd.config.transcoder import Selection
+from hagd.transcoders.sparse import chunks
 from hagd.transcoders.sparse.chunks import by_chunks, to_float8
 from hagd.transcoders.sparse.selection import top_k
-from tests.transcoders.kernels import DEVICE, INTERPRETED, on_a_device
+from tests.transcoders.kernels import DEVICE, INTERPRETED, compiled, on_a_device
 
 K = 32
 FLOAT8 = torch.float8_e4m3fn
@@ -85,6 +90,25 @@ def test_rows_in_bfloat16_keep_what_the_product_gives(by: Selection, off: float)
     product = torch.cat(list(by_chunks(x.bfloat16(), weight, bias, dtype, Tensor.clone)))
     assert values.dtype == torch.float32 and torch.equal(values, product[pairs].float())
     torch.testing.assert_close(values, (x @ weight.T + bias)[pairs], rtol=2**-7, atol=off)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_older_gpus_do_as_a_cpu(capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    there: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    assert chunks._multiplies_float8(there) == expected
+    assert not chunks._multiplies_float8(torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_kernel_compiles_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from hagd.transcoders.sparse.triton_float8 import _round_row
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    pointers = {"rounded": "*fp8e4nv", "unit": "*fp32", "rows": f"*{dtype}"}
+    stages = compiled(_round_row, pointers, ("d", "highest", "least"), 4, BLOCK=4096)
+    assert "ld.global.v4" in stages["ptx"] and stages["cubin"]
 
 
 @on_a_device

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hagd.config.transcoder import TranscoderConfig
+from hagd.transcoders import objective
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import chunks
 from tests.transcoders.slow import (
@@ -216,6 +218,27 @@ def test_one_layer_has_nothing_to_predict() -> None:
     stacked = random_stacked(settings(), n_layers=1)
     losses = stacked.losses(*random_tokens(n_layers=1), 0)
     assert losses.prediction == 0 and losses.total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_layers", "handed_on", "expected"),
+    [
+        ({"lambda_prediction": 0.0}, 2, False, True),
+        ({}, 1, False, True),
+        ({}, 2, False, False),
+        ({}, 2, True, False),
+        ({"lambda_prediction": 0.0, "skip": True}, 2, False, False),
+        ({"lambda_prediction": 0.0, "cross_layer": True}, 2, False, False),
+    ],
+)
+def test_decoder_and_error_are_one_where_nothing_else_reads_what_is_written(
+    changes: dict[str, Any], n_layers: int, handed_on: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objective, "fuses", lambda operand: True)  # as on a CUDA device
+    config = TranscoderConfig.model_validate({"k": 2, "expansion": 2, **changes})
+    own, following = (range(1), lambda codes, written: written.sum()) if handed_on else (None, None)
+    stacked = StackedTranscoders(config, n_layers, 4, seed=0, own=own, following=following)
+    assert stacked._only_the_error_is_read(stacked.dictionaries[0]) == expected
 
 
 @pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu", "relu"])

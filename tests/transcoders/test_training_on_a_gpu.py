@@ -41,10 +41,11 @@ def no_waiting() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("heads", [0.0, 0.1], ids=["alone", "heads"])
-def test_a_step_never_waits(heads: float) -> None:
+@pytest.mark.parametrize(("selection", "half"), [("bfloat16", False), ("bfloat16", True), ("float8", True)])
+def test_a_step_never_waits(heads: float, selection: Selection, half: bool) -> None:
     """Not for its reading of how many features are dead either, which is above zero here."""
     config = TranscoderConfig.model_validate(
-        {"k": 4, "expansion": 16, "selection": "bfloat16", "lambda_prediction": heads, "head_negatives": 16}
+        {"k": 4, "expansion": 16, "selection": selection, "lambda_prediction": heads, "head_negatives": 16}
         | {"dead_fraction": 1e-6}
     )
     stacked = StackedTranscoders(config, 2, 32, seed=0).cuda()
@@ -52,7 +53,8 @@ def test_a_step_never_waits(heads: float) -> None:
     x, y = torch.randn(2, 2, 256, 32, device="cuda")
 
     def step(number: int) -> torch.Tensor:
-        losses = stacked.losses(x, y, number)
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            losses = stacked.losses(x, y, number)
         optimiser.zero_grad()
         losses.total.backward()
         optimiser.step()
@@ -65,12 +67,25 @@ def test_a_step_never_waits(heads: float) -> None:
     assert all(value > 0 for value in auxiliary)
 
 
-def stepping(selection: Selection, processes: int, monkeypatch: pytest.MonkeyPatch) -> tuple[TranscoderTraining, Any]:
+@pytest.mark.parametrize("selection", get_args(Selection))
+def test_autocast_turns_inputs_in_its_precision_where_the_selection_rounds_them(selection: Selection) -> None:
+    config = TranscoderConfig.model_validate({"k": 4, "expansion": 16, "selection": selection})
+    (dictionary,) = StackedTranscoders(config, 1, 32, seed=0).cuda().dictionaries
+    x = torch.randn(8, 32, device="cuda")
+    assert dictionary.turned(x).dtype == torch.float32
+    with torch.autocast("cuda", torch.bfloat16):
+        rounded = selection in ("bfloat16", "float8")
+        assert dictionary.turned(x).dtype == (torch.bfloat16 if rounded else torch.float32)
+
+
+def stepping(
+    selection: Selection, heads: float, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[TranscoderTraining, Any]:
     """A training of dictionaries that count as large, and what makes its next step."""
     monkeypatch.setattr(chunks, "_LARGE", 1)
     monkeypatch.setattr(module, "rank_and_world", lambda: (0, processes))
     settings = {"k": 4, "expansion": 16, "head_negatives": 16, "dead_fraction": 1e-6, "steps": 20}
-    config = TranscoderConfig.model_validate({**settings, "selection": selection})
+    config = TranscoderConfig.model_validate({**settings, "selection": selection, "lambda_prediction": heads})
     scaling = Scaling(torch.zeros(2, 1, 32), torch.ones(2, 1, 1))
     training = TranscoderTraining(StackedTranscoders(config, 2, 32, seed=0), scaling, scaling).cuda()
     configured = training.configure_optimizers()
@@ -85,13 +100,14 @@ def stepping(selection: Selection, processes: int, monkeypatch: pytest.MonkeyPat
     return training, step
 
 
+@pytest.mark.parametrize("heads", [0.0, 0.1], ids=["alone", "heads"])
 @pytest.mark.parametrize("selection", get_args(Selection))
 def test_matrices_that_move_early_never_wait_and_move_the_same(
-    selection: Selection, monkeypatch: pytest.MonkeyPatch
+    selection: Selection, heads: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[dict[str, Tensor]] = []
     for processes in (1, 2):  # of which several wait for each other's gradients
-        training, step = stepping(selection, processes, monkeypatch)
+        training, step = stepping(selection, heads, processes, monkeypatch)
         assert len(training._early) == (4 if processes == 1 else 0)
         for _ in range(3):  # compiles and tunes the kernels; allocates
             step()

@@ -14,11 +14,12 @@ import pytest
 pytest.importorskip("triton")
 
 FILES = ("test_triton_products.py", "test_triton_sums.py", "test_triton_selection.py", "test_float8.py")
-FEW = "(gradients and few) or in_pieces or topk or (any_shape and (1-1-torch.float32 or 4100-64-torch.float32 or 70))"
+SHAPES = "any_shape and (1-1-torch.float32 or 4100-64-torch.float32 or 70)"
+FEW = f"(gradients and few) or in_pieces or parts or topk or alone or with_a_skip or ({SHAPES})"
 
 
 @pytest.mark.parametrize(
-    ("only", "at_least"), [(FEW, 12), pytest.param("", 30, marks=pytest.mark.slow)], ids=["few", "all"]
+    ("only", "at_least"), [(FEW, 16), pytest.param("", 60, marks=pytest.mark.slow)], ids=["few", "all"]
 )
 def test_in_the_interpreter(only: str, at_least: int) -> None:
     here = Path(__file__).parent

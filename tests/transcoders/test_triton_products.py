@@ -16,7 +16,7 @@ from torch import Tensor
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse import chunks, products
-from hagd.transcoders.sparse.products import decode, gather_dot, squared_error, sum_by_feature
+from hagd.transcoders.sparse.products import decode, gather_dot, squared_error, sum_by_feature, weighted_total
 from hagd.transcoders.sparse.support import Support
 from tests.transcoders.kernels import (
     DEVICE,
@@ -34,6 +34,7 @@ from tests.transcoders.test_products import PAIRS
 pytest.importorskip("triton")
 
 CROSS_LAYER = {"cross_layer": True}
+ALONE = {"lambda_prediction": 0.0, "dead_fraction": 1e-9}
 
 
 @pytest.fixture
@@ -91,6 +92,27 @@ def test_gradients_are_those_of_dense_products(kernels: ModuleType, pattern: str
     found = torch.autograd.grad(gather_dot(a, support, weight, bias), (a, weight, bias), upstream)
     dots = (a @ weight.T + bias)[support.token, support.index]
     torch.testing.assert_close(found, torch.autograd.grad(dots, (a, weight, bias), upstream))
+
+
+@on_a_device
+def test_norms_alone_have_a_derivative(kernels: ModuleType) -> None:
+    support, values, _ = pairs("some", torch.float64)
+    weight, bias = normal(0, support.m, 3).requires_grad_(), normal(1, 3)
+    _, lengths, _ = squared_error(values, support, weight, bias, normal(2, support.n_tokens, 3))
+    (found,) = torch.autograd.grad(lengths.sum(), weight)
+    torch.testing.assert_close(found, (weight / weight.norm(dim=1, keepdim=True)).detach())
+
+
+@on_a_device
+@pytest.mark.parametrize("pattern", ["some", "none"])
+def test_weighted_totals_and_their_gradients_are_those_of_dense_products(kernels: ModuleType, pattern: str) -> None:
+    support, values, dense = pairs(pattern, torch.float64)
+    by_feature = normal(0, support.m).requires_grad_()
+    values.requires_grad_()
+    total = weighted_total(values, support, by_feature)
+    torch.testing.assert_close(total, (dense @ by_feature).sum())
+    found = torch.autograd.grad(total, (values, by_feature))
+    torch.testing.assert_close(found, (by_feature.detach()[support.index], dense.sum(0)))
 
 
 @on_a_device
@@ -167,9 +189,11 @@ def test_matrices_of_more_than_2_to_the_31_entries(kernels: ModuleType) -> None:
         ("topk", False, CROSS_LAYER),
         ("jumprelu", False, CROSS_LAYER),
         ("topk", True, CROSS_LAYER),
-        ("topk", True, {"lambda_prediction": 0.0, "dead_fraction": 1e-9}),
+        ("topk", True, ALONE),
+        ("topk", True, {**ALONE, "skip": True}),
+        ("topk", True, {}),
     ],
-    ids=["topk", "jumprelu", "large", "alone"],
+    ids=["topk", "jumprelu", "large", "alone", "with_a_skip", "with_heads"],
 )
 def test_a_training_step_is_that_of_torch_operators(
     activation: str, large: bool, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -191,7 +215,16 @@ def test_a_training_step_is_that_of_torch_operators(
     monkeypatch.setattr(products, "_kernels", lambda operand: None)
     expected = step()
     monkeypatch.setattr(products, "_kernels", lambda operand: triton_products)
+    fused: list[int] = []
+    errors = triton_products.segment_errors
+
+    def noting(*operands: Tensor) -> tuple[Tensor, Tensor]:
+        fused.append(len(operands))
+        return errors(*operands)
+
+    monkeypatch.setattr(triton_products, "segment_errors", noting)
     found = step()
+    assert bool(fused) == (settings is ALONE), "decoder and error in one where nothing else reads what is written"
     assert len(found[1]) > 6 and any(grad.abs().max() > 1e-3 for grad in found[1])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -246,13 +279,15 @@ def test_kernels_compile_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch, 
     ]
     errors = dict(error=matrix, squared="*fp32", values="*fp32", rows=int64, offsets=int64)
     errors |= dict(matrix=matrix, bias="*fp32", target="*fp32")
-    built.append(compiled(device_code.error_rows, errors, ("d",), 1, **tiles[0]))
+    built += [compiled(device_code.error_rows, errors, ("d",), 1, **tile) for tile in tiles]
     dots = dict(partial="*fp32", a="*fp32", index=int64, offsets=int64, matrix=matrix)
     sizes = dict(PAIRS=kernels._PAIRS, SLAB=kernels._SLAB)
     built.append(compiled(device_code.dot_rows, dots, ("n", "d"), 1, **sizes))
     assert all("ld.global.v4" in stages["ptx"] for stages in built)
     added = dict(out="*fp32", pieces="*fp32", segment=int64, first=int64, last=int64)
     built.append(compiled(device_code.sum_pieces, added, ("n_segments", "d"), 4, ADD=1, COLUMNS=256))
+    summed = dict(out="*fp32", values="*fp32", starts=int64, ends=int64)
+    built.append(compiled(device_code.sum_values, summed, (), 4, BLOCK=kernels._VALUES))
     assert all("atom" not in stages["ptx"] and stages["cubin"] for stages in built)
 
 

@@ -95,7 +95,6 @@ def test_the_kernels_compile_for_a_gpu_and_spill_nothing(
         (tmp_path / "kernel.cubin").write_bytes(stages["cubin"])
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "kernel.cubin")]
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        print(re.findall(r"REG:\d+|SHARED:\d+", used))
         assert re.findall(r"(?:STACK|LOCAL):(\d+)", used) == ["0", "0"], used
 
 

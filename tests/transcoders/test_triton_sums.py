@@ -94,9 +94,9 @@ def test_only_long_segments_are_split(kernels: ModuleType, monkeypatch: pytest.M
     launched: list[int] = []
     launch = kernels._launch_sums
 
-    def counting(out: Tensor, *operands: Tensor) -> None:
+    def counting(out: Tensor, *operands: Tensor, add: bool) -> None:
         launched.append(len(out))
-        launch(out, *operands)
+        launch(out, *operands, add=add)
 
     monkeypatch.setattr(kernels, "_launch_sums", counting)
     values, rows, starts = segments(lengths, 0)

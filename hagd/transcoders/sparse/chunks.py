@@ -25,7 +25,7 @@ little faster and held twice as much."""
 
 _CHUNK_BYTES = 2**28
 """Of a chunk's pre-activations on any other device: no cache holds a useful chunk there, and each chunk reads W_enc
-again and costs a dozen launches, so a chunk is as large as memory spares. Reasoned, not measured."""
+again and costs a dozen launches. Chunks of two and four times as many bytes were slower on an H200."""
 
 _LARGE = 1024
 """Features, from which what rounds otherwise is worth its while: on a CPU other libraries than torch's first choice
@@ -106,30 +106,33 @@ def _in_eight_bits(x: Tensor, W_enc: Tensor, b_enc: Tensor, found: Callable[[Ten
 
 
 def _in_float8(x: Tensor, W_enc: Tensor, b_enc: Tensor, found: Callable[[Tensor], R]) -> Iterator[R]:
-    """A scale a row; columns of different sizes keep their precision, since every entry has an exponent of its own."""
+    """A scale a row. Columns that are 10⁴ times smaller than others in one matrix and larger in the other lose their
+    precision: nothing evens them, as in eight bits."""
     m, d = W_enc.shape
+    native = _multiplies_float8(x)
     more = (0, -d % _FLOAT8_MULTIPLE, 0, -m % _FLOAT8_MULTIPLE)
     weight, unit = to_float8(pad(W_enc, more) if any(more) else W_enc)
+    weight = weight if native else weight.bfloat16()  # which holds what float8 does
     bias = pad(b_enc, (0, more[3])).bfloat16()
-    for chunk in x.split(_CHUNK if x.device.type == "cpu" else _off_cpu(m, 2)):
+    for chunk in x.split(_CHUNK if x.device.type == "cpu" else _off_cpu(m, 2 if native else 12)):
         rows, length = to_float8(pad(chunk, more[:2]) if more[1] else chunk)
-        yield found(_float8_product(rows, weight, length, unit.T, bias)[:, :m])
+        if native:
+            pre = torch._scaled_mm(
+                rows, weight.T, scale_a=length, scale_b=unit.T, bias=bias, out_dtype=bias.dtype, use_fast_accum=True
+            )
+        else:
+            product = (rows.bfloat16() @ weight.T).float()
+            pre = torch.addcmul(bias.float(), product.mul_(unit.T), length).bfloat16()
+        yield found(pre[:, :m])
 
 
-def _float8_product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor) -> Tensor:
-    """`a bᵀ` times scales a row `[c, 1]` and a column `[1, m]`, plus a bias `[m]`; in bfloat16."""
-    if a.is_cuda and torch.cuda.get_device_capability(a.device) >= _FLOAT8_CAPABILITY:
-        scaled: Tensor = torch._scaled_mm(
-            a, b.T, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
-        )
-        return scaled
-    product = (a.bfloat16() @ b.bfloat16().T).float()  # bfloat16 holds what float8 does
-    return torch.addcmul(bias.float(), product.mul_(scale_b), scale_a).bfloat16()
+def _multiplies_float8(operand: Tensor) -> bool:
+    return operand.is_cuda and torch.cuda.get_device_capability(operand.device) >= _FLOAT8_CAPABILITY
 
 
 def to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in float8, and the length `[rows, 1]` of a unit."""
-    if rows.is_cuda and (kernels := triton_kernels("float8")) is not None:
+    if _multiplies_float8(rows) and (kernels := triton_kernels("float8")) is not None:
         return kernels.to_float8(rows)
     largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True, dtype=torch.float32)
     unit = (largest / torch.finfo(_FLOAT8).max).clamp(min=torch.finfo(torch.float32).tiny)

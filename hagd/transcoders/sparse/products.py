@@ -6,10 +6,11 @@ Everything a sparse dictionary trains with is one of three sums over the active 
 - `gather_dot`: `p_tj = a_t · W_j`,
 - `sum_by_feature`: `out_j = Σ_t v_tj a_t`,
 
-and each is the derivative of another, so no gradient ever needs a dense tokens × features tensor. On a CUDA device they
-run as Triton kernels (`triton_products`) where Triton is installed, and as torch operators everywhere else. Under
-CUDA's autocast (`trainer.precision=bf16-mixed`) rows are gathered from copies in its precision, which halves what is
-read; values, sums and gradients stay in float32.
+and each is the derivative of another, so no gradient ever needs a dense tokens × features tensor. `squared_error` is a
+`decode` that goes no further, `weighted_total` one of a single column. On a CUDA device they run as Triton kernels
+(`triton_products`) where Triton is installed, and as torch operators everywhere else. Under CUDA's autocast
+(`trainer.precision=bf16-mixed`) rows are gathered from copies in its precision, which halves what is read, and so are
+the errors of `squared_error`; sums and their results stay in float32.
 
 Shape legend: B tokens, n active pairs in all, m features, d columns of a matrix.
 """
@@ -135,7 +136,7 @@ def _segment_sums(values: Tensor, support: Support, a: Tensor) -> Tensor:
 def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
     """`out_j = Σ_t v_tj`: `[m]` of values `[n]`."""
     if (kernels := _kernels(values)) is not None:  # there index_add_ adds in no fixed order
-        order, _, starts = support.sorted
+        order, _, starts = support.in_any_order
         return kernels.value_sums(values.index_select(0, order), starts).view(-1, support.m).sum(0)
     return values.new_zeros(support.m).index_add_(0, support.index, values)
 
@@ -234,9 +235,8 @@ class _SquaredError(torch.autograd.Function):
         error, squared = kernels.segment_errors(values, support.index, support.offsets, gathered, bias, target)
         ctx.save_for_backward(values, gathered, weight, lengths, error)
         ctx.support = support
-        support.by_part_and_feature(
-            kernels.parts_of(error, len(values), support.m)
-        )  # in which the others are summed, too
+        if any(ctx.needs_input_grad):  # now, so that all sums by feature share this order
+            support.by_part_and_feature(kernels.parts_of(error, len(values), support.m))
         ctx.mark_non_differentiable(error)
         ctx.set_materialize_grads(False)  # one of zeros for the error
         return squared, lengths, error
@@ -244,7 +244,7 @@ class _SquaredError(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         values, gathered, weight, lengths, error = ctx.saved_tensors
-        twice = 2 * gradients[0]
+        twice = 2 * (lengths.new_zeros(()) if gradients[0] is None else gradients[0])
         d_values, d_weight = _decode_derivatives(error, twice * values, gathered, ctx.support, ctx.needs_input_grad)
         if d_values is not None:
             d_values = twice * d_values

@@ -44,8 +44,8 @@ class Support:
         return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.index))
 
     @property
-    def sorted(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`by_part_and_feature` of parts that it was asked for already, or of one."""
+    def in_any_order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`by_part_and_feature` of as many parts as it was asked for first, or of one: sums in it round accordingly."""
         return next(iter(self._ordered.values()), None) or self.by_part_and_feature(1)
 
     def by_part_and_feature(self, n_parts: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The k largest of each row: on a CPU by NumPy's partition, on a CUDA device by a Triton kernel, else in two stages.
+"""The k largest of each row: on a CPU by NumPy's partition, on a CUDA device by Triton kernels, else in two stages.
 
 Shape legend: c rows, m columns.
 """
@@ -33,7 +33,7 @@ def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _kernels(pre: Tensor, k: int) -> ModuleType | None:
-    """The Triton kernel, where it can run and hold these rows."""
+    """The Triton kernels, where they can run and hold these rows."""
     kernels = triton_kernels("selection") if pre.is_cuda else None
     return kernels if kernels is not None and kernels.can_hold(pre, k) else None
 

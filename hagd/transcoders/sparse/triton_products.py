@@ -61,7 +61,7 @@ def segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor) -
         matrix: `[r, d]`.
     """
     out = _empty(len(starts), values, matrix)
-    _launch_sums(out, values, rows, starts, _ends(starts, len(rows)), matrix, _tile(matrix), False)
+    _launch_sums(out, values, rows, starts, _ends(starts, len(rows)), matrix, _tile(matrix), add=False)
     return out
 
 
@@ -69,7 +69,7 @@ def long_segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tens
     """As `segment_sums`, for lengths with a heavy tail: long segments are summed in pieces, by many programs at once.
 
     A piece is an unrounded row of its own; the pieces of a segment are added up in order. How many there are is known
-    on the device only, so launches are sized for the most that n pairs can make.
+    on the device only, so those of each part are launched for the most that all n pairs can make.
 
     Args:
         values: `[n]`.
@@ -83,11 +83,11 @@ def long_segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tens
     out = matrix.new_empty(n_segments, matrix.shape[1], dtype=_sum_dtype(matrix))
     parts = zip(starts.split(n_segments), _ends(starts, n).split(n_segments), strict=True)
     for part, (begins, ends) in enumerate(parts):
-        operands = out, values, rows, begins, ends, matrix, _tile(matrix, n_parts), part > 0
+        operands = out, values, rows, begins, ends, matrix, _tile(matrix, n_parts)
         if n > size:
-            _launch_pieces(*operands, size)
+            _launch_pieces(*operands, add=part > 0, size=size)
         else:
-            _launch_sums(*operands)
+            _launch_sums(*operands, add=part > 0)
     return out.to(torch.promote_types(values.dtype, matrix.dtype))
 
 
@@ -205,6 +205,7 @@ def _launch_pieces(
     ends: Tensor,
     matrix: Tensor,
     tile: _Tile,
+    *,
     add: bool,
     size: int,
 ) -> None:
@@ -218,15 +219,15 @@ def _launch_pieces(
     piece_starts = pad(starts, (0, 1), value=n)[segment] + (piece - pad(first, (0, 1), value=-1)[segment]) * size
     piece_ends = torch.minimum(piece_starts + size, pad(ends, (0, 1), value=n)[segment])
     pieces = matrix.new_empty(len(piece), matrix.shape[1], dtype=_sum_dtype(matrix))
-    _launch_sums(pieces, values, rows, piece_starts, piece_ends, matrix, tile, False)
-    _launch_sums(out, values, rows, starts, torch.where(is_long, starts, ends), matrix, tile, add)
+    _launch_sums(pieces, values, rows, piece_starts, piece_ends, matrix, tile, add=False)
+    _launch_sums(out, values, rows, starts, torch.where(is_long, starts, ends), matrix, tile, add=add)
     with torch.cuda.device_of(out):
         grid = len(piece), triton.cdiv(out.shape[1], 256)
         kernels.sum_pieces[grid](out, pieces, segment, first, last, len(starts), out.shape[1], ADD=add, COLUMNS=256)
 
 
 def _launch_sums(
-    out: Tensor, values: Tensor, rows: Tensor, starts: Tensor, ends: Tensor, matrix: Tensor, tile: _Tile, add: bool
+    out: Tensor, values: Tensor, rows: Tensor, starts: Tensor, ends: Tensor, matrix: Tensor, tile: _Tile, *, add: bool
 ) -> None:
     columns, at_once = tile
     d = matrix.shape[1]
