@@ -22,8 +22,8 @@ _DIRECT = 2**12
 _WIDEST = 2**13
 """Entries that a search holds in registers."""
 
-_A_WARP = 512
-"""Of them, how many a warp holds."""
+_A_WARP, _MOST_WARPS = 512, 8
+"""Of them, how many a warp holds, unless that takes more warps; with more of these a few registers spilled."""
 
 _TILE = 2**13
 """Entries whose groups a program of `_maxima` takes."""
@@ -60,7 +60,7 @@ def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def warps_of(block: int) -> int:
     """Warps of a search among `block` entries."""
-    return max(1, block // _A_WARP)
+    return max(1, min(_MOST_WARPS, block // _A_WARP))
 
 
 def _top_groups(pre: Tensor, k: int, size: int, bits: int) -> Tensor:
