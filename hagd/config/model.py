@@ -11,6 +11,8 @@ from hagd.config.base import Section
 
 Architecture = Literal["gpt2", "gpt_neox", "llama"]
 
+_DEVICE_MAP = "accelerate device map (`auto` spreads over devices)"
+
 
 class MiniModel(Section):
     """A small model of a real `transformers` class, trained by this project on the configured task."""
@@ -43,7 +45,7 @@ class PretrainedModel(Section):
     path: str = Field(min_length=1, description="local folder, or hub name such as openai-community/gpt2")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the weights")
-    device_map: str | None = Field(None, description="accelerate device map (`auto` spreads over devices)")
+    device_map: str | None = Field(None, description=_DEVICE_MAP)
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +62,7 @@ class PackagedModel(Section):
     kind: Literal["smollm2"] = "smollm2"
     name: str = Field("smollm2_135m", description="label in tables")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights")
+    device_map: str | None = Field(None, description=_DEVICE_MAP)
 
 
 ModelConfig = Annotated[MiniModel | PretrainedModel | PackagedModel, Field(discriminator="kind")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -17,12 +16,10 @@ from hagd.models.architectures import all_adapters
 from hagd.models.language_model import LanguageModel, unsupported
 from hagd.models.layer_streaming import StoredWeights, StreamedLanguageModel, model_without_weights, weight_files
 from hagd.models.out_of_memory import is_out_of_memory
+from hagd.models.placement import first_device, refuse_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Values of `device_map` that spread a model over all devices."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -41,12 +38,7 @@ def load_pretrained(
             architecture, unreachable hub, gated or unknown repository.
         OutOfMemoryError: the weights do not fit.
     """
-    if config.device_map is not None and importlib.util.find_spec("accelerate") is None:
-        raise ModelError(
-            f"model.device_map={config.device_map}: needs the package accelerate, which is not installed; "
-            "pip install 'hagd[gpu]', or set model.device_map=null"
-        )
-    _refuse_missing_gpu(config.device_map)
+    refuse_unusable(config.device_map)
     source = _checked_source(config)
     if layer_streaming:
         return _stream_weights(source, config, tokenizer)
@@ -77,35 +69,6 @@ def describe_pretrained(config: PretrainedModel) -> LanguageModel:
     description = AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
     model = model_without_weights(description, getattr(torch, config.dtype))
     return LanguageModel(model, _load_tokenizer(source, config), config.name)
-
-
-def first_device(config: PretrainedModel) -> torch.device:
-    """The device that `config.device_map` names; of one that spreads a model, the first GPU where there is one.
-
-    Raises:
-        ModelError: it names no device, or a GPU where PyTorch finds none.
-    """
-    device_map = config.device_map
-    _refuse_missing_gpu(device_map)
-    if device_map in _SPREADING:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(device_map or "cpu")
-    except RuntimeError as error:
-        raise ModelError(
-            f"model.device_map={device_map}: expected a device, for example cuda:0, or one of {', '.join(_SPREADING)}; "
-            "set it to one of these, or to null to compute on the CPU"
-        ) from error
-
-
-def _refuse_missing_gpu(device_map: str | None) -> None:
-    kind, _, index = (device_map or "").partition(":")
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and int(index if index.isdigit() else 0) >= n_gpus:
-        raise ModelError(
-            f"model.device_map={device_map}: expected a GPU that PyTorch can use, found {n_gpus or 'none'}; "
-            "set model.device_map=null to compute on the CPU"
-        )
 
 
 def _checked_source(config: PretrainedModel) -> str:
@@ -252,7 +215,7 @@ def _stream_weights(source: str, config: PretrainedModel, tokenizer: PreTrainedT
             f"model.path={config.path}: the weights cannot be streamed ({_first_line(error)}); expected complete "
             "safetensors files that fit config.json; copy or download the model again"
         ) from error
-    device = first_device(config)
+    device = first_device(config.device_map)
     return StreamedLanguageModel(model, weights, tokenizer or _load_tokenizer(source, config), config.name, str(device))
 
 

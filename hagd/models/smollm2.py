@@ -22,6 +22,8 @@ from torch import Tensor
 from hagd.config.model import PackagedModel
 from hagd.errors import ModelError
 from hagd.models.language_model import LanguageModel
+from hagd.models.out_of_memory import is_out_of_memory
+from hagd.models.placement import refuse_unusable
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -55,18 +57,23 @@ def load_smollm2(config: PackagedModel, cache: Path, tokenizer: PreTrainedTokeni
     """The packaged model and its tokenizer.
 
     Args:
-        config: precision and label.
+        config: precision, devices and label.
         cache: folder for the converted copy (about 540 MB), made by whoever comes first.
         tokenizer: its own, if it is loaded already.
 
     Raises:
-        ModelError: the packages are not installed, or their file is damaged.
+        ModelError: the packages are not installed, their file is damaged, or `config.device_map` cannot be followed.
     """
     from transformers import LlamaForCausalLM
 
+    refuse_unusable(config.device_map)
     with _converted(config, cache) as folder, _no_bars():
         model = LlamaForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", local_files_only=True
+            folder,
+            dtype=getattr(torch, config.dtype),
+            device_map=config.device_map,
+            attn_implementation="sdpa",
+            local_files_only=True,
         )
     return LanguageModel(model, tokenizer or load_smollm2_tokenizer(config, cache), config.name)
 
@@ -86,13 +93,16 @@ def load_smollm2_tokenizer(config: PackagedModel, cache: Path) -> PreTrainedToke
 
 @contextmanager
 def _converted(config: PackagedModel, cache: Path) -> Iterator[Path]:
-    """The folder of the converted copy; an error of the block, which reads it, says what to do."""
+    """The folder of the converted copy; an error of the block, which reads it, says what to do if the copy may be
+    to blame."""
     folder = cache / FOLDER
     if not folder.is_dir():
         _convert(folder)
     try:
         yield folder
     except Exception as error:  # a damaged file raises whatever its first bad byte leads to
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"model {config.name}: the converted copy {folder} cannot be read ({type(error).__name__}: {error}); "
             "delete that folder, it is then made again"

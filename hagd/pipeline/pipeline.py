@@ -15,7 +15,7 @@ from rich.console import Console
 from hagd.artifacts.codec import RECORD_FILE, DamagedArtifactError, load_record
 from hagd.artifacts.keys import stage_key
 from hagd.artifacts.store import ArtifactStore, Stored
-from hagd.config.model import MiniModel, PretrainedModel
+from hagd.config.model import MiniModel, PackagedModel, PretrainedModel
 from hagd.config.run import StagesConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
@@ -173,6 +173,8 @@ class Pipeline:
         """What decides a pretrained model's weights: its configuration and, for a folder, its files."""
         model = self.config.model
         identity = model.model_dump(mode="json")
+        if isinstance(model, PackagedModel) and model.device_map is None:
+            del identity["device_map"]  # results from before it could be set keep their address
         if isinstance(model, PretrainedModel) and (folder := Path(model.path).expanduser()).is_dir():
             files = sorted(file for file in folder.iterdir() if file.is_file())
             listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

