@@ -8,6 +8,9 @@ turn counts. `selection` is the product, the top k (with torch operators in two 
 both ways are compared with a dense step in double precision at a small size. `least` is what no step with that product
 can do without: it, Adam, and rows in bfloat16 gathered three times, once to decode and once for each gradient.
 
+`--heads` times a step of two layers instead: without a prediction head, and with one of two kinds, all `bf16-mixed`
+with selection in float8.
+
 `--device cpu --tiny` runs everything at a tiny size, with the kernels in Triton's interpreter. Its times say nothing;
 it shows that the script works.
 """
@@ -33,7 +36,7 @@ from contenders import Training
 from timing_worker import synthetic
 from torch import Tensor
 
-from hagd.config.transcoder import Selection, TranscoderConfig
+from hagd.config.transcoder import PredictionHeadKind, Selection, TranscoderConfig
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import products, selection, top_of_rows
@@ -49,6 +52,7 @@ HALF = "triton, bf16-mixed"
 FLOAT8 = "triton, bf16-mixed, float8"
 STEPS_OF = (*BACKENDS, HALF, FLOAT8)
 ADAM = "Adam"
+HEADS: tuple[PredictionHeadKind | None, ...] = (None, "tied", "low_rank")
 WARM_UP, ROUNDS, STEPS = 5, 9, 5
 
 Work = Callable[[], object]
@@ -104,26 +108,52 @@ def batches_of(size: Training, device: torch.device, n: int) -> list[tuple[Tenso
 
 def training_step(size: Training, device: torch.device) -> Callable[[str], Work]:
     """A function from a backend to one step with it, or `ADAM` to that alone; all train the same weights."""
-    stacked = StackedTranscoders(config_of(size, "bfloat16"), 1, size.d, seed=0).to(device)
-    batches = batches_of(size, device, 2)
-    with backend("triton"):
-        initialise(stacked, *batches[0])
-    optimizer = torch.optim.Adam(stacked.parameters(), lr=1e-4, fused=True)
+    stacked, optimizer, batches = _started(config_of(size, "bfloat16"), 1, size, device)
     done = 0
 
     def step(name: str) -> None:
         nonlocal done
         for dictionary in stacked.dictionaries:
             dictionary.config = config_of(size, "float8" if name == FLOAT8 else "bfloat16")
-        with backend(name):
-            loss = stacked.losses(*batches[done % len(batches)], done).total
-        optimizer.zero_grad()
-        with backend("torch" if name == "torch" else "triton"):  # outside of autocast, as in a trainer
-            loss.backward()
-        optimizer.step()
+        _step(name, stacked, optimizer, batches[done % len(batches)], done)
         done += 1
 
     return lambda name: optimizer.step if name == ADAM else lambda: step(name)
+
+
+def step_with_head(size: Training, device: torch.device, kind: PredictionHeadKind | None) -> Work:
+    """One step of two layers and a prediction head between them, or none."""
+    config = config_of(size, "float8").model_copy(
+        update={"lambda_prediction": 0.0} if kind is None else {"prediction_head": kind}
+    )
+    stacked, optimizer, batches = _started(config, 2, size, device)
+    return lambda: _step(FLOAT8, stacked, optimizer, batches[0], 0)
+
+
+def _started(
+    config: TranscoderConfig, n_layers: int, size: Training, device: torch.device
+) -> tuple[StackedTranscoders, torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
+    """Dictionaries that have started from data, their optimiser, and two batches `[L, B, d]`."""
+    stacked = StackedTranscoders(config, n_layers, size.d, seed=0).to(device)
+    batches = [(x.expand(n_layers, -1, -1), y.expand(n_layers, -1, -1)) for x, y in batches_of(size, device, 2)]
+    with backend("triton"):
+        initialise(stacked, *batches[0])
+    return stacked, torch.optim.Adam(stacked.parameters(), lr=1e-4, fused=True), batches
+
+
+def _step(
+    name: str,
+    stacked: StackedTranscoders,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    number: int,
+) -> None:
+    with backend(name):
+        loss = stacked.losses(*batch, number).total
+    optimizer.zero_grad()
+    with backend("torch" if name == "torch" else "triton"):  # outside of autocast, as in a trainer
+        loss.backward()
+    optimizer.step()
 
 
 def sparse_products(size: Training, device: torch.device) -> dict[str, Work]:
@@ -263,19 +293,28 @@ def measure(size: Training, device: torch.device, rounds: int) -> list[Row]:
     return steps + in_turns(sparse_products(size, device), device, rounds)
 
 
+def measure_heads(size: Training, device: torch.device, rounds: int) -> list[Row]:
+    """Steps of two layers, each with a memory of its own."""
+    named: dict[str, Work] = {"encoder product, bf16": encoder_product(size, device)}
+    for kind in HEADS:
+        named[f"step of two layers, {kind or 'no'} head"] = step_with_head(size, device, kind)
+    return in_turns(named, device, rounds)
+
+
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Medians, the steps' ratios to the encoder product, and their peaks."""
     ms = {row.name: row.median for row in rows if row.ms}
     found: dict[str, Any] = {"ms": {name: round(value, 4) for name, value in ms.items()}}
     floor = ms.get("encoder product, bf16")
-    steps = {name: f"step, {name}" for name in STEPS_OF}
+    steps = {row.name.removeprefix("step, "): row for row in rows if row.name.startswith("step")}
     if floor:
-        found["step_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in steps.items() if s in ms}
+        found["step_over_encoder_product"] = {b: round(s.median / floor, 3) for b, s in steps.items() if s.ms}
+    if floor and ADAM in ms:
         least = [floor, ms.get(ADAM), *[ms.get(f"decode, {HALF}")] * 3]
         found["least_over_encoder_product"] = round(sum(filter(None, least)) / floor, 3)
         selections = {b: f"selection, {b}" for b in STEPS_OF}
         found["selection_over_encoder_product"] = {b: round(ms[s] / floor, 3) for b, s in selections.items() if s in ms}
-    found["peak_gb"] = {b: round(r.peak_bytes / 1e9, 3) for r in rows for b, s in steps.items() if s == r.name}
+    found["peak_gb"] = {b: round(s.peak_bytes / 1e9, 3) for b, s in steps.items()}
     found["failed"] = {row.name: row.error for row in rows if row.error}
     return found
 
@@ -289,6 +328,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help=f"d = {TINY.d}, m = {TINY.m}, {TINY.batch} tokens only")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="tokens a step (without --tiny)")
+    parser.add_argument("--heads", action="store_true", help="steps of two layers, with and without prediction heads")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of everything that is timed")
     parser.add_argument("--json", type=Path, help="file for every figure")
     arguments = parser.parse_args()
@@ -316,7 +356,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     every: list[dict[str, Any]] = []
     for size in (TINY,) if arguments.tiny else [replace(SIZE, batch=batch) for batch in arguments.batches]:
-        rows = measure(size, device, arguments.rounds)
+        rows = (measure_heads if arguments.heads else measure)(size, device, arguments.rounds)
         title = f"d = {size.d}, m = {size.m}, k = {size.k}, {size.batch} tokens a step, {on}"
         print(table(title, rows, rows[0]), end="\n\n", flush=True)
         result[f"B{size.batch}"] = summary(rows)

@@ -152,14 +152,23 @@ def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
     assert batch_threshold(x, weight, bias, 3).item() == pytest.approx(wanted[-1].item())
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
 @pytest.mark.parametrize("available", [True, False], ids=["oneDNN", "without"])
-def test_large_dictionaries_are_multiplied_by_another_library(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_dictionaries_are_multiplied_by_another_library(
+    available: bool, dtype: torch.dtype, off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
-    x, weight, bias = (each.float() for each in reals(0, 2 * chunks._CACHED_CHUNK + 5, chunks._LARGE, d=40))
-    pre = torch.cat(list(chunks.by_chunks(x, weight, bias, x.dtype, Tensor.clone)))
-    torch.testing.assert_close(pre, all_pre(x.double(), weight.double(), bias.double()).float(), rtol=1e-5, atol=1e-5)
-    _, values = top_k(x, weight, bias, 8)
-    torch.testing.assert_close(values.view(len(x), 8).sort(descending=True).values, pre.topk(8).values)
+    multiply, multiplied = chunks.linear, []
+    monkeypatch.setattr(chunks, "linear", lambda x, *others: (multiplied.append(len(x)), multiply(x, *others))[1])
+    chunk = chunks._CACHED_CHUNK if dtype == torch.float32 else chunks._CHUNK
+    x, weight, bias = (each.to(dtype) for each in reals(0, 2 * chunk + 5, chunks._LARGE, d=40))
+    pre = torch.cat(list(chunks.by_chunks(x, weight, bias, dtype, Tensor.clone)))
+    torch.testing.assert_close(pre.double(), all_pre(x.double(), weight.double(), bias.double()), rtol=off, atol=off)
+    used = available and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert multiplied == ([chunk, chunk, 5] if used else [])
+    if dtype == torch.float32:
+        _, values = top_k(x, weight, bias, 8)
+        torch.testing.assert_close(values.view(len(x), 8).sort(descending=True).values, pre.topk(8).values)
 
 
 @given(seed=st.integers(0, 1000), n_tokens=st.integers(1, 9), m=st.integers(2, 70), k=st.integers(1, 20))

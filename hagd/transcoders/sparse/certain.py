@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hagd.transcoders.sparse.chunks import linear
 from hagd.transcoders.sparse.products import gather_dot
 from hagd.transcoders.sparse.support import Support
 from hagd.transcoders.sparse.top_of_rows import kth_largest, least_maximum, padded
@@ -188,7 +189,7 @@ def _product(x: Tensor, encoder: _Encoder) -> tuple[Tensor, NDArray[np.float32],
     low = x.bfloat16()
     length = low.float().norm(dim=1).numpy()
     error = (x - low.float()).norm(dim=1).numpy() + x.shape[1] * _SUMMED * length
-    return torch.addmm(encoder.bias, low, encoder.weight.T), error, length
+    return linear(low, encoder.weight, encoder.bias), error, length
 
 
 def _most_off(encoder: _Encoder, error: NDArray[np.float32], length: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -55,12 +55,18 @@ def large_on_cpu(weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x Wᵀ + b` on a CPU, without gradient: in float32 by oneDNN, since what torch takes by itself is slower on AMD's
-    processors."""
-    if x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    """`x Wᵀ + b` on a CPU, without gradient: by oneDNN where it can, since what torch takes by itself is slower on
+    AMD's processors, in float32 much, in bfloat16 (with the same bits) a little."""
+    if x.dtype == weight.dtype and _one_dnn_multiplies(x.dtype):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def _one_dnn_multiplies(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found: Callable[[Tensor], R]) -> Iterator[R]:
@@ -81,8 +87,8 @@ def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found
         yield from _in_float8(x, W_enc, b_enc, found)
         return
     x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
-    if large_on_cpu(weight) and dtype == torch.float32:
-        for chunk in x.split(_CACHED_CHUNK):
+    if large_on_cpu(weight) and _one_dnn_multiplies(dtype):
+        for chunk in x.split(_CACHED_CHUNK if dtype == torch.float32 else _CHUNK):
             yield found(linear(chunk, weight, bias))
         return
     size = _CHUNK if x.device.type == "cpu" else _off_cpu(len(weight), x.element_size())
