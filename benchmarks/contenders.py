@@ -34,6 +34,8 @@ class Training:
         skip: with a linear map from input to target (transcoders).
         scaled: let the package scale its inputs where it can, as its documentation advises. Off for timing.
         optimizer: sparsify's: its default `signum`, or `adam`.
+        seed: of the first weights.
+        decoder_rate: ours: times which the decoder's rate is multiplied.
     """
 
     d: int
@@ -46,6 +48,7 @@ class Training:
     scaled: bool = False
     optimizer: str = "adam"
     seed: int = 0
+    decoder_rate: float = 1.0
 
 
 def is_ours(name: str) -> bool:

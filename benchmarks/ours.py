@@ -55,6 +55,7 @@ def _config(training: Training, selection: str, activation: str = "topk", **sett
             "activation": activation,
             "steps": training.steps,
             "batch_size": training.batch,
+            "decoder_rate": training.decoder_rate,
             **chosen,
             **settings,
         }

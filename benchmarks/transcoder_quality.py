@@ -50,6 +50,7 @@ class Contender:
         small_batch: the same for dictionaries of fewer than a thousand features; None: no other.
         small_rate: their learning rate; None: no other.
         long_batch: tokens a step with 400,000 tokens or more, for larger ones; None: no other.
+        decoder_rate: times which our decoders' rate is multiplied, for larger ones.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Contender:
     small_batch: int | None = None
     small_rate: float | None = None
     long_batch: int | None = None
+    decoder_rate: float = 1.0
 
     @property
     def tuned(self) -> bool:
@@ -72,7 +74,8 @@ class Contender:
         """The contender with the batch and rate that it takes for m features and as many tokens."""
         if m >= 1000:
             return replace(self, batch=self.long_batch or self.batch) if n_tokens >= 400_000 else self
-        return replace(self, batch=self.small_batch or self.batch, rate=self.small_rate or self.rate)
+        batch, rate = self.small_batch or self.batch, self.small_rate or self.rate
+        return replace(self, batch=batch, rate=rate, decoder_rate=1.0)
 
     def default_rate(self, m: int) -> float:
         """Learning rate that the package takes by itself."""
@@ -86,7 +89,9 @@ CONTENDERS = (
     Contender("ours_bf16 transcoder", "ours_bf16", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours_int8 transcoder", "ours_int8", "mlp", _RECIPE, batch=256, small_batch=128),
     Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True, batch=256, small_batch=128),
-    Contender("ours autoencoder", "ours", "resid", 0.4 * _RECIPE, batch=64, small_rate=_RECIPE, long_batch=128),
+    Contender(
+        "ours autoencoder", "ours", "resid", 9e-4, batch=64, small_rate=_RECIPE, long_batch=128, decoder_rate=3.0
+    ),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
     Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
@@ -106,11 +111,13 @@ class Results:
         self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
 
     def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row | None:
-        """The row of one training; rows without a seed are of seed 0."""
+        """The row of one training; rows without a seed are of seed 0, those
+        without a rate of decoders multiply it by 1."""
         wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
             same = tuple(row[name] for name in ("subject", "tokens", "contender", "place", "batch")) == wanted
-            if same and row.get("seed", 0) == seed and math.isclose(row["rate"], rate, rel_tol=1e-3):
+            same = same and row.get("seed", 0) == seed and row.get("decoder_rate", 1.0) == contender.decoder_rate
+            if same and math.isclose(row["rate"], rate, rel_tol=1e-3):
                 return row
         return None
 
@@ -171,6 +178,7 @@ class Benchmark:
             "place": place.name,
             "batch": contender.batch,
             "rate": rate,
+            "decoder_rate": contender.decoder_rate,
             "seed": seed,
             "steps": subject.n_train // contender.batch,
             "cpu_seconds": seconds,
@@ -195,6 +203,7 @@ class Benchmark:
             scaled=True,
             optimizer="signum",
             seed=seed,
+            decoder_rate=contender.decoder_rate,
         )
         weights = self._weights(contender, place, rate, seed)
         request = weights.with_suffix(".json")
@@ -247,6 +256,7 @@ class Benchmark:
     def _weights(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> Path:
         mode, tokens = contender.loop + ("-skip" if contender.skip else ""), self._subject.n_train
         name = f"{mode}-{place.name}-{tokens}-{contender.batch}-{rate:.4g}" + (f"-seed{seed}" if seed else "")
+        name += f"-decoder{contender.decoder_rate:g}" if contender.decoder_rate != 1 else ""
         return self._subject.cache / "weights" / f"{name}.safetensors"
 
 
@@ -268,11 +278,16 @@ def table(rows: Sequence[Row]) -> str:
         own = ours.get((_group(row), row.get("seed", 0)))
         over = "–" if own is None else f"{own / row['fvu']:.3f}"
         lines.append(
-            f"| {_group(row)[0]}, {row['place']} | {row['contender']} | {row['batch']} | {row['rate']:.2g} "
+            f"| {_group(row)[0]}, {row['place']} | {row['contender']} | {row['batch']} | {_rate(row)} "
             f"| {row['fvu']:.4f} | {over} | {row['loss_recovered']:.4f} "
             f"| {row['dead']:.1%} / {row['dead_train']:.1%} | {row['cpu_seconds']:.0f} |"
         )
     return "\n".join(lines)
+
+
+def _rate(row: Row) -> str:
+    decoders = row.get("decoder_rate", 1.0)
+    return f"{row['rate']:.2g}" + (f", decoder × {decoders:g}" if decoders != 1 else "")
 
 
 def _group(row: Row) -> tuple[str, str, str]:

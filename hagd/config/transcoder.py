@@ -70,6 +70,9 @@ class TranscoderConfig(Section):
         description="peak rate of the optimiser for m = 2¹⁴ features, falling with √m, and of prediction heads; "
         "encoder and decoder: times the cube root of their rows' mean norm at the start",
     )
+    decoder_rate: float = Field(
+        1.0, gt=0, description="times which a decoder's peak rate is multiplied, beside an encoder's"
+    )
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
     decay_fraction: float = Field(0.95, ge=0, le=1, description="share of the steps with falling rate, at the end")
     aux_weight: float = Field(1 / 32, ge=0, description="weight of the AuxK term that revives dead features")

@@ -78,6 +78,8 @@ def of_transcoders(p: Pipeline) -> dict[str, Any]:
             config["skip_version"] = 2
         if "mixed" in p.config.trainer.precision and p.config.trainer.accelerator != "cpu":
             config["autocast_version"] = 2  # fewer of the inputs, values and errors were rounded once
+        if config["decoder_rate"] == _default("decoder_rate"):
+            del config["decoder_rate"]  # results from before it could be set keep their address
         # The default stands for whatever value decides nothing.
         config |= {name: _default(name) for name in _unread(p.config.transcoder)}
         return {**config, "precision": p.config.trainer.precision}

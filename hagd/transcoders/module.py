@@ -142,16 +142,17 @@ def _groups(stacked: StackedTranscoders, peak: float) -> list[dict[str, Any]]:
     """Parameters and their peak rates: Adam moves all entries equally far, so that matrices whose rows start short
     (a transcoder's decoder) would move by too large a share of themselves. Prediction heads keep the configured rate:
     with that of small dictionaries some trainings diverged."""
-    matrices = [matrix for dictionary in stacked.dictionaries for matrix in (dictionary.W_enc, dictionary.W_dec)]
-    known = {id(matrix) for matrix in matrices}
+    decoders = stacked.config.decoder_rate
+    matrices = [pair for each in stacked.dictionaries for pair in ((each.W_enc, 1.0), (each.W_dec, decoders))]
+    known = {id(matrix) for matrix, _ in matrices}
     heads = {id(parameter) for parameter in stacked.heads.parameters()}
     others = [parameter for parameter in stacked.parameters() if id(parameter) not in known | heads]
     groups: list[dict[str, Any]] = [{"params": others, "lr": peak}]
     if heads:
         groups.append({"params": list(stacked.heads.parameters()), "lr": stacked.config.learning_rate})
-    for matrix in matrices:
+    for matrix, factor in matrices:
         lengths = matrix.detach().norm(dim=1)
         lengths = lengths.full_tensor() if isinstance(lengths, DTensor) else lengths
         length = max(float(lengths.mean()), _SHORTEST)
-        groups.append({"params": [matrix], "lr": peak * length ** (1 / 3)})
+        groups.append({"params": [matrix], "lr": peak * factor * length ** (1 / 3)})
     return groups

@@ -103,6 +103,14 @@ def test_predictions_beside_a_skip_have_a_new_address_and_nothing_else_has() -> 
         assert "skip_version" not in decided(**changes)
 
 
+def test_decoders_at_a_rate_of_their_own_have_a_new_address_and_others_keep_theirs() -> None:
+    def decided(**changes: Any) -> dict[str, Any]:
+        return STAGES["transcoders"].config(Pipeline(tiny_extract(Path("a"), **changes), Console(quiet=True)))
+
+    assert "decoder_rate" not in decided() and "decoder_rate" not in decided(transcoder__decoder_rate=1.0)
+    assert decided(transcoder__decoder_rate=2.0)["decoder_rate"] == 2
+
+
 def test_what_autocast_changes_has_a_new_address_and_nothing_else_has() -> None:
     def decided(accelerator: str, precision: str) -> dict[str, Any]:
         changes = {"trainer__accelerator": accelerator, "trainer__precision": precision}

@@ -43,11 +43,12 @@ def test_both_optimisers_explain_more_and_adafactor_keeps_less() -> None:
     assert adafactor[2] < 0.1 * adam[2]
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "adafactor"])
-def test_a_matrix_with_shorter_rows_moves_less(optimiser: Optimiser) -> None:
+@pytest.mark.parametrize(("optimiser", "decoder_rate"), [("adam", 1.0), ("adam", 3.0), ("adafactor", 1.0)])
+def test_a_matrix_with_shorter_rows_moves_less(optimiser: Optimiser, decoder_rate: float) -> None:
     """And those of a dictionary with a 256th of 2¹⁴ features move sixteen times the configured rate."""
-    config = TranscoderConfig(
-        k=4, expansion=4, steps=100, warmup_fraction=0.0, learning_rate=3e-3 / 16, optimiser=optimiser
+    config = TranscoderConfig.model_validate(
+        {"k": 4, "expansion": 4, "steps": 100, "warmup_fraction": 0.0, "learning_rate": 3e-3 / 16}
+        | {"optimiser": optimiser, "decoder_rate": decoder_rate}
     )
     stacked = StackedTranscoders(config, 1, 16, seed=0)
     (dictionary,) = stacked.dictionaries
@@ -61,7 +62,8 @@ def test_a_matrix_with_shorter_rows_moves_less(optimiser: Optimiser) -> None:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     moved = {name: float((before[name] - value.detach()).mean()) for name, value in dictionary.named_parameters()}
-    assert moved == pytest.approx({"W_enc": 3e-3, "b_enc": 3e-3, "b_dec": 3e-3, "W_dec": 1.5e-3}, rel=1e-4)
+    expected = {"W_enc": 3e-3, "b_enc": 3e-3, "b_dec": 3e-3, "W_dec": 1.5e-3 * decoder_rate}
+    assert moved == pytest.approx(expected, rel=1e-4)
 
 
 def test_prediction_heads_keep_the_configured_rate() -> None:
