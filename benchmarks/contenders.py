@@ -35,7 +35,7 @@ class Training:
         scaled: let the package scale its inputs where it can, as its documentation advises. Off for timing.
         optimizer: sparsify's: its default `signum`, or `adam`.
         seed: of the first weights.
-        decoder_rate: ours: times which the decoder's rate is multiplied.
+        decoder_rate: ours: factor of the decoder's rate.
     """
 
     d: int

@@ -15,7 +15,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,8 @@ from contenders import Training, interpreter, one_thread
 from learning_rates import best_rate, next_rate
 from mini_activations import mini
 from plain_dictionary import PlainDictionary, cross_entropy, explained, firing_counts, spliced
+from quality_contenders import CONTENDERS, Contender
 from smollm2_activations import smollm2
-
-from hagd.activations.capture import Site
 
 FOLDER = Path(__file__).resolve().parent
 SMOLLM2 = "smollm2"
@@ -36,71 +35,6 @@ _COUNTED = 50_000
 """Training tokens on which features are counted as dead."""
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A package in one mode.
-
-    Attributes:
-        loop: its training loop in `peers.py` or `ours.py`.
-        rate: its default learning rate, for m = 2¹⁴ where it depends on m.
-        by_size: its default rate falls with √m.
-        batch: tokens a step. For the peers what a pilot showed to be best (`--batch` repeats it), for us the recipe's.
-        small_batch: the same for dictionaries of fewer than a thousand features; None: no other.
-        small_rate: their learning rate; None: no other.
-        long_batch: tokens a step with 400,000 tokens or more, for larger ones; None: no other.
-        decoder_rate: times which our decoders' rate is multiplied, for larger ones.
-    """
-
-    name: str
-    loop: str
-    site: Site
-    rate: float
-    by_size: bool = False
-    skip: bool = False
-    batch: int = 512
-    small_batch: int | None = None
-    small_rate: float | None = None
-    long_batch: int | None = None
-    decoder_rate: float = 1.0
-
-    @property
-    def tuned(self) -> bool:
-        """Whether the rate is searched."""
-        return not self.name.startswith("ours")
-
-    def at(self, m: int, n_tokens: int) -> Contender:
-        """The contender with the batch and rate that it takes for m features and as many tokens."""
-        if m >= 1000:
-            return replace(self, batch=self.long_batch or self.batch) if n_tokens >= 400_000 else self
-        batch, rate = self.small_batch or self.batch, self.small_rate or self.rate
-        return replace(self, batch=batch, rate=rate, decoder_rate=1.0)
-
-    def default_rate(self, m: int) -> float:
-        """Learning rate that the package takes by itself."""
-        return self.rate / math.sqrt(m / 2**14) if self.by_size else self.rate
-
-
-_SIGNUM, _SCALING_LAW, _RECIPE = 5e-3, 2e-4, 3.5e-3
-
-CONTENDERS = (
-    Contender("ours transcoder", "ours", "mlp", _RECIPE, batch=256, small_batch=128),
-    Contender("ours_bf16 transcoder", "ours_bf16", "mlp", _RECIPE, batch=256, small_batch=128),
-    Contender("ours_int8 transcoder", "ours_int8", "mlp", _RECIPE, batch=256, small_batch=128),
-    Contender("ours transcoder, skip", "ours", "mlp", _RECIPE, skip=True, batch=256, small_batch=128),
-    Contender(
-        "ours autoencoder", "ours", "resid", 9e-4, batch=64, small_rate=_RECIPE, long_batch=128, decoder_rate=3.0
-    ),
-    Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
-    Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),
-    Contender("sparsify autoencoder", "sparsify_autoencoder", "resid", _SIGNUM, by_size=True, batch=1024),
-    Contender(
-        "dictionary_learning autoencoder", "dictionary_learning_autoencoder", "resid", _SCALING_LAW, by_size=True
-    ),
-    Contender("SAELens autoencoder", "saelens_autoencoder", "resid", 3e-4),
-)
-"""SAELens and dictionary_learning train no TopK transcoders, so sparsify is the only peer there."""
 
 
 class Results:
@@ -112,7 +46,7 @@ class Results:
 
     def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row | None:
         """The row of one training; rows without a seed are of seed 0, those
-        without a rate of decoders multiply it by 1."""
+        without a decoder rate have a factor of 1."""
         wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
             same = tuple(row[name] for name in ("subject", "tokens", "contender", "place", "batch")) == wanted
@@ -310,6 +244,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights; rates are chosen with 0")
     parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
     parser.add_argument("--rates", type=float, nargs="+", help="with --batch: only train with these learning rates")
+    parser.add_argument("--decoder-rate", type=float, help="with --batch: factor of our decoders' rate")
     arguments = parser.parse_args()
     if arguments.model == SMOLLM2 and not arguments.text:
         parser.error(f"--text: expected a glob pattern for {SMOLLM2}, found none")
@@ -323,6 +258,8 @@ def main() -> None:
     contenders = [each.at(subject.m, subject.n_train) for each in CONTENDERS if re.search(arguments.only, each.name)]
     if arguments.batch is not None:
         for contender in (replace(each, batch=arguments.batch) for each in contenders):
+            if arguments.decoder_rate is not None:
+                contender = replace(contender, decoder_rate=arguments.decoder_rate)
             if arguments.rates:
                 benchmark.try_rates(contender, arguments.rates)
             else:

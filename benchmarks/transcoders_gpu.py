@@ -20,12 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,8 @@ from unittest import mock
 
 import torch
 from contenders import Training
+from dense_step import dense_step
+from timed_turns import Row, Work, in_turns
 from timing_worker import synthetic
 from torch import Tensor
 
@@ -53,30 +53,7 @@ FLOAT8 = "triton, bf16-mixed, float8"
 STEPS_OF = (*BACKENDS, HALF, FLOAT8)
 ADAM = "Adam"
 HEADS: tuple[PredictionHeadKind | None, ...] = (None, "tied", "low_rank")
-WARM_UP, ROUNDS, STEPS = 5, 9, 5
-
-Work = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was timed.
-
-    Attributes:
-        ms: milliseconds a call, one figure a turn; empty where it failed.
-        peak_bytes: most memory that was allocated during a turn, weights and Adam's state included; 0 on a CPU.
-        error: why it failed.
-    """
-
-    name: str
-    ms: tuple[float, ...] = ()
-    peak_bytes: int = 0
-    error: str = ""
-
-    @property
-    def median(self) -> float:
-        """Milliseconds."""
-        return statistics.median(self.ms)
+ROUNDS = 9
 
 
 @contextmanager
@@ -199,42 +176,6 @@ def encoder_product(size: Training, device: torch.device) -> Work:
     return lambda: x @ weight.T
 
 
-def in_turns(named: dict[str, Work], device: torch.device, rounds: int) -> list[Row]:
-    """Time all of them, `rounds` turns each; one that fails is left out of further turns."""
-    rows = {name: Row(name) for name in named}
-    for turn in range(-1, rounds):  # the first turn warms up: kernels are compiled and tuned
-        for name, work in named.items():
-            row = rows[name]
-            if row.error:
-                continue
-            try:
-                ms, peak = _timed(work, device, WARM_UP if turn < 0 else STEPS)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
-                rows[name] = Row(name, error=str(error).splitlines()[0])
-                continue
-            if turn >= 0:
-                rows[name] = replace(row, ms=(*row.ms, ms), peak_bytes=max(row.peak_bytes, peak))
-    return list(rows.values())
-
-
-def _timed(work: Work, device: torch.device, calls: int) -> tuple[float, int]:
-    """Milliseconds a call, and most bytes that were allocated meanwhile."""
-    if device.type == "cpu":
-        start = time.perf_counter()
-        for _ in range(calls):
-            work()
-        return (time.perf_counter() - start) * 1e3 / calls, 0
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    begin.record()
-    for _ in range(calls):
-        work()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end) / calls, torch.cuda.max_memory_allocated(device)
-
-
 def differences(size: Training, device: torch.device) -> dict[str, float]:
     """By backend, the largest relative error of the loss and of any gradient against a dense step in float64."""
     stacked = StackedTranscoders(config_of(size, "exact"), 1, size.d, seed=0).to(device)
@@ -243,7 +184,7 @@ def differences(size: Training, device: torch.device) -> dict[str, float]:
         stacked.dictionaries[0].b_enc.normal_(generator=torch.Generator(device).manual_seed(0))
     names, parameters = zip(*stacked.named_parameters(), strict=True)
     wanted = [name.removeprefix("layers.0.") for name in names]
-    dense = _dense_step(stacked, wanted, x[0], y[0])
+    dense = dense_step(stacked, wanted, x[0], y[0])
     found = {}
     for name in BACKENDS:
         with backend(name):
@@ -251,21 +192,6 @@ def differences(size: Training, device: torch.device) -> dict[str, float]:
             step = [loss.detach(), *torch.autograd.grad(loss, parameters)]
         found[name] = max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(step, dense, strict=True))
     return found
-
-
-def _dense_step(stacked: StackedTranscoders, wanted: Sequence[str], x: Tensor, y: Tensor) -> list[Tensor]:
-    """Loss and gradients of `wanted` parameters: TopK, unexplained variance and L1 term, all with dense products."""
-    config = stacked.config
-    x, y = x.double(), y.double()
-    weights = {name: dict(stacked.dictionaries[0].named_parameters())[name].detach().double() for name in wanted}
-    weights = {name: weight.requires_grad_() for name, weight in weights.items()}
-    pre = x @ weights["W_enc"].T + weights["b_enc"]
-    top = pre.topk(config.k)
-    f = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
-    fvu = (y - f @ weights["W_dec"] - weights["b_dec"]).square().sum() / (len(x) * float(stacked.power[0]))
-    l1 = (f * weights["W_dec"].norm(dim=1)).sum() / (len(x) * (config.k * x.shape[1]) ** 0.5)
-    loss = fvu + config.lambda_sparsity * l1
-    return [loss.detach(), *torch.autograd.grad(loss, list(weights.values()))]
 
 
 def table(title: str, rows: Sequence[Row], floor: Row) -> str:
@@ -294,11 +220,11 @@ def measure(size: Training, device: torch.device, rounds: int) -> list[Row]:
 
 
 def measure_heads(size: Training, device: torch.device, rounds: int) -> list[Row]:
-    """Steps of two layers, each with a memory of its own."""
+    """Steps of two layers. All three stacks are in memory at once, so that no peak would be one step's own."""
     named: dict[str, Work] = {"encoder product, bf16": encoder_product(size, device)}
     for kind in HEADS:
         named[f"step of two layers, {kind or 'no'} head"] = step_with_head(size, device, kind)
-    return in_turns(named, device, rounds)
+    return [replace(row, peak_bytes=0) for row in in_turns(named, device, rounds)]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:

@@ -68,11 +68,9 @@ class TranscoderConfig(Section):
         3.5e-3,
         gt=0,
         description="peak rate of the optimiser for m = 2¹⁴ features, falling with √m, and of prediction heads; "
-        "encoder and decoder: times the cube root of their rows' mean norm at the start",
+        "encoder and decoder: times the cube root of their rows' mean norm at the start, the latter times decoder_rate",
     )
-    decoder_rate: float = Field(
-        1.0, gt=0, description="times which a decoder's peak rate is multiplied, beside an encoder's"
-    )
+    decoder_rate: float = Field(1.0, gt=0, description="factor of decoders' peak rate; that of encoders is 1")
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with rising rate")
     decay_fraction: float = Field(0.95, ge=0, le=1, description="share of the steps with falling rate, at the end")
     aux_weight: float = Field(1 / 32, ge=0, description="weight of the AuxK term that revives dead features")

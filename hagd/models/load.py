@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hagd.config.model import PackagedModel, PretrainedModel
 from hagd.models.language_model import LanguageModel
+from hagd.models.placement import refuse_unusable
 from hagd.models.pretrained import describe_pretrained, load_pretrained, load_pretrained_tokenizer
 from hagd.models.smollm2 import describe_smollm2, load_smollm2, load_smollm2_tokenizer
 
@@ -41,6 +42,7 @@ def load_tokenizer(config: PretrainedModel | PackagedModel, cache: Path) -> PreT
     Raises:
         ModelError: as `load_model`, of everything but the weights.
     """
+    refuse_unusable(config.device_map)  # a tokenizer needs no device, but the model that is loaded after it does
     if isinstance(config, PackagedModel):
         return load_smollm2_tokenizer(config, cache)
     return load_pretrained_tokenizer(config)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -82,25 +83,32 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
         load_model(PackagedModel(), tmp_path)
 
 
-def test_a_gpu_that_is_not_there_is_named_before_anything_is_converted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+@pytest.mark.parametrize(("device_map", "found"), [("cuda:1", "a GPU that PyTorch can use"), ("gpu", "a device")])
+def test_a_device_that_is_not_there_is_named_before_anything_is_converted(
+    load: Callable[..., object], device_map: str, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match=r"model\.device_map=cuda:1: expected a GPU that PyTorch can use, found none"):
-        load_model(PackagedModel(device_map="cuda:1"), tmp_path)
+    with pytest.raises(ModelError, match=rf"model\.device_map={device_map}: expected {found}"):
+        load(PackagedModel(device_map=device_map), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_that_is_too_little_is_not_blamed_on_the_converted_copy(
+def test_the_weights_go_where_they_shall_and_too_little_memory_is_not_blamed_on_the_converted_copy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from transformers import LlamaForCausalLM
 
-    def too_large(*_: object, **__: object) -> None:
+    placed: list[object] = []
+
+    def too_large(*_: object, device_map: str | None, **__: object) -> None:
+        placed.append(device_map)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     (tmp_path / FOLDER).mkdir()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # accelerate is there
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", too_large)
-    with pytest.raises(torch.OutOfMemoryError):
-        load_model(PackagedModel(), tmp_path)
+    for device_map in (None, "cpu"):
+        with pytest.raises(torch.OutOfMemoryError):
+            load_model(PackagedModel(device_map=device_map), tmp_path)
+    assert placed == [None, "cpu"]

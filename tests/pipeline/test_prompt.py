@@ -254,7 +254,7 @@ def test_a_plan_is_printed_and_nothing_else_runs(tmp_path: Path, heads: bool) ->
 
 @pytest.mark.parametrize(
     ("device_map", "gpu"),
-    [("cpu", True), (None, True), ("auto", False), ("cuda:1", False), ("cuda:1", True), ("nowhere", False)],
+    [("cpu", True), (None, True), ("auto", False)],
 )
 def test_a_plan_is_measured_where_the_model_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device_map: str | None, gpu: bool
@@ -265,11 +265,19 @@ def test_a_plan_is_measured_where_the_model_would_be(
     saved(tmp_path / "model", *SUPPORTED[0])
     model = {"kind": "pretrained", "path": str(tmp_path / "model"), "device_map": device_map}
     config = prompt_config(tmp_path, "ab cd", model=model, task={"name": "ioi"}, mode="plan")
-    if device_map in ("cuda:1", "nowhere"):
-        with pytest.raises(ModelError, match=rf"model\.device_map={device_map}: expected a (GPU|device)"):
-            run_plan(config, tmp_path / "out", QUIET)
-        return
     assert run_plan(config, tmp_path / "out", QUIET)["plan.seconds"] > 0
+
+
+@pytest.mark.parametrize("model", [{"kind": "pretrained", "path": "gpt2"}, {"kind": "smollm2"}], ids=["hf", "smollm2"])
+@pytest.mark.parametrize(("device_map", "n_gpus"), [("cuda:1", 0), ("cuda:1", 1), ("nowhere", 0), ("meta", 0)])
+def test_a_plan_where_no_model_can_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, str], device_map: str, n_gpus: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    config = prompt_config(tmp_path, model={**model, "device_map": device_map}, task={"name": "ioi"}, mode="plan")
+    with pytest.raises(ModelError, match=rf"model\.device_map={device_map}: expected a (GPU|device)"):
+        run_plan(config, tmp_path / "out", QUIET)
 
 
 def test_a_plan_is_of_the_dictionaries_in_the_files(tiny_runs: Path, tmp_path: Path) -> None:

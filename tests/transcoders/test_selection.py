@@ -153,20 +153,27 @@ def test_many_tokens_are_encoded_chunk_after_chunk() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-6)])
-@pytest.mark.parametrize("available", [True, False], ids=["oneDNN", "without"])
+@pytest.mark.parametrize(
+    ("available", "low"), [(True, True), (True, False), (False, True)], ids=["oneDNN", "in float32", "without"]
+)
 def test_large_dictionaries_are_multiplied_by_another_library(
-    available: bool, dtype: torch.dtype, off: float, monkeypatch: pytest.MonkeyPatch
+    available: bool, low: bool, dtype: torch.dtype, off: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where it is there, in bfloat16 where it can."""
+    low = low and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: low)
     multiply, multiplied = chunks.linear, []
     monkeypatch.setattr(chunks, "linear", lambda x, *others: (multiplied.append(len(x)), multiply(x, *others))[1])
     chunk = chunks._CACHED_CHUNK if dtype == torch.float32 else chunks._CHUNK
     x, weight, bias = (each.to(dtype) for each in reals(0, 2 * chunk + 5, chunks._LARGE, d=40))
     pre = torch.cat(list(chunks.by_chunks(x, weight, bias, dtype, Tensor.clone)))
     torch.testing.assert_close(pre.double(), all_pre(x.double(), weight.double(), bias.double()), rtol=off, atol=off)
-    used = available and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    used = available and (low or dtype == torch.float32)
     assert multiplied == ([chunk, chunk, 5] if used else [])
-    if dtype == torch.float32:
+    if dtype == torch.bfloat16:
+        assert torch.equal(multiply(x, weight, bias), torch.addmm(bias, x, weight.T)) or not used
+    else:
         _, values = top_k(x, weight, bias, 8)
         torch.testing.assert_close(values.view(len(x), 8).sort(descending=True).values, pre.topk(8).values)
 
