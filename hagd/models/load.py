@@ -30,6 +30,7 @@ def load_model(
     Raises:
         ModelError: it cannot be loaded; says why and what to do.
     """
+    refuse_unusable(config.device_map)
     if isinstance(config, PackagedModel):
         assert not layer_streaming, "refused by the configuration"
         return load_smollm2(config, cache, tokenizer)

@@ -16,7 +16,7 @@ from hagd.models.architectures import all_adapters
 from hagd.models.language_model import LanguageModel, unsupported
 from hagd.models.layer_streaming import StoredWeights, StreamedLanguageModel, model_without_weights, weight_files
 from hagd.models.out_of_memory import is_out_of_memory
-from hagd.models.placement import first_device, refuse_unusable
+from hagd.models.placement import first_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +38,6 @@ def load_pretrained(
             architecture, unreachable hub, gated or unknown repository.
         OutOfMemoryError: the weights do not fit.
     """
-    refuse_unusable(config.device_map)
     source = _checked_source(config)
     if layer_streaming:
         return _stream_weights(source, config, tokenizer)

@@ -23,7 +23,6 @@ from hagd.config.model import PackagedModel
 from hagd.errors import ModelError
 from hagd.models.language_model import LanguageModel
 from hagd.models.out_of_memory import is_out_of_memory
-from hagd.models.placement import refuse_unusable
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -62,11 +61,10 @@ def load_smollm2(config: PackagedModel, cache: Path, tokenizer: PreTrainedTokeni
         tokenizer: its own, if it is loaded already.
 
     Raises:
-        ModelError: the packages are not installed, their file is damaged, or `config.device_map` cannot be followed.
+        ModelError: the packages are not installed, or their file is damaged.
     """
     from transformers import LlamaForCausalLM
 
-    refuse_unusable(config.device_map)
     with _converted(config, cache) as folder, _no_bars():
         model = LlamaForCausalLM.from_pretrained(
             folder,

@@ -152,7 +152,7 @@ def test_a_gpu_that_is_not_there_is_not_blamed_on_the_weights(gpt2: Path, monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"model\.device_map=cuda:1: expected a GPU that PyTorch can use, found none"):
-        load_pretrained(settings(gpt2, device_map="cuda:1"))
+        load_model(settings(gpt2, device_map="cuda:1"), gpt2)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +246,6 @@ def test_a_device_map_without_accelerate_is_refused(gpt2: Path) -> None:
         import accelerate  # noqa: F401
     except ImportError:
         with pytest.raises(ModelError, match=r"model.device_map=auto: needs the package accelerate"):
-            load_pretrained(settings(gpt2, device_map="auto"))
+            load_model(settings(gpt2, device_map="auto"), gpt2)
     else:
-        assert load_pretrained(settings(gpt2, device_map="cpu")).device.type == "cpu"
+        assert load_model(settings(gpt2, device_map="cpu"), gpt2).device.type == "cpu"
