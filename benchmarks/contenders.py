@@ -36,6 +36,7 @@ class Training:
         optimizer: sparsify's: its default `signum`, or `adam`.
         seed: of the first weights.
         decoder_rate: ours: factor of the decoder's rate.
+        warmup: ours: share of the steps with rising rate; None: the default.
     """
 
     d: int
@@ -49,6 +50,7 @@ class Training:
     optimizer: str = "adam"
     seed: int = 0
     decoder_rate: float = 1.0
+    warmup: float | None = None
 
 
 def is_ours(name: str) -> bool:

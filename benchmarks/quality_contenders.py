@@ -20,9 +20,8 @@ class Contender:
         small_batch: the same for dictionaries of fewer than a thousand features; None: no other.
         small_rate: their learning rate; None: no other.
         long_batch: tokens a step with 400,000 tokens or more, for larger ones; None: no other.
-        long_rate: their learning rate; None: no other.
-        long_decoder_rate: factor of our decoders' rate for them.
-        decoder_rate: factor of our decoders' rate.
+        decoder_rate: factor of our decoders' rate, for larger ones.
+        warmup: share of the steps with rising rate, for larger ones with fewer tokens; None: ours by default.
     """
 
     name: str
@@ -35,9 +34,8 @@ class Contender:
     small_batch: int | None = None
     small_rate: float | None = None
     long_batch: int | None = None
-    long_rate: float | None = None
-    long_decoder_rate: float = 1.0
     decoder_rate: float = 1.0
+    warmup: float | None = None
 
     @property
     def tuned(self) -> bool:
@@ -47,11 +45,11 @@ class Contender:
     def at(self, m: int, n_tokens: int) -> Contender:
         """The contender with the batch and rates that it takes for m features and as many tokens."""
         if m < 1000:
-            return replace(self, batch=self.small_batch or self.batch, rate=self.small_rate or self.rate)
+            batch, rate = self.small_batch or self.batch, self.small_rate or self.rate
+            return replace(self, batch=batch, rate=rate, decoder_rate=1.0, warmup=None)
         if n_tokens < 400_000:
             return self
-        batch, rate = self.long_batch or self.batch, self.long_rate or self.rate
-        return replace(self, batch=batch, rate=rate, decoder_rate=self.long_decoder_rate)
+        return replace(self, batch=self.long_batch or self.batch, warmup=None)
 
     def default_rate(self, m: int) -> float:
         """Learning rate that the package takes by itself."""
@@ -69,12 +67,12 @@ CONTENDERS = (
         "ours autoencoder",
         "ours",
         "resid",
-        0.4 * _RECIPE,
+        9e-4,
         batch=64,
         small_rate=_RECIPE,
         long_batch=128,
-        long_rate=9e-4,
-        long_decoder_rate=3.0,
+        decoder_rate=3.0,
+        warmup=0.02,
     ),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),

@@ -46,11 +46,11 @@ class Results:
 
     def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row | None:
         """The row of one training; rows without a seed are of seed 0, those
-        without a decoder rate have a factor of 1."""
+        without a decoder rate have a factor of 1, without a warm-up the default."""
         wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
             same = tuple(row[name] for name in ("subject", "tokens", "contender", "place", "batch")) == wanted
-            same = same and row.get("seed", 0) == seed and row.get("decoder_rate", 1.0) == contender.decoder_rate
+            same = same and row.get("seed", 0) == seed and _own(row) == (contender.decoder_rate, contender.warmup)
             if same and math.isclose(row["rate"], rate, rel_tol=1e-3):
                 return row
         return None
@@ -113,6 +113,7 @@ class Benchmark:
             "batch": contender.batch,
             "rate": rate,
             "decoder_rate": contender.decoder_rate,
+            "warmup": contender.warmup,
             "seed": seed,
             "steps": subject.n_train // contender.batch,
             "cpu_seconds": seconds,
@@ -138,6 +139,7 @@ class Benchmark:
             optimizer="signum",
             seed=seed,
             decoder_rate=contender.decoder_rate,
+            warmup=contender.warmup,
         )
         weights = self._weights(contender, place, rate, seed)
         request = weights.with_suffix(".json")
@@ -191,6 +193,7 @@ class Benchmark:
         mode, tokens = contender.loop + ("-skip" if contender.skip else ""), self._subject.n_train
         name = f"{mode}-{place.name}-{tokens}-{contender.batch}-{rate:.4g}" + (f"-seed{seed}" if seed else "")
         name += f"-decoder{contender.decoder_rate:g}" if contender.decoder_rate != 1 else ""
+        name += f"-warmup{contender.warmup:g}" if contender.warmup is not None else ""
         return self._subject.cache / "weights" / f"{name}.safetensors"
 
 
@@ -219,8 +222,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _own(row: Row) -> tuple[float, float | None]:
+    """What only rows of ours can have: factor of the decoders' rate, and warm-up."""
+    return row.get("decoder_rate", 1.0), row.get("warmup")
+
+
 def _rate(row: Row) -> str:
-    decoders = row.get("decoder_rate", 1.0)
+    decoders, _ = _own(row)
     return f"{row['rate']:.2g}" + (f", decoder × {decoders:g}" if decoders != 1 else "")
 
 
