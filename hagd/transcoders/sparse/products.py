@@ -111,7 +111,7 @@ def _kernels(operand: Tensor) -> ModuleType | None:
 def _decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
     if (kernels := _kernels(weight)) is not None:
         return kernels.segment_sums(values, support.index, support.offsets[:-1], weight)
-    return _bags(values, support.index, support.offsets[:-1], weight)
+    return embedding_bag(support.index, weight, support.offsets[:-1], mode="sum", per_sample_weights=values)
 
 
 def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
@@ -130,12 +130,7 @@ def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
 
 def _segment_sums(values: Tensor, support: Support, a: Tensor) -> Tensor:
     order, token, offsets = support.by_feature
-    return _bags(values.index_select(0, order), token, offsets, a)
-
-
-def _bags(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor) -> Tensor:
-    """`segment_sums` of the kernels, by torch, which is a little faster with numbers of four bytes."""
-    return embedding_bag(rows.int(), matrix, starts.int(), mode="sum", per_sample_weights=values)
+    return embedding_bag(token, a, offsets, mode="sum", per_sample_weights=values.index_select(0, order))
 
 
 def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
