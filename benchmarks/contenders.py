@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -35,8 +35,7 @@ class Training:
         scaled: let the package scale its inputs where it can, as its documentation advises. Off for timing.
         optimizer: sparsify's: its default `signum`, or `adam`.
         seed: of the first weights.
-        decoder_rate: ours: factor of the decoder's rate.
-        warmup: ours: share of the steps with rising rate; None: the default.
+        own: further settings of ours, by the names of their keys.
     """
 
     d: int
@@ -49,8 +48,7 @@ class Training:
     scaled: bool = False
     optimizer: str = "adam"
     seed: int = 0
-    decoder_rate: float = 1.0
-    warmup: float | None = None
+    own: Mapping[str, float] = field(default_factory=dict)
 
 
 def is_ours(name: str) -> bool:

@@ -46,7 +46,6 @@ def ours_jumprelu(training: Training, batches: Batches) -> Weights:
 
 def _config(training: Training, selection: str, activation: str = "topk", **settings: float) -> TranscoderConfig:
     chosen = {} if training.rate is None else {"learning_rate": training.rate}
-    chosen |= {} if training.warmup is None else {"warmup_fraction": training.warmup}
     return TranscoderConfig.model_validate(
         {
             "k": training.k,
@@ -56,8 +55,8 @@ def _config(training: Training, selection: str, activation: str = "topk", **sett
             "activation": activation,
             "steps": training.steps,
             "batch_size": training.batch,
-            "decoder_rate": training.decoder_rate,
             **chosen,
+            **training.own,
             **settings,
         }
     )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from captured import Site
+
+OWN = ("decoder_rate", "warmup_fraction", "dead_fraction")
+"""Settings of ours that a row names where they are not the default."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class Contender:
         small_batch: the same for dictionaries of fewer than a thousand features; None: no other.
         small_rate: their learning rate; None: no other.
         long_batch: tokens a step with 400,000 tokens or more, for larger ones; None: no other.
-        decoder_rate: factor of our decoders' rate, for larger ones.
-        warmup: share of the steps with rising rate, for larger ones with fewer tokens; None: ours by default.
+        own: further settings of ours, for larger ones with fewer tokens; by name, of `OWN`.
+        small_own, long_own: the same of the others.
     """
 
     name: str
@@ -34,8 +38,9 @@ class Contender:
     small_batch: int | None = None
     small_rate: float | None = None
     long_batch: int | None = None
-    decoder_rate: float = 1.0
-    warmup: float | None = None
+    own: Mapping[str, float] = field(default_factory=dict)
+    small_own: Mapping[str, float] = field(default_factory=dict)
+    long_own: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tuned(self) -> bool:
@@ -46,10 +51,10 @@ class Contender:
         """The contender with the batch and rates that it takes for m features and as many tokens."""
         if m < 1000:
             batch, rate = self.small_batch or self.batch, self.small_rate or self.rate
-            return replace(self, batch=batch, rate=rate, decoder_rate=1.0, warmup=None)
+            return replace(self, batch=batch, rate=rate, own=self.small_own)
         if n_tokens < 400_000:
             return self
-        return replace(self, batch=self.long_batch or self.batch, warmup=None)
+        return replace(self, batch=self.long_batch or self.batch, own=self.long_own)
 
     def default_rate(self, m: int) -> float:
         """Learning rate that the package takes by itself."""
@@ -71,8 +76,9 @@ CONTENDERS = (
         batch=64,
         small_rate=_RECIPE,
         long_batch=128,
-        decoder_rate=3.0,
-        warmup=0.02,
+        own={"decoder_rate": 3.0, "warmup_fraction": 0.02},
+        small_own={"dead_fraction": 0.01},
+        long_own={"decoder_rate": 3.0},
     ),
     Contender("sparsify transcoder", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, batch=1024),
     Contender("sparsify transcoder, skip", "sparsify_transcoder", "mlp", _SIGNUM, by_size=True, skip=True, batch=1024),

@@ -26,7 +26,7 @@ from contenders import Training, interpreter, one_thread
 from learning_rates import best_rate, next_rate
 from mini_activations import mini
 from plain_dictionary import PlainDictionary, cross_entropy, explained, firing_counts, spliced
-from quality_contenders import CONTENDERS, Contender
+from quality_contenders import CONTENDERS, OWN, Contender
 from smollm2_activations import smollm2
 
 FOLDER = Path(__file__).resolve().parent
@@ -46,11 +46,11 @@ class Results:
 
     def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row | None:
         """The row of one training; rows without a seed are of seed 0, those
-        without a decoder rate have a factor of 1, without a warm-up the default."""
+        without one of our settings have its default."""
         wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
             same = tuple(row[name] for name in ("subject", "tokens", "contender", "place", "batch")) == wanted
-            same = same and row.get("seed", 0) == seed and _own(row) == (contender.decoder_rate, contender.warmup)
+            same = same and row.get("seed", 0) == seed and _own(row) == contender.own
             if same and math.isclose(row["rate"], rate, rel_tol=1e-3):
                 return row
         return None
@@ -112,8 +112,7 @@ class Benchmark:
             "place": place.name,
             "batch": contender.batch,
             "rate": rate,
-            "decoder_rate": contender.decoder_rate,
-            "warmup": contender.warmup,
+            **contender.own,
             "seed": seed,
             "steps": subject.n_train // contender.batch,
             "cpu_seconds": seconds,
@@ -138,8 +137,7 @@ class Benchmark:
             scaled=True,
             optimizer="signum",
             seed=seed,
-            decoder_rate=contender.decoder_rate,
-            warmup=contender.warmup,
+            own=contender.own,
         )
         weights = self._weights(contender, place, rate, seed)
         request = weights.with_suffix(".json")
@@ -192,8 +190,7 @@ class Benchmark:
     def _weights(self, contender: Contender, place: SitePlace, rate: float, seed: int) -> Path:
         mode, tokens = contender.loop + ("-skip" if contender.skip else ""), self._subject.n_train
         name = f"{mode}-{place.name}-{tokens}-{contender.batch}-{rate:.4g}" + (f"-seed{seed}" if seed else "")
-        name += f"-decoder{contender.decoder_rate:g}" if contender.decoder_rate != 1 else ""
-        name += f"-warmup{contender.warmup:g}" if contender.warmup is not None else ""
+        name += "".join(f"-{setting}{value:g}" for setting, value in contender.own.items())
         return self._subject.cache / "weights" / f"{name}.safetensors"
 
 
@@ -222,13 +219,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _own(row: Row) -> tuple[float, float | None]:
-    """What only rows of ours can have: factor of the decoders' rate, and warm-up."""
-    return row.get("decoder_rate", 1.0), row.get("warmup")
+def _own(row: Row) -> dict[str, float]:
+    """What only rows of ours can have."""
+    return {name: row[name] for name in OWN if name in row}
 
 
 def _rate(row: Row) -> str:
-    decoders, _ = _own(row)
+    decoders = row.get("decoder_rate", 1.0)
     return f"{row['rate']:.2g}" + (f", decoder × {decoders:g}" if decoders != 1 else "")
 
 
@@ -267,7 +264,8 @@ def main() -> None:
     if arguments.batch is not None:
         for contender in (replace(each, batch=arguments.batch) for each in contenders):
             if arguments.decoder_rate is not None:
-                contender = replace(contender, decoder_rate=arguments.decoder_rate)
+                decoders = {} if arguments.decoder_rate == 1 else {"decoder_rate": arguments.decoder_rate}
+                contender = replace(contender, own=decoders)
             if arguments.rates:
                 benchmark.try_rates(contender, arguments.rates)
             else:
