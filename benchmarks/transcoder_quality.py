@@ -45,7 +45,7 @@ class Results:
         self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
 
     def find(self, subject: Subject, contender: Contender, place: SitePlace, rate: float, seed: int) -> Row | None:
-        """The row of one training; rows without a seed are of seed 0, those
+        """The row of one training; rows without a seed are of seed 0, and those
         without one of our settings have its default."""
         wanted = (subject.name, subject.n_train, contender.name, place.name, contender.batch)
         for row in self.rows:
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights; rates are chosen with 0")
     parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
     parser.add_argument("--rates", type=float, nargs="+", help="with --batch: only train with these learning rates")
-    parser.add_argument("--decoder-rate", type=float, help="with --batch: factor of our decoders' rate")
+    parser.add_argument("--decoder-rate", type=float, help="with --batch: our only setting beside it")
     arguments = parser.parse_args()
     if arguments.model == SMOLLM2 and not arguments.text:
         parser.error(f"--text: expected a glob pattern for {SMOLLM2}, found none")
