@@ -249,7 +249,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first weights; rates are chosen with 0")
     parser.add_argument("--batch", type=int, help="only tune, at the first layer, with this many tokens a step")
     parser.add_argument("--rates", type=float, nargs="+", help="with --batch: only train with these learning rates")
-    parser.add_argument("--decoder-rate", type=float, help="with --batch: our only setting beside it")
+    parser.add_argument(
+        "--decoder-rate", type=float, help="with --batch: factor of our decoders' rate, with no other setting of ours"
+    )
     arguments = parser.parse_args()
     if arguments.model == SMOLLM2 and not arguments.text:
         parser.error(f"--text: expected a glob pattern for {SMOLLM2}, found none")
