@@ -40,6 +40,7 @@ from hagd.config.transcoder import PredictionHeadKind, Selection, TranscoderConf
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import products, selection, top_of_rows
+from hagd.transcoders.sparse.device_kernels import triton_kernels
 from hagd.transcoders.sparse.products import decode, gather_dot, sum_by_feature
 from hagd.transcoders.sparse.support import Support
 
@@ -59,11 +60,13 @@ ROUNDS = 9
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Sparse products and top k run as Triton kernels, of rows in float32 or in bfloat16, or as torch operators."""
-    kernels, top = (None if name == "torch" else products.triton_kernels(each) for each in ("products", "selection"))
+    kernels, top = (None if name == "torch" else triton_kernels(each) for each in ("products", "selection"))
     half = name in (HALF, FLOAT8) and torch.cuda.is_available()
     with (
-        mock.patch.object(products, "_kernels", lambda operand: kernels),
-        mock.patch.object(top_of_rows, "_kernels", lambda pre, k: top if top and top.can_hold(pre, k) else None),
+        mock.patch.object(products, "product_kernels", lambda m, *operands: kernels),
+        mock.patch.object(
+            top_of_rows, "selection_kernels", lambda pre, k: top if top and top.can_hold(pre, k) else None
+        ),
         torch.autocast("cuda", torch.bfloat16, enabled=half),
     ):
         yield
@@ -264,7 +267,7 @@ def _arguments() -> argparse.Namespace:
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which happens at its first use
     elif not torch.cuda.is_available():
         parser.error("expected a CUDA device, found none; --device cpu --tiny only shows that the script works")
-    if products.triton_kernels("products") is None:
+    if triton_kernels("products") is None:
         parser.error(
             "expected the package triton, which comes with CUDA builds of torch, found none; pip install triton"
         )

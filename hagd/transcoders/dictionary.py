@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.activation_functions import JumpReLU, Step
-from hagd.transcoders.sparse.chunks import large, large_on_cpu, linear
+from hagd.transcoders.sparse.chunks import linear
+from hagd.transcoders.sparse.device_kernels import large, large_on_cpu
 from hagd.transcoders.sparse.products import decode, decode_and_lengths, gather_dot, row_norms, squared_error
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 from hagd.transcoders.sparse.support import Support

@@ -21,7 +21,7 @@ from hagd.training.device import LateReading, sent_ahead
 from hagd.training.processes import mean_over_processes, rank_and_world
 from hagd.transcoders.dictionary import Codes, Dictionary
 from hagd.transcoders.prediction_head import PredictionHead
-from hagd.transcoders.sparse.chunks import large
+from hagd.transcoders.sparse.device_kernels import large
 from hagd.transcoders.sparse.products import fuses, squared_norm, weighted_total
 
 _OLD_SHARE = 8

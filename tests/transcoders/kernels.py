@@ -44,7 +44,7 @@ def triton_products_everywhere(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The products of `DEVICE` run as these Triton kernels."""
     from hagd.transcoders.sparse import triton_products
 
-    monkeypatch.setattr(products, "_kernels", lambda operand: triton_products)
+    monkeypatch.setattr(products, "product_kernels", lambda m, *operands: triton_products)
     return triton_products
 
 

@@ -22,7 +22,7 @@ from hagd.transcoders import module
 from hagd.transcoders.initialise import initialise
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.sparse import chunks
+from hagd.transcoders.sparse import device_kernels
 from tests.processes import in_processes
 from tests.transcoders.slow import settings
 
@@ -69,7 +69,7 @@ def test_the_weights_are_the_same_to_the_bit(
     case: str, optimiser: Optimiser, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
-        monkeypatch.setattr(chunks, "_LARGE", 1)
+        monkeypatch.setattr(device_kernels, "_LARGE", 1)
     moving = training(optimiser, **CASES[case])
     assert len(moving[0]._early) >= 2 * LAYERS
     early = run(*moving)
@@ -115,7 +115,7 @@ class Matrices(TorchDispatchMode):
 
 def test_gradients_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of all layers' matrices would be six."""
-    monkeypatch.setattr(chunks, "_LARGE", 1)
+    monkeypatch.setattr(device_kernels, "_LARGE", 1)
     most = {}
     for early in (True, False):
         monkeypatch.setattr(module, "rank_and_world", lambda early=early: (0, 1 if early else 2))

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders import objective
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.sparse import chunks
+from hagd.transcoders.sparse import device_kernels
 from tests.transcoders.slow import (
     LAYERS,
     TOKENS,
@@ -104,7 +104,7 @@ def silence(before: Array, features: list[Array]) -> Array:
 def either_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dictionaries of the tests count as small ones, or as large ones, which are computed in other ways."""
     if request.param == "large":
-        monkeypatch.setattr(chunks, "_LARGE", 1)
+        monkeypatch.setattr(device_kernels, "_LARGE", 1)
 
 
 @EVERY_CASE

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hagd.transcoders.sparse import chunks, top_of_rows
+from hagd.transcoders.sparse import chunks, device_kernels, top_of_rows
 from hagd.transcoders.sparse.selection import above, batch_threshold, top_k, top_of_batch
 from hagd.transcoders.sparse.support import Support
 
@@ -59,7 +59,7 @@ def test_top_k_is_that_of_torch(seed: int, n_tokens: int, m: int, k: int, ties: 
     pre = all_pre(x, weight, bias)
     expected = pre.topk(k)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "_LARGE", large)
+        patch.setattr(device_kernels, "_LARGE", large)
         patch.setattr(top_of_rows, "_DIRECT", 8)
         support, values = top_k(x, weight, bias, k)
     assert support.offsets.tolist() == list(range(0, n_tokens * k + 1, k))
@@ -166,7 +166,7 @@ def test_large_dictionaries_are_multiplied_by_another_library(
     multiply, multiplied = chunks.linear, []
     monkeypatch.setattr(chunks, "linear", lambda x, *others: (multiplied.append(len(x)), multiply(x, *others))[1])
     chunk = chunks._CACHED_CHUNK if dtype == torch.float32 else chunks._CHUNK
-    x, weight, bias = (each.to(dtype) for each in reals(0, 2 * chunk + 5, chunks._LARGE, d=40))
+    x, weight, bias = (each.to(dtype) for each in reals(0, 2 * chunk + 5, device_kernels._LARGE, d=40))
     pre = torch.cat(list(chunks.by_chunks(x, weight, bias, dtype, Tensor.clone)))
     torch.testing.assert_close(pre.double(), all_pre(x.double(), weight.double(), bias.double()), rtol=off, atol=off)
     used = available and (low or dtype == torch.float32)

@@ -20,7 +20,7 @@ from hagd.config.transcoder import Selection, TranscoderConfig
 from hagd.transcoders import module
 from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
-from hagd.transcoders.sparse import chunks
+from hagd.transcoders.sparse import device_kernels
 from hagd.transcoders.training import train_transcoders
 from tests.builders import VOCABULARY, random_model
 
@@ -82,7 +82,7 @@ def stepping(
     selection: Selection, heads: float, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[TranscoderTraining, Any]:
     """A training of dictionaries that count as large, and what makes its next step."""
-    monkeypatch.setattr(chunks, "_LARGE", 1)
+    monkeypatch.setattr(device_kernels, "_LARGE", 1)
     monkeypatch.setattr(module, "rank_and_world", lambda: (0, processes))
     settings = {"k": 4, "expansion": 16, "head_negatives": 16, "dead_fraction": 1e-6, "steps": 20}
     config = TranscoderConfig.model_validate({**settings, "selection": selection, "lambda_prediction": heads})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hagd.config.transcoder import TranscoderConfig
 from hagd.transcoders.objective import StackedTranscoders
-from hagd.transcoders.sparse import chunks, products
+from hagd.transcoders.sparse import device_kernels, products
 from hagd.transcoders.sparse.products import decode, gather_dot, squared_error, sum_by_feature, weighted_total
 from hagd.transcoders.sparse.support import Support
 from tests.transcoders.kernels import (
@@ -201,7 +201,7 @@ def test_a_training_step_is_that_of_torch_operators(
     from hagd.transcoders.sparse import triton_products
 
     if large:
-        monkeypatch.setattr(chunks, "_LARGE", 1)
+        monkeypatch.setattr(device_kernels, "_LARGE", 1)
     config = TranscoderConfig.model_validate({"k": 2, "expansion": 3, "activation": activation, **settings})
     x, y = normal(0, 2, 4, 5, dtype=torch.float32), normal(1, 2, 4, 5, dtype=torch.float32)
 
@@ -212,9 +212,9 @@ def test_a_training_step_is_that_of_torch_operators(
         total.backward()
         return total.detach(), [p.grad for p in stacked.parameters() if p.grad is not None]
 
-    monkeypatch.setattr(products, "_kernels", lambda operand: None)
+    monkeypatch.setattr(products, "product_kernels", lambda m, *operands: None)
     expected = step()
-    monkeypatch.setattr(products, "_kernels", lambda operand: triton_products)
+    monkeypatch.setattr(products, "product_kernels", lambda m, *operands: triton_products)
     fused: list[int] = []
     errors = triton_products.segment_errors
 
@@ -256,7 +256,7 @@ def test_a_large_batch_on_a_gpu() -> None:
             gather_dot(a_gpu, there, weight_gpu, zeros_gpu),
         )
 
-    assert products._kernels(operands[0]) is not None
+    assert products.product_kernels(m, operands[0]) is not None
     first, second = on_gpu(), on_gpu()
     for one, other, exact in zip(first, second, expected, strict=True):
         assert torch.equal(one, other)
@@ -289,7 +289,3 @@ def test_kernels_compile_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch, 
     summed = dict(out="*fp32", values="*fp32", starts=int64, ends=int64)
     built.append(compiled(device_code.sum_values, summed, (), 4, BLOCK=kernels._VALUES))
     assert all("atom" not in stages["ptx"] and stages["cubin"] for stages in built)
-
-
-def test_a_cpu_runs_torch_operators() -> None:
-    assert products._kernels(torch.zeros(1)) is None

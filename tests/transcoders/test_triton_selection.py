@@ -11,26 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from hagd.transcoders.sparse import top_of_rows as dispatch
 from tests.transcoders.kernels import DEVICE, compiled, on_a_device
+from tests.transcoders.rows import rows
 
 pytest.importorskip("triton")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def rows(m: int, dtype: torch.dtype) -> Tensor:
-    """Distinct, of few numbers, constant, of signed zeros, infinite, and with NaN of either sign here or everywhere."""
-    pre = torch.randn(8, m, generator=torch.Generator().manual_seed(m))
-    pre[1] = pre[1].round()
-    pre[2] = -3
-    pre[3] = torch.where(pre[3] > 0, 0.0, -0.0)
-    pre[4, ::3], pre[4, 1::3] = torch.inf, -torch.inf
-    pre[5, m // 2] = torch.nan
-    pre[6], pre[7] = torch.nan, -torch.tensor(torch.nan)
-    return pre.to(DEVICE, dtype)
 
 
 @on_a_device
@@ -39,7 +27,7 @@ def rows(m: int, dtype: torch.dtype) -> Tensor:
 def test_top_of_rows_of_any_shape_is_that_of_torch(m: int, k: int, dtype: torch.dtype) -> None:
     from hagd.transcoders.sparse.triton_selection import top_of_rows
 
-    pre = rows(m, dtype)
+    pre = rows(m, dtype).to(DEVICE)
     values, columns = top_of_rows(pre, k)
     kept = values.sort(descending=True, dim=1).values
     torch.testing.assert_close(kept, pre.topk(k).values, rtol=0, atol=0, equal_nan=True)
@@ -99,4 +87,4 @@ def test_the_kernels_compile_for_a_gpu_and_spill_nothing(
 
 
 def test_a_cpu_runs_numpy() -> None:
-    assert dispatch._kernels(torch.zeros(1, 8), 2) is None
+    assert dispatch.selection_kernels(torch.zeros(1, 8), 2) is None

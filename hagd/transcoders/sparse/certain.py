@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hagd.transcoders.sparse.chunks import linear
+from hagd.transcoders.sparse.chunks import linear, packed
 from hagd.transcoders.sparse.products import gather_dot
 from hagd.transcoders.sparse.support import Support
 from hagd.transcoders.sparse.top_of_rows import kth_largest, least_maximum, padded
@@ -52,7 +52,7 @@ class _Encoder(NamedTuple):
     """An encoder in bfloat16.
 
     Attributes:
-        weight: `[m, d]`. bias: `[m]`.
+        weight: `[m, d]`, packed. bias: `[m]`.
         norms: of its rows, `[m]`. errors: norms of what rounding took from them. bias_errors: the same of the bias.
     """
 
@@ -159,7 +159,7 @@ def _rounded(W_enc: Tensor, b_enc: Tensor) -> _Encoder:
     both = zip(W_enc.split(_ROWS), weight.split(_ROWS), strict=True)
     errors = torch.cat([(rows - low.float()).norm(dim=1) for rows, low in both])
     norms = torch.cat([rows.norm(dim=1) for rows in W_enc.split(_ROWS)])
-    return _Encoder(weight, bias, norms.numpy(), errors.numpy(), (b_enc - bias.float()).abs().numpy())
+    return _Encoder(packed(weight, _CHUNK), bias, norms.numpy(), errors.numpy(), (b_enc - bias.float()).abs().numpy())
 
 
 @np.errstate(invalid="ignore")  # comparisons with NaN leave a token open

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hagd.transcoders.sparse.products import triton_kernels
+from hagd.transcoders.sparse.device_kernels import large_on_cpu, triton_kernels
 
 R = TypeVar("R")
 
@@ -27,10 +27,6 @@ _CHUNK_BYTES = 2**28
 """Of a chunk's pre-activations on any other device: no cache holds a useful chunk there, and each chunk reads W_enc
 again and costs a dozen launches. Chunks of two and four times as many bytes were slower on an H200."""
 
-_LARGE = 1024
-"""Features, from which what rounds otherwise is worth its while: on a CPU other libraries than torch's first choice
-multiply and select. With fewer it saves milliseconds a thousand steps, and earlier results are kept to the bit."""
-
 _LARGEST = 127
 """Of eight bits with a sign."""
 
@@ -44,16 +40,6 @@ _ROWS = 512
 """Of a matrix, rounded at a time."""
 
 
-def large(weight: Tensor) -> bool:
-    """Whether `_LARGE` is about a matrix `[m, d]`."""
-    return len(weight) >= _LARGE
-
-
-def large_on_cpu(weight: Tensor) -> bool:
-    """The same, on a CPU."""
-    return weight.device.type == "cpu" and large(weight)
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x Wᵀ + b` on a CPU, without gradient: by oneDNN where it can, since what torch takes by itself is slower on
     AMD's processors, in float32 much, in bfloat16 (with the same bits) a little."""
@@ -61,6 +47,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def packed(weight: Tensor, n_rows: int) -> Tensor:
+    """A matrix `[m, d]` as oneDNN wants it for `linear` with so many rows again and again; else it does this each time."""
+    if not _one_dnn_multiplies(weight.dtype):
+        return weight
+    arranged: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
+    return arranged
 
 
 def _one_dnn_multiplies(dtype: torch.dtype) -> bool:
@@ -88,7 +82,9 @@ def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found
         return
     x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
     if large_on_cpu(weight) and _one_dnn_multiplies(dtype):
-        for chunk in x.split(_CACHED_CHUNK if dtype == torch.float32 else _CHUNK):
+        size = _CACHED_CHUNK if dtype == torch.float32 else _CHUNK
+        weight = packed(weight, size)
+        for chunk in x.split(size):
             yield found(linear(chunk, weight, bias))
         return
     size = _CHUNK if x.device.type == "cpu" else _off_cpu(len(weight), x.element_size())

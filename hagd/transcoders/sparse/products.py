@@ -8,7 +8,8 @@ Everything a sparse dictionary trains with is one of three sums over the active 
 
 and each is the derivative of another, so no gradient ever needs a dense tokens × features tensor. `squared_error` is a
 `decode` that goes no further, `weighted_total` one of a single column. On a CUDA device they run as Triton kernels
-(`triton_products`) where Triton is installed, and as torch operators everywhere else. Under CUDA's autocast
+(`triton_products`), for large dictionaries on a CPU as compiled loops (`cpu_products`), and as torch operators where
+those need what is not installed. Under CUDA's autocast
 (`trainer.precision=bf16-mixed`) rows are gathered from copies in its precision, which halves what is read, and so are
 the errors of `squared_error`; sums and their results stay in float32.
 
@@ -17,18 +18,15 @@ Shape legend: B tokens, n active pairs in all, m features, d columns of a matrix
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import warnings
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from hagd.transcoders.sparse.device_kernels import product_kernels
 from hagd.transcoders.sparse.support import Support
 
 _CACHED, _CACHED_ROWS = 2**24, 2**23
@@ -67,9 +65,9 @@ def squared_norm(a: Tensor) -> Tensor:
     return _SquaredNorm.apply(a)  # type: ignore[no-untyped-call]
 
 
-def fuses(operand: Tensor) -> bool:
-    """Whether the operand's device runs `squared_error`."""
-    return _kernels(operand) is not None
+def fuses(weight: Tensor) -> bool:
+    """Whether the device of a matrix `[m, d]` runs `squared_error`."""
+    return product_kernels(len(weight), weight) is not None
 
 
 def row_norms(weight: Tensor) -> Tensor:
@@ -95,28 +93,15 @@ def gather_dot(a: Tensor, support: Support, weight: Tensor, bias: Tensor, known:
     return _GatherDot.apply(a, weight, bias, support, known)  # type: ignore[no-untyped-call]
 
 
-@cache
-def triton_kernels(name: str) -> ModuleType | None:
-    """The module of this package with Triton kernels for `name`, where Triton is installed."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    return importlib.import_module(f"hagd.transcoders.sparse.triton_{name}")
-
-
-def _kernels(operand: Tensor) -> ModuleType | None:
-    """The Triton kernels, where the operand's device can run them."""
-    return triton_kernels("products") if operand.is_cuda else None
-
-
 def _decode(values: Tensor, support: Support, weight: Tensor) -> Tensor:
-    if (kernels := _kernels(weight)) is not None:
+    if (kernels := product_kernels(support.m, values, weight)) is not None:
         return kernels.segment_sums(values, support.index, support.offsets[:-1], weight)
     return embedding_bag(support.index, weight, support.offsets[:-1], mode="sum", per_sample_weights=values)
 
 
 def sum_by_feature(values: Tensor, support: Support, a: Tensor) -> Tensor:
     """`out_j = Σ_t v_tj a_t`: `[m, d]` of values `[n]` and rows `[B, d]`; without gradient."""
-    if (kernels := _kernels(a)) is not None:
+    if (kernels := product_kernels(support.m, values, a)) is not None:
         n_parts = kernels.parts_of(a, len(values), support.m)
         order, token, starts = support.by_part_and_feature(n_parts)
         return kernels.long_segment_sums(values.index_select(0, order), token, starts, a, n_parts)
@@ -135,18 +120,16 @@ def _segment_sums(values: Tensor, support: Support, a: Tensor) -> Tensor:
 
 def _sum_values_by_feature(values: Tensor, support: Support) -> Tensor:
     """`out_j = Σ_t v_tj`: `[m]` of values `[n]`."""
-    if (kernels := _kernels(values)) is not None:  # there index_add_ adds in no fixed order
+    if (kernels := product_kernels(support.m, values)) is not None:  # on a GPU index_add_ adds in no fixed order
         order, _, starts = support.in_any_order
         return kernels.value_sums(values.index_select(0, order), starts).view(-1, support.m).sum(0)
     return values.new_zeros(support.m).index_add_(0, support.index, values)
 
 
 def _gather_dot(a: Tensor, support: Support, weight: Tensor) -> Tensor:
-    if (kernels := _kernels(weight)) is not None:
-        return kernels.row_dots(a, support.index, support.offsets, weight)
     if _too_large(weight) and len(support.index) >= support.m:
         return _gather_dot_by_feature(a, support, weight)
-    return _dots(a, weight, support.offsets, support.index)
+    return _dots(a, support.index, support.offsets, weight, support.m)
 
 
 def _gather_dot_by_feature(a: Tensor, support: Support, weight: Tensor) -> Tensor:
@@ -155,15 +138,17 @@ def _gather_dot_by_feature(a: Tensor, support: Support, weight: Tensor) -> Tenso
     parts, products = _parts(a, support, 1), []
     for part, rows in zip(parts, _rows(a, parts), strict=True):
         order, token, starts = part.by_feature
-        ordered = _dots(weight, rows, torch.cat([starts, starts.new_tensor([len(order)])]), token)
+        ordered = _dots(weight, token, torch.cat([starts, starts.new_tensor([len(order)])]), rows, support.m)
         products.append(torch.empty_like(ordered).index_copy_(0, order, ordered))
     return torch.cat(products)
 
 
-def _dots(rows: Tensor, columns: Tensor, offsets: Tensor, index: Tensor) -> Tensor:
-    """`[n]`: every row with those columns, both matrices' rows, that compressed rows name."""
-    pattern = torch.sparse_csr_tensor(offsets, index, rows.new_zeros(len(index)), size=(len(rows), len(columns)))
-    return torch.sparse.sampled_addmm(pattern, rows, columns.T, beta=0.0).values()
+def _dots(rows: Tensor, index: Tensor, offsets: Tensor, others: Tensor, m: int) -> Tensor:
+    """`[n]`: every row with those of the others that compressed rows name; m features are one of both."""
+    if (kernels := product_kernels(m, rows, others)) is not None:
+        return kernels.row_dots(rows, index, offsets, others)
+    pattern = torch.sparse_csr_tensor(offsets, index, rows.new_zeros(len(index)), size=(len(rows), len(others)))
+    return torch.sparse.sampled_addmm(pattern, rows, others.T, beta=0.0).values()
 
 
 def _too_large(matrix: Tensor) -> bool:
@@ -229,11 +214,12 @@ class _SquaredError(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, target: Tensor, support: Support
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = _kernels(weight)
+        kernels = product_kernels(support.m, weight)
         assert kernels is not None
         gathered, lengths = _gathered(weight), weight.norm(dim=-1)
-        error, squared = kernels.segment_errors(values, support.index, support.offsets, gathered, bias, target)
-        ctx.save_for_backward(values, gathered, weight, lengths, error)
+        made = kernels.segment_errors(values, support.index, support.offsets, gathered, bias, target)
+        error, squared, products = made
+        ctx.save_for_backward(values, gathered, weight, lengths, error, products)
         ctx.support = support
         if any(ctx.needs_input_grad):  # now, so that all sums by feature share this order
             support.by_part_and_feature(kernels.parts_of(error, len(values), support.m))
@@ -243,9 +229,11 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        values, gathered, weight, lengths, error = ctx.saved_tensors
+        values, gathered, weight, lengths, error, products = ctx.saved_tensors
         twice = 2 * (lengths.new_zeros(()) if gradients[0] is None else gradients[0])
-        d_values, d_weight = _decode_derivatives(error, twice * values, gathered, ctx.support, ctx.needs_input_grad)
+        needed = ctx.needs_input_grad[0] and products is None, ctx.needs_input_grad[1]
+        d_values, d_weight = _decode_derivatives(error, twice * values, gathered, ctx.support, needed)
+        d_values = d_values if products is None else products
         if d_values is not None:
             d_values = twice * d_values
         if d_weight is not None and gradients[1] is not None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hagd.config.transcoder import Selection
 from hagd.transcoders.sparse.certain import certain_above, certain_top_k
-from hagd.transcoders.sparse.chunks import by_chunks, large_on_cpu
+from hagd.transcoders.sparse.chunks import by_chunks
+from hagd.transcoders.sparse.device_kernels import large_on_cpu
 from hagd.transcoders.sparse.products import gather_dot
 from hagd.transcoders.sparse.support import Support
 from hagd.transcoders.sparse.top_of_rows import top_of_rows, two_stage

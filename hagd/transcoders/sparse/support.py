@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hagd.transcoders.sparse.cpu_products import ordered_pairs
+from hagd.transcoders.sparse.device_kernels import compiled
+
 
 @dataclass(frozen=True)
 class Support:
@@ -68,6 +71,8 @@ class Support:
     @cached_property
     def by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs ordered by feature: permutation `[n]`, their tokens `[n]`, offsets `[m]`."""
+        if compiled(self.m, self.index):
+            return ordered_pairs(self.index, self.offsets, self.m)
         if self.index.device.type == "cpu" and self.m <= 2**16:  # NumPy sorts 16 bits by radix
             order = torch.from_numpy(np.argsort(self.index.numpy().astype(np.uint16), kind="stable"))
             features = self.index.index_select(0, order)

@@ -6,7 +6,6 @@ Shape legend: c rows, m columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hagd.transcoders.sparse.products import triton_kernels
+from hagd.transcoders.sparse.device_kernels import selection_kernels
 
 _GROUPS = (16, 8, 4, 2)
 
@@ -27,15 +26,9 @@ _LEAST_NAN = 0xFF80
 
 def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and places `[c, k]` of the k largest of each row."""
-    if (kernels := _kernels(pre, k)) is not None:
+    if (kernels := selection_kernels(pre, k)) is not None:
         return kernels.top_of_rows(pre, k)
     return _partitioned(pre, k) if pre.device.type == "cpu" else two_stage(pre, k)
-
-
-def _kernels(pre: Tensor, k: int) -> ModuleType | None:
-    """The Triton kernels, where they can run and hold these rows."""
-    kernels = triton_kernels("selection") if pre.is_cuda else None
-    return kernels if kernels is not None and kernels.can_hold(pre, k) else None
 
 
 def two_stage(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def parts_of(matrix: Tensor, n_pairs: int, n_segments: int) -> int:
 
 def segment_errors(
     values: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor, bias: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, None]:
     """`e_t = Σ_p values_p matrix[index_p] + bias − target_t` over the pairs p of token t, and the sum of its squares.
 
     Args:
@@ -121,7 +121,8 @@ def segment_errors(
         target: `[B, d]`.
 
     Returns:
-        `[B, d]` in the matrix' precision, and `[]` of what was not rounded to it.
+        `[B, d]` in the matrix' precision, `[]` of what was not rounded to it, and nothing more: kernels that made
+        `e_t · matrix[index_p]` too, as `cpu_products` does, were slower.
     """
     columns, at_once = _tile(matrix)
     d = matrix.shape[1]
@@ -143,7 +144,7 @@ def segment_errors(
             COLUMNS=columns,
             num_warps=1,
         )
-    return error, squared.sum()
+    return error, squared.sum(), None
 
 
 def row_dots(a: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor) -> Tensor:

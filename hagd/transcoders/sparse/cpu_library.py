@@ -1,0 +1,136 @@
+"""Loops in C for a CPU, compiled on their first use, as Triton does it for GPUs.
+
+torch has no operator that does as much with what it has read: the cache, not arithmetic, is what these sums wait for.
+Any C compiler with GCC's vector types will do, `$CC` or `cc`; without one torch's operators run instead. A library is
+kept in `~/.cache/hagd` (or `$XDG_CACHE_HOME/hagd`) under a name of everything that makes it: the sources, the
+compiler, and what it says of the processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shlex
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("cpu_products.c", "cpu_selection.c", "cpu_top_of_rows.h")]
+
+_FUNCTIONS = (
+    "row_dots",
+    "segment_sums",
+    "segment_errors",
+    "long_segment_sums",
+    "value_sums",
+    "order_pairs",
+    "top_of_rows_bfloat16",
+    "top_of_rows_float32",
+)
+
+_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
+
+_SECONDS = 120
+"""For the compiler, which takes one or two."""
+
+_LEAST = 16
+"""Rows that are worth a thread of their own."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled loops; None where they cannot be compiled, which a log says once."""
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    try:
+        processor, described = _processor(compiler)
+        made_of = [described, *(source.read_bytes() for source in _SOURCES)]
+        name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:24]
+        file = _folder() / f"cpu-{name}.so"
+        if not file.exists():
+            _compile([*compiler, *_FLAGS, processor], file)
+        loaded = ctypes.CDLL(str(file))
+        for name in _FUNCTIONS:
+            getattr(loaded, name).restype = ctypes.c_int64
+        return loaded
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("Dictionaries train with torch's operators, which takes longer: %s", _reason(error))
+        return None
+
+
+def call(name: str, *arguments: Tensor | int) -> None:
+    """A function of the library, which there has to be.
+
+    Args:
+        name: of a function that gives 0 where memory is missing.
+        arguments: tensors, of which it gets where their numbers are, and numbers.
+
+    Raises:
+        MemoryError: it had none.
+    """
+    passed = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) for a in arguments]
+    loaded = library()
+    assert loaded is not None
+    if not getattr(loaded, name)(*passed):
+        raise MemoryError("no memory is left for the sums of a dictionary")
+
+
+def call_by_rows(name: str, n: int, *arguments: Tensor | int) -> None:
+    """The same of a function that first takes a row and the one after the last: for all n, by as many threads as torch."""
+    n_threads = max(1, min(torch.get_num_threads(), n // _LEAST))
+    bounds = [n * i // n_threads for i in range(n_threads + 1)]
+    (first, *others) = pairwise(bounds)
+    running = [_threads(os.getpid()).submit(call, name, *part, *arguments) for part in others]
+    call(name, *first, *arguments)
+    for each in running:
+        each.result()
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Those of a process: a forked one has none of its parent's."""
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="hagd-sums")
+
+
+def _processor(compiler: list[str]) -> tuple[str, bytes]:
+    """The flag that asks for this processor's instructions, and all that the compiler then knows of it and itself."""
+    for flag in ("-march=native", "-mcpu=native"):
+        done = subprocess.run([*compiler, flag, "-dM", "-E", "-xc", os.devnull], capture_output=True, timeout=_SECONDS)
+        if done.returncode == 0:
+            return flag, done.stdout
+    raise subprocess.CalledProcessError(done.returncode, done.args, stderr=done.stderr)
+
+
+def _folder() -> Path:
+    """Where libraries are kept: the user's cache, or a folder of this process where that cannot be written."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hagd"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="hagd-"))
+    return root if os.access(root, os.W_OK) else Path(tempfile.mkdtemp(prefix="hagd-"))
+
+
+def _compile(command: list[str], file: Path) -> None:
+    """In a file of its own first, since other processes may do the same."""
+    sources = [str(source) for source in _SOURCES if source.suffix == ".c"]
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        subprocess.run([*command, *sources, "-o", str(made)], check=True, capture_output=True, timeout=_SECONDS)
+        made.replace(file)
+
+
+def _reason(error: OSError | subprocess.SubprocessError) -> str:
+    """What went wrong, in a line."""
+    said = getattr(error, "stderr", None) or b""
+    first = next(iter(said.decode(errors="replace").splitlines()), "")
+    return f"{error} {first}".strip() + " (a C compiler is looked for as $CC or cc)"

@@ -1,0 +1,108 @@
+"""The sums of `hagd.transcoders.sparse.products` as compiled loops for a CPU (`cpu_products.c`), without gradient.
+
+For float32. The same inputs always give the same bits there, whatever the number of threads.
+
+Shape legend: s segments, n pairs, r rows of a matrix, d columns, B tokens, m features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hagd.transcoders.sparse.cpu_library import call, call_by_rows
+
+
+def segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor) -> Tensor:
+    """`out_i = Σ_p values_p matrix[rows_p]` over the pairs p of segment i: `[s, d]`.
+
+    Args:
+        values: `[n]`.
+        rows: int64 `[n]`, of the matrix.
+        starts: int64 `[s]`; a segment ends where the next one starts, the last one with the pairs.
+        matrix: `[r, d]`.
+    """
+    (n_segments,), d = starts.shape, matrix.shape[1]
+    out, matrix = matrix.new_empty(n_segments, d), _in_rows(matrix)
+    pairs = values.contiguous(), rows, starts, n_segments, len(rows)
+    call_by_rows("segment_sums", n_segments, *pairs, matrix, matrix.stride(0), d, out)
+    return out
+
+
+def long_segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor, n_parts: int = 1) -> Tensor:
+    """As `segment_sums`, for segments with many rows each, which other segments have too; in a single part."""
+    assert n_parts == parts_of()
+    (n_segments,), (r, d) = starts.shape, matrix.shape
+    out, matrix = matrix.new_empty(n_segments, d), _in_rows(matrix)
+    pairs = values.contiguous(), rows, starts, n_segments, len(rows)
+    call_by_rows("long_segment_sums", n_segments, *pairs, matrix, matrix.stride(0), r, d, out)
+    return out
+
+
+def value_sums(values: Tensor, starts: Tensor) -> Tensor:
+    """Of each segment: `[s]` of values `[n]` and starts as in `segment_sums`."""
+    out = values.new_empty(len(starts))
+    call_by_rows("value_sums", len(starts), values.contiguous(), starts, len(starts), len(values), out)
+    return out
+
+
+def parts_of(*_: object) -> int:
+    """Into how many parts of its rows a matrix is divided for `long_segment_sums`: more than one were no faster."""
+    return 1
+
+
+def segment_errors(
+    values: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor, bias: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`e_t = Σ_p values_p matrix[index_p] + bias − target_t` over the pairs p of token t, and what a derivative needs.
+
+    Args:
+        values: `[n]`.
+        index: int64 `[n]`, rows of the matrix.
+        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
+        matrix: `[m, d]`.
+        bias: `[d]`.
+        target: `[B, d]`.
+
+    Returns:
+        `[B, d]`, the sum of its squares `[]`, and `e_t · matrix[index_p]` of all pairs `[n]`.
+    """
+    n_tokens, d = target.shape
+    error, squared, products = torch.empty(n_tokens, d), torch.empty(n_tokens), torch.empty_like(values)
+    target, matrix = _in_rows(target), _in_rows(matrix)
+    given = matrix, matrix.stride(0), d, bias.contiguous(), target, target.stride(0)
+    call_by_rows("segment_errors", n_tokens, values.contiguous(), index, offsets, *given, error, squared, products)
+    return error, squared.sum(), products
+
+
+def row_dots(a: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor) -> Tensor:
+    """`out_p = a_t · matrix[index_p]` over the pairs p of token t: `[n]`.
+
+    Args:
+        a: `[B, d]`.
+        index: int64 `[n]`, rows of the matrix.
+        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
+        matrix: `[r, d]`.
+    """
+    out = a.new_empty(len(index))
+    a, matrix = _in_rows(a), _in_rows(matrix)
+    call_by_rows("row_dots", len(a), a, a.stride(0), index, offsets, matrix, matrix.stride(0), matrix.shape[1], out)
+    return out
+
+
+def ordered_pairs(index: Tensor, offsets: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs by feature: their order `[n]`, their tokens `[n]`, and where each feature's start `[m]`.
+
+    Args:
+        index: int64 `[n]`, features.
+        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
+        m: number of features.
+    """
+    order, token, starts = torch.empty_like(index), torch.empty_like(index), offsets.new_zeros(m + 1)
+    call("order_pairs", index, offsets, len(offsets) - 1, m, starts, order, token)
+    return order, token, starts[:-1]
+
+
+def _in_rows(matrix: Tensor) -> Tensor:
+    """With the numbers of a row beside each other."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

@@ -1,0 +1,38 @@
+"""The compiled top k against torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hagd.transcoders.sparse import cpu_selection
+from hagd.transcoders.sparse.cpu_library import library
+from hagd.transcoders.sparse.cpu_selection import top_of_rows
+from hagd.transcoders.sparse.device_kernels import selection_kernels
+from tests.transcoders.rows import rows
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (5, 5), (70, 7), (2048, 64), (4100, 64), (9000, 700), (70_000, 3)])
+def test_top_of_rows_of_any_shape_is_that_of_torch(m: int, k: int, dtype: torch.dtype) -> None:
+    pre = rows(m, dtype)
+    values, columns = top_of_rows(pre, k)
+    kept = values.sort(descending=True, dim=1).values
+    torch.testing.assert_close(kept, pre.topk(k).values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(values, pre.gather(1, columns), rtol=0, atol=0, equal_nan=True)
+    assert (columns.diff(dim=1) > 0).all(), "each once, in order"
+    assert columns[2].tolist() == list(range(k)), "the first of those that are the same"
+
+
+def test_rows_of_a_wider_or_transposed_matrix() -> None:
+    pre = rows(50, torch.float32)
+    for other in (torch.cat([pre, pre + 9], dim=1)[:, :50], pre.T.contiguous().T):
+        assert torch.equal(top_of_rows(other[:5], 4)[1], top_of_rows(pre[:5], 4)[1])
+
+
+def test_what_else_there_is_is_left_to_others() -> None:
+    assert selection_kernels(torch.zeros(1, 1024), 4) is cpu_selection
+    assert selection_kernels(torch.zeros(1, 1023), 4) is None
+    assert selection_kernels(torch.zeros(1, 1024, dtype=torch.float64), 4) is None
