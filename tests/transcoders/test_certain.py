@@ -5,19 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hagd.transcoders.sparse import certain, selection
 from hagd.transcoders.sparse.certain import certain_above, certain_top_k
+from hagd.transcoders.sparse.cpu_library import library
 from hagd.transcoders.sparse.selection import above, top_k, top_of_batch
 
 ROUGH, FINE = 1000, 8
 """Whole numbers up to 1,000 are not among the bfloat16, those up to 8 are."""
 
-property_test = hypothesis_settings(max_examples=60, deadline=None)
+property_test = hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(autouse=True, params=["NumPy", "compiled"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What chooses among rounded pre-activations; both for matrices of any size."""
+    if request.param == "compiled" and library() is None:
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(certain, "compiled", lambda m, *_: request.param == "compiled")
 
 
 def whole(n_tokens: int, m: int, d: int, x: int, weight: int, bias: int, seed: int = 0) -> tuple[Tensor, ...]:

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hagd.transcoders.sparse.chunks import linear, packed
+from hagd.transcoders.sparse.cpu_selection import possible_top, top_of_segments
+from hagd.transcoders.sparse.device_kernels import compiled
 from hagd.transcoders.sparse.products import gather_dot
 from hagd.transcoders.sparse.support import Support
 from hagd.transcoders.sparse.top_of_rows import kth_largest, least_maximum, padded
@@ -86,7 +88,10 @@ def certain_top_k(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tens
     counts = torch.cat([counts, counts.new_zeros(len(x) - len(counts))])
     # The support is not kept: its pairs by feature are needed here alone.
     pre = gather_dot(x, Support.of_counts(features, counts, len(W_enc)), W_enc, b_enc)
-    chosen = torch.from_numpy(_top_of_segments(pre.numpy(), counts.numpy(), k))
+    if compiled(len(W_enc), pre):
+        chosen = top_of_segments(pre, counts, k)
+    else:
+        chosen = torch.from_numpy(_top_of_segments(pre.numpy(), counts.numpy(), k))
     decided = counts > 0
     values, index = x.new_zeros(len(x), k), torch.zeros(len(x), k, dtype=torch.long)
     values[decided] = pre.index_select(0, chosen).view(-1, k)
@@ -167,6 +172,10 @@ def _possible(x: Tensor, encoder: _Encoder, k: int) -> tuple[NDArray[np.int64], 
     """Features `[n]` that can be among the k largest of a chunk, token after token, and how many each token has; none
     where it is left open."""
     pre, error, length = _product(x, encoder)
+    if compiled(pre.shape[1], pre):
+        most_off = _most_off(encoder, error, length)
+        of_columns = encoder.norms, encoder.errors, encoder.bias_errors
+        return possible_top(pre, k, (error, length, most_off), of_columns, float(_STORED), _MOST * k)
     ranks = pre.view(torch.int16)  # where positive, integers of the same order, which NumPy and torch are faster with
     reached = torch.from_numpy(least_maximum(ranks, k)).view(torch.bfloat16).float().numpy()
     off = _most_off(encoder, error, length)

@@ -50,7 +50,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def packed(weight: Tensor, n_rows: int) -> Tensor:
-    """A matrix `[m, d]` as oneDNN wants it for `linear` with so many rows again and again; else it does this each time."""
+    """A matrix `[m, d]` as oneDNN wants it for `linear` with so many rows; else each call packs it again."""
     if not _one_dnn_multiplies(weight.dtype):
         return weight
     arranged: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
@@ -83,7 +83,8 @@ def by_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch.dtype, found
     x, weight, bias = x.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
     if large_on_cpu(weight) and _one_dnn_multiplies(dtype):
         size = _CACHED_CHUNK if dtype == torch.float32 else _CHUNK
-        weight = packed(weight, size)
+        if weight is not W_enc:  # a copy, which the packed one replaces
+            weight = packed(weight, size)
         for chunk in x.split(size):
             yield found(linear(chunk, weight, bias))
         return

@@ -36,6 +36,8 @@ _FUNCTIONS = (
     "order_pairs",
     "top_of_rows_bfloat16",
     "top_of_rows_float32",
+    "top_of_segments",
+    "possible_top",
 )
 
 _FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
@@ -67,25 +69,24 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def call(name: str, *arguments: Tensor | int) -> None:
+def call(name: str, *arguments: Tensor | float) -> None:
     """A function of the library, which there has to be.
 
     Args:
         name: of a function that gives 0 where memory is missing.
-        arguments: tensors, of which it gets where their numbers are, and numbers.
+        arguments: tensors, of which it gets where their numbers are, and numbers: an int64 or a float.
 
     Raises:
         MemoryError: it had none.
     """
-    passed = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) for a in arguments]
     loaded = library()
     assert loaded is not None
-    if not getattr(loaded, name)(*passed):
+    if not getattr(loaded, name)(*map(_passed, arguments)):
         raise MemoryError("no memory is left for the sums of a dictionary")
 
 
-def call_by_rows(name: str, n: int, *arguments: Tensor | int) -> None:
-    """The same of a function that first takes a row and the one after the last: for all n, by as many threads as torch."""
+def call_by_rows(name: str, n: int, *arguments: Tensor | float) -> None:
+    """The same for n rows, by as many threads as torch, of a function that first takes where to start and to end."""
     n_threads = max(1, min(torch.get_num_threads(), n // _LEAST))
     bounds = [n * i // n_threads for i in range(n_threads + 1)]
     (first, *others) = pairwise(bounds)
@@ -93,6 +94,12 @@ def call_by_rows(name: str, n: int, *arguments: Tensor | int) -> None:
     call(name, *first, *arguments)
     for each in running:
         each.result()
+
+
+def _passed(argument: Tensor | float) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
 
 
 @cache

@@ -1,11 +1,15 @@
-"""The k largest of each row as compiled loops for a CPU (`cpu_top_of_rows.h`).
+"""Which entries are the largest as compiled loops for a CPU (`cpu_selection.c`).
 
 Shape legend: c rows, m columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hagd.transcoders.sparse.cpu_library import call_by_rows
@@ -23,11 +27,53 @@ def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_rows, m = pre.shape
     pre = pre if pre.stride(1) == 1 else pre.contiguous()
     values, columns = pre.new_empty(n_rows, k), torch.empty(n_rows, k, dtype=torch.long)
-    groups = -(-m // _group_size(m, k))
-    call_by_rows(_FUNCTIONS[pre.dtype], n_rows, pre, pre.stride(0), m, k, groups, values, columns)
+    call_by_rows(_FUNCTIONS[pre.dtype], n_rows, pre, pre.stride(0), m, k, _groups(m, k), values, columns)
     return values, columns
 
 
-def _group_size(m: int, k: int) -> int:
-    """A power of two, about as many groups as members of k of them."""
-    return 2 ** (int((m / k) ** 0.5).bit_length() - 1)
+def top_of_segments(values: Tensor, counts: Tensor, k: int) -> Tensor:
+    """Places of the k largest of each of consecutive segments, ascending; NaN is the largest, and of numbers that are
+    the same the first are taken.
+
+    Args:
+        values: float32 `[n]`.
+        counts: int64 `[s]`, of each segment: none, or k and more.
+        k: how many.
+    """
+    chosen = torch.zeros(len(values), dtype=torch.uint8)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    call_by_rows("top_of_segments", len(counts), values.contiguous(), offsets, k, chosen)
+    return torch.from_numpy(np.flatnonzero(chosen.numpy()))
+
+
+def possible_top(
+    pre: Tensor,
+    k: int,
+    of_rows: Sequence[NDArray[np.float32]],
+    of_columns: Sequence[NDArray[np.float32]],
+    stored: float,
+    most: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Columns `[n]` that can be among the k largest of each row of rounded numbers, row after row, and how many each
+    row has; none where it is left open, as `hagd.transcoders.sparse.certain` says.
+
+    Args:
+        pre: bfloat16 `[c, m]`.
+        k: how many.
+        of_rows: `[c]` three times: what rounding took from a row, what it left, and what any column is off by at most.
+        of_columns: `[m]` three times: norm of a feature, what rounding took from it, and from its bias.
+        stored: what storing a number changes it by, relative.
+        most: columns of a row that are looked at.
+    """
+    n_rows, m = pre.shape
+    columns, counts = torch.empty(n_rows, most, dtype=torch.long), torch.empty(n_rows, dtype=torch.long)
+    known = [torch.from_numpy(np.ascontiguousarray(each)) for each in (*of_rows, *of_columns)]
+    sizes = m, k, _groups(m, k)
+    call_by_rows("possible_top", n_rows, pre.contiguous(), *sizes, *known, stored, most, columns, counts)
+    kept = columns.numpy()[np.arange(most) < counts.numpy()[:, None]]
+    return kept, counts.numpy()
+
+
+def _groups(m: int, k: int) -> int:
+    """Into how many columns are divided: about as many as members of k groups, and no fewer than k."""
+    return -(-m // 2 ** (int((m / k) ** 0.5).bit_length() - 1))

@@ -7,6 +7,10 @@
 
 #define MOST ((INTEGER)(((int64_t)1 << (BITS - 1)) - 1))
 
+static inline INTEGER NAME(rank)(INTEGER bits) {
+    return (INTEGER)(bits & MOST) > INFINITE ? MOST : bits < 0 ? (INTEGER)(bits ^ MOST) : bits;
+}
+
 /* The k-th largest of n, bit by bit. */
 static INTEGER NAME(kth)(const INTEGER *rank, int64_t n, int64_t k) {
     int64_t kth = -((int64_t)1 << (BITS - 1));
@@ -24,8 +28,33 @@ static INTEGER NAME(kth)(const INTEGER *rank, int64_t n, int64_t k) {
     return (INTEGER)kth;
 }
 
-/* Rows `begin` to `end` of `[c, m]`; 0 where there is no memory. The k largest reach the k-th largest of the maxima of
-   `groups` groups, each of columns that lie `groups` apart; few others do. */
+/* Ranks `[m]` of a row, and the largest of each of so many groups of columns that lie `groups` apart. */
+static void NAME(maxima)(const INTEGER *row, int64_t m, int64_t groups, INTEGER *restrict rank,
+                         INTEGER *restrict maximum) {
+    for (int64_t c = 0; c < m; c++) rank[c] = NAME(rank)(row[c]);
+    memcpy(maximum, rank, groups * sizeof(INTEGER));
+    for (int64_t first = groups; first < m; first += groups) {
+        int64_t members = m - first < groups ? m - first : groups;
+        for (int64_t i = 0; i < members; i++) maximum[i] = rank[first + i] > maximum[i] ? rank[first + i] : maximum[i];
+    }
+}
+
+/* How many columns reach a bound, their ranks, and where they are, group by group. */
+static int64_t NAME(reaching)(const INTEGER *rank, const INTEGER *maximum, int64_t m, int64_t groups, INTEGER bound,
+                              INTEGER *restrict found, int64_t *restrict place) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < groups; i++)
+        if (maximum[i] >= bound)
+            for (int64_t c = i; c < m; c += groups) {
+                found[n] = rank[c];
+                place[n] = c;
+                n += rank[c] >= bound;
+            }
+    return n;
+}
+
+/* Rows `begin` to `end` of `[c, m]`; 0 where there is no memory. The k largest reach the k-th largest of the groups'
+   maxima; few others do. */
 int64_t NAME(top_of_rows)(int64_t begin, int64_t end, const INTEGER *pre, int64_t stride, int64_t m, int64_t k,
                           int64_t groups, INTEGER *values, int64_t *columns) {
     int64_t words = (m + 63) / 64;
@@ -36,26 +65,9 @@ int64_t NAME(top_of_rows)(int64_t begin, int64_t end, const INTEGER *pre, int64_
     INTEGER *rank = (INTEGER *)(place + m), *maximum = rank + m, *found = maximum + m;
     for (int64_t row = begin; row < end; row++) {
         const INTEGER *of = pre + row * stride;
-        for (int64_t c = 0; c < m; c++) {
-            INTEGER turned = of[c] < 0 ? (INTEGER)(of[c] ^ MOST) : of[c];
-            rank[c] = (INTEGER)(of[c] & MOST) > INFINITE ? MOST : turned;
-        }
-        memcpy(maximum, rank, groups * sizeof(INTEGER));
-        for (int64_t first = groups; first < m; first += groups) {
-            int64_t members = m - first < groups ? m - first : groups;
-            for (int64_t i = 0; i < members; i++)
-                maximum[i] = rank[first + i] > maximum[i] ? rank[first + i] : maximum[i];
-        }
-        INTEGER bound = NAME(kth)(maximum, groups, k);
-        int64_t n = 0;
-        for (int64_t i = 0; i < groups; i++)
-            if (maximum[i] >= bound)
-                for (int64_t c = i; c < m; c += groups) {
-                    found[n] = rank[c];
-                    place[n] = c;
-                    n += rank[c] >= bound;
-                }
-        bound = NAME(kth)(found, n, k);
+        NAME(maxima)(of, m, groups, rank, maximum);
+        int64_t n = NAME(reaching)(rank, maximum, m, groups, NAME(kth)(maximum, groups, k), found, place);
+        INTEGER bound = NAME(kth)(found, n, k);
         memset(larger, 0, 2 * words * sizeof(uint64_t));
         int64_t missing = k;
         for (int64_t i = 0; i < n; i++) {
