@@ -80,7 +80,7 @@ def main() -> None:
     torch.set_num_threads(1)
     train = training_loop(sys.argv[1])
     training = Training(steps=1_000_000, **json.loads(sys.argv[2]))
-    small = Training(d=64, m=512, k=8, batch=64, steps=8)
+    small = Training(d=128, m=1024, k=8, batch=512, steps=8)
     train(small, lambda: iter(synthetic(small, small.steps)))  # so that code is loaded before memory is read
     batches = synthetic(training, 2)
     train(training, lambda: commanded(batches, sys.stdin, answers))
