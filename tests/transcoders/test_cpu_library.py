@@ -74,22 +74,26 @@ def test_the_cache_can_be_no_folder(cache: Path) -> None:
     assert library.__wrapped__() is not None
 
 
+def test_a_library_that_cannot_be_loaded_is_left_alone(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one whose OpenMP torch has not brought."""
+    monkeypatch.setattr(cpu_library, "_processor", lambda _: ("-march=native", b""))
+    monkeypatch.setattr(cpu_library, "_compile", lambda _, flags, file: file.write_text("no library"))
+    assert library.__wrapped__() is None
+    assert "cpu-" in caplog.text
+
+
 @compiler_is_there
-def test_a_forked_process_has_threads_of_its_own() -> None:
+def test_threads_are_those_that_torch_has() -> None:
+    """A second OpenMP would have threads of its own."""
     code = """
-import os, torch
-from hagd.transcoders.sparse import cpu_library, cpu_products
-torch.set_num_threads(2)
-cpu_library._LEAST = 1
-def dots():
-    a = torch.ones(4, 8)
-    return cpu_products.row_dots(a, torch.arange(4), torch.arange(5), a).tolist()
-assert dots() == [8.0] * 4
-child = os.fork()
-if child == 0:
-    assert dots() == [8.0] * 4
-    os._exit(7)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+import torch
+from hagd.transcoders.sparse.cpu_library import library
+assert library() is not None
+maps = open("/proc/self/maps").read().split()
+print({file for file in maps if "gomp" in file or "iomp" in file or "libomp" in file})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count(".so") == 1

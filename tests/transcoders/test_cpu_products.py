@@ -27,11 +27,10 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Numbers of threads, of which each gets a single row or more."""
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Numbers of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    monkeypatch.setattr("hagd.transcoders.sparse.cpu_library._LEAST", 1)
     yield request.param
     torch.set_num_threads(before)
 
@@ -112,7 +111,6 @@ def test_pairs_are_ordered_as_by_a_stable_sort() -> None:
 def test_bits_are_the_same_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     support, values, _ = random_pairs(0, 70, 90, 0.3)
     values, a, weight, bias = values.float(), normal(1, 70, 200), normal(2, 90, 200), normal(3, 90)
-    monkeypatch.setattr("hagd.transcoders.sparse.cpu_library._LEAST", 1)
 
     def all_sums(n_threads: int) -> list[Tensor]:
         monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)

@@ -1,9 +1,9 @@
 """Loops in C for a CPU, compiled on their first use, as Triton does it for GPUs.
 
 torch has no operator that does as much with what it has read: the cache, not arithmetic, is what these sums wait for.
-Any C compiler with GCC's vector types will do, `$CC` or `cc`; without one torch's operators run instead. A library is
-kept in `~/.cache/hagd` (or `$XDG_CACHE_HOME/hagd`) under a name of everything that makes it: the sources, the
-compiler, and what it says of the processor.
+GCC compiles them, `$CC` or `cc`, in a second; without it, or where torch has brought another OpenMP than GCC's, torch's
+operators run instead. A library is kept in `~/.cache/hagd` (or `$XDG_CACHE_HOME/hagd`) under a name of everything that
+makes it: the sources, the flags, the compiler, and what it says of the processor.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import os
 import shlex
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,13 +39,10 @@ _FUNCTIONS = (
     "possible_top",
 )
 
-_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp")
 
 _SECONDS = 120
 """For the compiler, which takes one or two."""
-
-_LEAST = 16
-"""Rows that are worth a thread of their own."""
 
 
 @cache
@@ -55,11 +51,11 @@ def library() -> ctypes.CDLL | None:
     compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
         processor, described = _processor(compiler)
-        made_of = [described, *(source.read_bytes() for source in _SOURCES)]
+        made_of = [" ".join(_FLAGS).encode(), described, *(source.read_bytes() for source in _SOURCES)]
         name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:24]
         file = _folder() / f"cpu-{name}.so"
         if not file.exists():
-            _compile([*compiler, *_FLAGS, processor], file)
+            _compile(compiler, [*_FLAGS, processor], file)
         loaded = ctypes.CDLL(str(file))
         for name in _FUNCTIONS:
             getattr(loaded, name).restype = ctypes.c_int64
@@ -70,10 +66,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def call(name: str, *arguments: Tensor | float) -> None:
-    """A function of the library, which there has to be.
+    """A function of the library, which there has to be, with as many threads as torch has.
 
     Args:
-        name: of a function that gives 0 where memory is missing.
+        name: of a function that takes their number first, and gives 0 where memory is missing.
         arguments: tensors, of which it gets where their numbers are, and numbers: an int64 or a float.
 
     Raises:
@@ -81,31 +77,14 @@ def call(name: str, *arguments: Tensor | float) -> None:
     """
     loaded = library()
     assert loaded is not None
-    if not getattr(loaded, name)(*map(_passed, arguments)):
+    if not getattr(loaded, name)(*map(_passed, (torch.get_num_threads(), *arguments))):
         raise MemoryError("no memory is left for the sums of a dictionary")
-
-
-def call_by_rows(name: str, n: int, *arguments: Tensor | float) -> None:
-    """The same for n rows, by as many threads as torch, of a function that first takes where to start and to end."""
-    n_threads = max(1, min(torch.get_num_threads(), n // _LEAST))
-    bounds = [n * i // n_threads for i in range(n_threads + 1)]
-    (first, *others) = pairwise(bounds)
-    running = [_threads(os.getpid()).submit(call, name, *part, *arguments) for part in others]
-    call(name, *first, *arguments)
-    for each in running:
-        each.result()
 
 
 def _passed(argument: Tensor | float) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
-
-
-@cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """Those of a process: a forked one has none of its parent's."""
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="hagd-sums")
 
 
 def _processor(compiler: list[str]) -> tuple[str, bytes]:
@@ -127,12 +106,16 @@ def _folder() -> Path:
     return root if os.access(root, os.W_OK) else Path(tempfile.mkdtemp(prefix="hagd-"))
 
 
-def _compile(command: list[str], file: Path) -> None:
-    """In a file of its own first, since other processes may do the same."""
+def _compile(compiler: list[str], flags: list[str], file: Path) -> None:
+    """In a folder of its own first, since other processes may do the same. No OpenMP is linked: torch has loaded one,
+    whose threads wait for work on the cores that those of another would need."""
     sources = [str(source) for source in _SOURCES if source.suffix == ".c"]
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        subprocess.run([*command, *sources, "-o", str(made)], check=True, capture_output=True, timeout=_SECONDS)
+        options: dict[str, Any] = {"check": True, "capture_output": True, "timeout": _SECONDS, "cwd": folder}
+        subprocess.run([*compiler, *flags, "-c", *sources], **options)
+        objects = [str(each) for each in Path(folder).glob("*.o")]
+        subprocess.run([*compiler, "-shared", *objects, "-o", str(made)], **options)
         made.replace(file)
 
 
@@ -140,4 +123,4 @@ def _reason(error: OSError | subprocess.SubprocessError) -> str:
     """What went wrong, in a line."""
     said = getattr(error, "stderr", None) or b""
     first = next(iter(said.decode(errors="replace").splitlines()), "")
-    return f"{error} {first}".strip() + " (a C compiler is looked for as $CC or cc)"
+    return f"{error} {first}".strip() + " (GCC is looked for as $CC or cc)"

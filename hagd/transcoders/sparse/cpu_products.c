@@ -1,9 +1,8 @@
 /* Sums over the active pairs of a sparse dictionary: `cpu_products.py` says what each function computes. In GCC's vector
    types, which Clang has too.
 
-   Each does rows, tokens or segments `begin` to `end` of a larger result, so that threads share one. What it writes
-   depends on nothing else, and every sum has one order: results are the same for any number of threads. Functions
-   give 0 where there is no memory, else 1. */
+   Every sum has one order and one thread: results are the same for any number of threads. Functions give 0 where there
+   is no memory, else 1. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -79,19 +78,21 @@ static inline void add_rows(const float *v, const int64_t *index, int64_t n, con
         for (int64_t c = 0; c < d; c++) out[c] += v[p] * w[index[p] * stride + c];
 }
 
-int64_t row_dots(int64_t begin, int64_t end, const float *a, int64_t a_stride, const int64_t *index,
-                 const int64_t *offsets, const float *w, int64_t w_stride, int64_t d, float *out) {
-    for (int64_t t = begin; t < end; t++) {
+int64_t row_dots(int64_t threads, const float *a, int64_t a_stride, const int64_t *index,
+                 const int64_t *offsets, int64_t tokens, const float *w, int64_t w_stride, int64_t d, float *out) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t t = 0; t < tokens; t++) {
         int64_t p = offsets[t];
         dots(a + t * a_stride, index + p, offsets[t + 1] - p, w, w_stride, d, out + p);
     }
     return 1;
 }
 
-int64_t segment_sums(int64_t begin, int64_t end, const float *v, const int64_t *index, const int64_t *starts,
+int64_t segment_sums(int64_t threads, const float *v, const int64_t *index, const int64_t *starts,
                      int64_t segments, int64_t n, const float *w, int64_t w_stride, int64_t d, float *out) {
-    memset(out + begin * d, 0, (end - begin) * d * sizeof(float));
-    for (int64_t i = begin; i < end; i++) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < segments; i++) {
+        memset(out + i * d, 0, d * sizeof(float));
         int64_t p = starts[i], stop = i + 1 < segments ? starts[i + 1] : n;
         add_rows(v + p, index + p, stop - p, w, w_stride, d, out + i * d);
     }
@@ -99,10 +100,11 @@ int64_t segment_sums(int64_t begin, int64_t end, const float *v, const int64_t *
 }
 
 /* The rows of a token are in the cache when they are read for the second time. */
-int64_t segment_errors(int64_t begin, int64_t end, const float *v, const int64_t *index, const int64_t *offsets,
-                       const float *w, int64_t w_stride, int64_t d, const float *bias, const float *y, int64_t y_stride,
-                       float *error, float *squared, float *products) {
-    for (int64_t t = begin; t < end; t++) {
+int64_t segment_errors(int64_t threads, const float *v, const int64_t *index, const int64_t *offsets,
+                       int64_t tokens, const float *w, int64_t w_stride, int64_t d, const float *bias, const float *y,
+                       int64_t y_stride, float *error, float *squared, float *products) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t t = 0; t < tokens; t++) {
         int64_t p = offsets[t], n = offsets[t + 1] - p;
         float *e = error + t * d;
         for (int64_t c = 0; c < d; c++) e[c] = bias[c] - y[t * y_stride + c];
@@ -114,15 +116,18 @@ int64_t segment_errors(int64_t begin, int64_t end, const float *v, const int64_t
 }
 
 /* Long segments: what all rows have of a slab of columns is copied to where it lies together, and the cache holds it. */
-int64_t long_segment_sums(int64_t begin, int64_t end, const float *v, const int64_t *index, const int64_t *starts,
+int64_t long_segment_sums(int64_t threads, const float *v, const int64_t *index, const int64_t *starts,
                           int64_t segments, int64_t n, const float *a, int64_t a_stride, int64_t rows, int64_t d,
                           float *out) {
     float *slab = calloc((rows + 1) * SLAB, sizeof(float)); /* none asked for may give none */
     if (slab == NULL) return 0;
+#pragma omp parallel num_threads(threads)
     for (int64_t first = 0; first < d; first += SLAB) {
         int64_t width = d - first < SLAB ? d - first : SLAB;
+#pragma omp for
         for (int64_t t = 0; t < rows; t++) memcpy(slab + t * SLAB, a + t * a_stride + first, width * sizeof(float));
-        for (int64_t j = begin; j < end; j++) {
+#pragma omp for
+        for (int64_t j = 0; j < segments; j++) {
             int64_t stop = j + 1 < segments ? starts[j + 1] : n;
             vector sum[SLAB_VECTORS] = {{0}};
             for (int64_t p = starts[j]; p < stop; p++)
@@ -134,9 +139,10 @@ int64_t long_segment_sums(int64_t begin, int64_t end, const float *v, const int6
     return 1;
 }
 
-int64_t value_sums(int64_t begin, int64_t end, const float *v, const int64_t *starts, int64_t segments, int64_t n,
+int64_t value_sums(int64_t threads, const float *v, const int64_t *starts, int64_t segments, int64_t n,
                    float *out) {
-    for (int64_t i = begin; i < end; i++) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < segments; i++) {
         int64_t stop = i + 1 < segments ? starts[i + 1] : n;
         float sum = 0;
         for (int64_t p = starts[i]; p < stop; p++) sum += v[p];
@@ -146,8 +152,9 @@ int64_t value_sums(int64_t begin, int64_t end, const float *v, const int64_t *st
 }
 
 /* Counting sort of pairs by feature: `starts`, zeros, has a number more than there are features. */
-int64_t order_pairs(const int64_t *index, const int64_t *offsets, int64_t tokens, int64_t m, int64_t *starts,
+int64_t order_pairs(int64_t threads, const int64_t *index, const int64_t *offsets, int64_t tokens, int64_t m, int64_t *starts,
                     int64_t *order, int64_t *token) {
+    (void)threads; /* one is enough */
     for (int64_t p = offsets[0]; p < offsets[tokens]; p++) starts[index[p] + 1]++;
     for (int64_t j = 0; j < m; j++) starts[j + 1] += starts[j];
     for (int64_t t = 0; t < tokens; t++)

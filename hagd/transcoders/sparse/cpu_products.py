@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hagd.transcoders.sparse.cpu_library import call, call_by_rows
+from hagd.transcoders.sparse.cpu_library import call
 
 
 def segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor) -
     (n_segments,), d = starts.shape, matrix.shape[1]
     out, matrix = matrix.new_empty(n_segments, d), _in_rows(matrix)
     pairs = values.contiguous(), rows, starts, n_segments, len(rows)
-    call_by_rows("segment_sums", n_segments, *pairs, matrix, matrix.stride(0), d, out)
+    call("segment_sums", *pairs, matrix, matrix.stride(0), d, out)
     return out
 
 
@@ -35,14 +35,14 @@ def long_segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tens
     (n_segments,), (r, d) = starts.shape, matrix.shape
     out, matrix = matrix.new_empty(n_segments, d), _in_rows(matrix)
     pairs = values.contiguous(), rows, starts, n_segments, len(rows)
-    call_by_rows("long_segment_sums", n_segments, *pairs, matrix, matrix.stride(0), r, d, out)
+    call("long_segment_sums", *pairs, matrix, matrix.stride(0), r, d, out)
     return out
 
 
 def value_sums(values: Tensor, starts: Tensor) -> Tensor:
     """Of each segment: `[s]` of values `[n]` and starts as in `segment_sums`."""
     out = values.new_empty(len(starts))
-    call_by_rows("value_sums", len(starts), values.contiguous(), starts, len(starts), len(values), out)
+    call("value_sums", values.contiguous(), starts, len(starts), len(values), out)
     return out
 
 
@@ -68,10 +68,10 @@ def segment_errors(
         `[B, d]`, the sum of its squares `[]`, and `e_t · matrix[index_p]` of all pairs `[n]`.
     """
     n_tokens, d = target.shape
-    error, squared, products = torch.empty(n_tokens, d), torch.empty(n_tokens), torch.empty_like(values)
+    error, squared, products = target.new_empty(n_tokens, d), target.new_empty(n_tokens), torch.empty_like(values)
     target, matrix = _in_rows(target), _in_rows(matrix)
     given = matrix, matrix.stride(0), d, bias.contiguous(), target, target.stride(0)
-    call_by_rows("segment_errors", n_tokens, values.contiguous(), index, offsets, *given, error, squared, products)
+    call("segment_errors", values.contiguous(), index, offsets, n_tokens, *given, error, squared, products)
     return error, squared.sum(), products
 
 
@@ -86,7 +86,7 @@ def row_dots(a: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor) -> Tenso
     """
     out = a.new_empty(len(index))
     a, matrix = _in_rows(a), _in_rows(matrix)
-    call_by_rows("row_dots", len(a), a, a.stride(0), index, offsets, matrix, matrix.stride(0), matrix.shape[1], out)
+    call("row_dots", a, a.stride(0), index, offsets, len(a), matrix, matrix.stride(0), matrix.shape[1], out)
     return out
 
 

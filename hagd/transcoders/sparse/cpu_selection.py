@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hagd.transcoders.sparse.cpu_library import call_by_rows
+from hagd.transcoders.sparse.cpu_library import call
 
 _FUNCTIONS = {torch.float32: "top_of_rows_float32", torch.bfloat16: "top_of_rows_bfloat16"}
 
@@ -27,7 +27,7 @@ def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_rows, m = pre.shape
     pre = pre if pre.stride(1) == 1 else pre.contiguous()
     values, columns = pre.new_empty(n_rows, k), torch.empty(n_rows, k, dtype=torch.long)
-    call_by_rows(_FUNCTIONS[pre.dtype], n_rows, pre, pre.stride(0), m, k, _groups(m, k), values, columns)
+    call(_FUNCTIONS[pre.dtype], pre, n_rows, pre.stride(0), m, k, _groups(m, k), values, columns)
     return values, columns
 
 
@@ -42,7 +42,7 @@ def top_of_segments(values: Tensor, counts: Tensor, k: int) -> Tensor:
     """
     chosen = torch.zeros(len(values), dtype=torch.uint8)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    call_by_rows("top_of_segments", len(counts), values.contiguous(), offsets, k, chosen)
+    call("top_of_segments", values.contiguous(), offsets, len(counts), k, chosen)
     return torch.from_numpy(np.flatnonzero(chosen.numpy()))
 
 
@@ -68,8 +68,8 @@ def possible_top(
     n_rows, m = pre.shape
     columns, counts = torch.empty(n_rows, most, dtype=torch.long), torch.empty(n_rows, dtype=torch.long)
     known = [torch.from_numpy(np.ascontiguousarray(each)) for each in (*of_rows, *of_columns)]
-    sizes = m, k, _groups(m, k)
-    call_by_rows("possible_top", n_rows, pre.contiguous(), *sizes, *known, stored, most, columns, counts)
+    sizes = n_rows, m, k, _groups(m, k)
+    call("possible_top", pre.contiguous(), *sizes, *known, stored, most, columns, counts)
     kept = columns.numpy()[np.arange(most) < counts.numpy()[:, None]]
     return kept, counts.numpy()
 

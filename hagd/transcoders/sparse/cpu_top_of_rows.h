@@ -53,39 +53,43 @@ static int64_t NAME(reaching)(const INTEGER *rank, const INTEGER *maximum, int64
     return n;
 }
 
-/* Rows `begin` to `end` of `[c, m]`; 0 where there is no memory. The k largest reach the k-th largest of the groups'
-   maxima; few others do. */
-int64_t NAME(top_of_rows)(int64_t begin, int64_t end, const INTEGER *pre, int64_t stride, int64_t m, int64_t k,
+/* The k largest of each row of `[c, m]`. They reach the k-th largest of the groups' maxima; few others do. */
+int64_t NAME(top_of_rows)(int64_t threads, const INTEGER *pre, int64_t rows, int64_t stride, int64_t m, int64_t k,
                           int64_t groups, INTEGER *values, int64_t *columns) {
-    int64_t words = (m + 63) / 64;
-    uint64_t *larger = malloc(2 * words * sizeof(uint64_t) + m * sizeof(int64_t) + 3 * m * sizeof(INTEGER));
-    if (larger == NULL) return 0;
-    uint64_t *same = larger + words; /* both a bit a column */
-    int64_t *place = (int64_t *)(same + words);
-    INTEGER *rank = (INTEGER *)(place + m), *maximum = rank + m, *found = maximum + m;
-    for (int64_t row = begin; row < end; row++) {
-        const INTEGER *of = pre + row * stride;
-        NAME(maxima)(of, m, groups, rank, maximum);
-        int64_t n = NAME(reaching)(rank, maximum, m, groups, NAME(kth)(maximum, groups, k), found, place);
-        INTEGER bound = NAME(kth)(found, n, k);
-        memset(larger, 0, 2 * words * sizeof(uint64_t));
-        int64_t missing = k;
-        for (int64_t i = 0; i < n; i++) {
-            uint64_t *set = found[i] > bound ? larger : same;
-            set[place[i] / 64] |= (uint64_t)(found[i] >= bound) << place[i] % 64;
-            missing -= found[i] > bound;
-        }
-        int64_t kept = row * k;
-        for (int64_t word = 0; word < words; word++)
-            for (uint64_t left = larger[word] | same[word]; left; left &= left - 1) {
-                if ((left & -left & same[word]) && missing-- <= 0) continue;
-                columns[kept] = word * 64 + __builtin_ctzll(left);
-                values[kept] = of[columns[kept]];
-                kept++;
+    int64_t words = (m + 63) / 64, done = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        uint64_t *larger = malloc(2 * words * sizeof(uint64_t) + m * sizeof(int64_t) + 3 * m * sizeof(INTEGER));
+        uint64_t *same = larger + words; /* both a bit a column */
+        int64_t *place = (int64_t *)(same + words);
+        INTEGER *rank = (INTEGER *)(place + m), *maximum = rank + m, *found = maximum + m;
+#pragma omp for reduction(+ : done)
+        for (int64_t row = 0; row < rows; row++) {
+            if (larger == NULL) continue;
+            const INTEGER *of = pre + row * stride;
+            NAME(maxima)(of, m, groups, rank, maximum);
+            int64_t n = NAME(reaching)(rank, maximum, m, groups, NAME(kth)(maximum, groups, k), found, place);
+            INTEGER bound = NAME(kth)(found, n, k);
+            memset(larger, 0, 2 * words * sizeof(uint64_t));
+            int64_t missing = k;
+            for (int64_t i = 0; i < n; i++) {
+                uint64_t *set = found[i] > bound ? larger : same;
+                set[place[i] / 64] |= (uint64_t)(found[i] >= bound) << place[i] % 64;
+                missing -= found[i] > bound;
             }
+            int64_t kept = row * k;
+            for (int64_t word = 0; word < words; word++)
+                for (uint64_t left = larger[word] | same[word]; left; left &= left - 1) {
+                    if ((left & -left & same[word]) && missing-- <= 0) continue;
+                    columns[kept] = word * 64 + __builtin_ctzll(left);
+                    values[kept] = of[columns[kept]];
+                    kept++;
+                }
+            done++;
+        }
+        free(larger);
     }
-    free(larger);
-    return 1;
+    return done == rows;
 }
 
 #undef MOST

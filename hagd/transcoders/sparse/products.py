@@ -214,7 +214,7 @@ class _SquaredError(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, target: Tensor, support: Support
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = product_kernels(support.m, weight)
+        kernels = product_kernels(support.m, weight, values, bias, target)
         assert kernels is not None
         gathered, lengths = _gathered(weight), weight.norm(dim=-1)
         made = kernels.segment_errors(values, support.index, support.offsets, gathered, bias, target)
