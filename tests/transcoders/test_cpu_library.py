@@ -69,9 +69,18 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(cache: Path) -> None:
 
 
 @compiler_is_there
-def test_the_cache_can_be_no_folder(cache: Path) -> None:
-    cache.write_text("")
+@pytest.mark.parametrize("what", ["a file", "no home"])
+def test_there_can_be_no_place_for_a_cache(what: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = cache.parent / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    if what == "a file":
+        cache.write_text("")
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert library.__wrapped__() is not None
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_library_that_cannot_be_loaded_is_left_alone(

@@ -15,6 +15,8 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,12 +55,13 @@ def library() -> ctypes.CDLL | None:
         processor, described = _processor(compiler)
         made_of = [" ".join(_FLAGS).encode(), described, *(source.read_bytes() for source in _SOURCES)]
         name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:24]
-        file = _folder() / f"cpu-{name}.so"
-        if not file.exists():
-            _compile(compiler, [*_FLAGS, processor], file)
-        loaded = ctypes.CDLL(str(file))
-        for name in _FUNCTIONS:
-            getattr(loaded, name).restype = ctypes.c_int64
+        with _folder() as folder:
+            file = folder / f"cpu-{name}.so"
+            if not file.exists():
+                _compile(compiler, [*_FLAGS, processor], file)
+            loaded = ctypes.CDLL(str(file))
+        for function in _FUNCTIONS:
+            getattr(loaded, function).restype = ctypes.c_int64
         return loaded
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("Dictionaries train with torch's operators, which takes longer: %s", _reason(error))
@@ -96,14 +99,19 @@ def _processor(compiler: list[str]) -> tuple[str, bytes]:
     raise subprocess.CalledProcessError(done.returncode, done.args, stderr=done.stderr)
 
 
-def _folder() -> Path:
-    """Where libraries are kept: the user's cache, or a folder of this process where that cannot be written."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hagd"
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Where libraries are kept: the user's cache, or where that cannot be written a folder for the time being."""
     try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hagd"
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="hagd-"))
-    return root if os.access(root, os.W_OK) else Path(tempfile.mkdtemp(prefix="hagd-"))
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except (OSError, RuntimeError):  # a user may have no home
+        with tempfile.TemporaryDirectory(prefix="hagd-") as folder:
+            yield Path(folder)
+    else:
+        yield root
 
 
 def _compile(compiler: list[str], flags: list[str], file: Path) -> None:
