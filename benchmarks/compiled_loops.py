@@ -25,10 +25,10 @@ from hagd.transcoders.module import TranscoderTraining
 from hagd.transcoders.objective import Scaling, StackedTranscoders
 from hagd.transcoders.sparse import device_kernels
 
-SIZES = ((576, 2048), (576, 4096), (576, 8192), (768, 2048), (768, 4096), (768, 8192))
+SIZES = ((576, 4096), (768, 2048))
 SELECTIONS = ("exact", "bfloat16", "int8")
 COMPILED, TORCH = "compiled", "torch"
-ROUNDS = 7
+ROUNDS = 5
 
 
 @contextmanager
