@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hagd.config.transcoder import TranscoderConfig
+from hagd.transcoders.objective import StackedTranscoders
 from hagd.transcoders.sparse import cpu_products, device_kernels, products
 from hagd.transcoders.sparse.cpu_library import library
 from hagd.transcoders.sparse.products import decode, gather_dot, squared_error, sum_by_feature, weighted_total
@@ -108,18 +110,67 @@ def test_pairs_are_ordered_as_by_a_stable_sort() -> None:
     assert starts.tolist() == [int((support.index < j).sum()) for j in range(30)]
 
 
-def test_bits_are_the_same_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    support, values, _ = random_pairs(0, 70, 90, 0.3)
-    values, a, weight, bias = values.float(), normal(1, 70, 200), normal(2, 90, 200), normal(3, 90)
+def test_bits_are_the_same_with_any_number_of_threads() -> None:
+    """Tokens are so many that torch's own sums would take several threads, too."""
+    n_tokens = 40_000
+    index = torch.randint(90, (2 * n_tokens,), generator=torch.Generator().manual_seed(0))
+    support = Support(index, torch.arange(0, 2 * n_tokens + 1, 2), 90)
+    values, a, weight, bias = normal(0, 2 * n_tokens), normal(1, n_tokens, 20), normal(2, 90, 20), normal(3, 90)
+    before = torch.get_num_threads()
 
     def all_sums(n_threads: int) -> list[Tensor]:
-        monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+        torch.set_num_threads(n_threads)
         sums = decode(values, support, weight), sum_by_feature(values, support, a), gather_dot(a, support, weight, bias)
-        return [*sums, *squared_error(values, support, weight, torch.zeros(200), a)]
+        return [*sums, *squared_error(values, support, weight, torch.zeros(20), a)]
 
-    first = all_sums(1)
-    for n_threads in (2, 3, 7):
-        assert all(map(torch.equal, first, all_sums(n_threads)))
+    try:
+        first = all_sums(1)
+        for n_threads in (2, 3, 7):
+            assert all(map(torch.equal, first, all_sums(n_threads)))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_training_step_is_that_of_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without heads, so that decoder, error and the values' derivatives are one; targets may come in any precision."""
+    x, y = normal(0, 1, 50, 24), normal(1, 1, 50, 24).to(dtype)
+
+    def step() -> list[Tensor]:
+        stacked = StackedTranscoders(TranscoderConfig(k=5, expansion=4, lambda_prediction=0.0), 1, 24, seed=0)
+        losses = stacked.losses(x, y, 0)
+        losses.total.backward()
+        gradients = [parameter.grad for parameter in stacked.parameters() if parameter.grad is not None]
+        return [losses.total.detach(), losses.fvu_by_layer, *gradients]
+
+    fused = []
+    plain = cpu_products.segment_errors
+    monkeypatch.setattr(cpu_products, "segment_errors", lambda *given: (fused.append(1), plain(*given))[1])
+    compiled = step()
+    monkeypatch.setattr(device_kernels, "library", lambda: None)
+    for found, expected in zip(compiled, step(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert fused == [1]
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    support, values, _ = pairs("some")
+    a, weight = normal(1, support.n_tokens, 8), normal(2, support.m, 8)
+    for wrong in (
+        lambda: decode(values[:-1], support, weight),
+        lambda: gather_dot(a[:-1], support, weight, torch.zeros(support.m)),
+        lambda: cpu_products.row_dots(a, support.index.int(), support.offsets, weight),
+    ):
+        with pytest.raises(AssertionError):
+            wrong()
+
+
+def test_pairs_that_are_apart_in_memory() -> None:
+    support, values, dense = pairs("some")
+    apart = [torch.stack([each, each + 1], dim=1)[:, 0] for each in (support.index, support.offsets)]
+    weight = normal(2, support.m, 8)
+    other = torch.stack([values, values + 1], dim=1)[:, 0]
+    assert_is(decode(other, Support(apart[0], apart[1], support.m), weight), dense @ weight.double())
 
 
 def test_what_is_small_or_not_in_float32_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

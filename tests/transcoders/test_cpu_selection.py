@@ -36,3 +36,9 @@ def test_what_else_there_is_is_left_to_others() -> None:
     assert selection_kernels(torch.zeros(1, 1024), 4) is cpu_selection
     assert selection_kernels(torch.zeros(1, 1023), 4) is None
     assert selection_kernels(torch.zeros(1, 1024, dtype=torch.float64), 4) is None
+
+
+@pytest.mark.parametrize("k", [0, 9])
+def test_more_than_there_are_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"of 8 columns the {k} largest"):
+        top_of_rows(torch.zeros(2, 8), k)

@@ -2,8 +2,9 @@
 
 torch has no operator that does as much with what it has read: the cache, not arithmetic, is what these sums wait for.
 GCC compiles them, `$CC` or `cc`, in a second; without it, or where torch has brought another OpenMP than GCC's, torch's
-operators run instead. A library is kept in `~/.cache/hagd` (or `$XDG_CACHE_HOME/hagd`) under a name of everything that
-makes it: the sources, the flags, the compiler, and what it says of the processor.
+operators run instead. A library is kept in `~/.cache/hagd` (or `$XDG_CACHE_HOME/hagd`), if the user alone can write
+there, under a name of everything that makes it: the sources, the compiler, its flags, and what it says of the
+processor. It ends with a checksum of itself; one that is damaged is compiled again.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import operator
 import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,24 +46,31 @@ _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp")
 _SECONDS = 120
 """For the compiler, which takes one or two."""
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8)
+"""Of tensors that the loops take; each function only some of them."""
+
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled loops; None where they cannot be compiled, which a log says once."""
-    compiler = shlex.split(os.environ.get("CC") or "cc")
+    """The compiled loops; None where they cannot be compiled or loaded, which a log says once."""
     try:
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
         processor, described = _processor(compiler)
-        made_of = [" ".join(_FLAGS).encode(), described, *(source.read_bytes() for source in _SOURCES)]
+        flags = [*_FLAGS, processor]
+        made_of = [described, *(word.encode() for word in (*compiler, *flags))]
+        made_of += [source.read_bytes() for source in _SOURCES]
         name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:24]
-        with _folder() as folder:
-            file = folder / f"cpu-{name}.so"
-            if not file.exists():
-                _compile(compiler, [*_FLAGS, processor], file)
-            loaded = ctypes.CDLL(str(file))
-        for function in _FUNCTIONS:
-            getattr(loaded, function).restype = ctypes.c_int64
-        return loaded
-    except (OSError, subprocess.SubprocessError) as error:
+        folder = _folder()
+        kept = None if folder is None else folder / f"cpu-{name}.so"
+        if kept is None or not _is_whole(kept):
+            content = _compiled(compiler, flags)
+            if kept is None or not _keep(kept, content):
+                return _ready(_loaded_from_elsewhere(content))
+        try:
+            return _ready(ctypes.CDLL(str(kept)))
+        except OSError:  # of a file system that no code is run from
+            return _ready(_loaded_from_elsewhere(kept.read_bytes()))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         log.warning("Dictionaries train with torch's operators, which takes longer: %s", _reason(error))
         return None
 
@@ -81,54 +88,94 @@ def call(name: str, *arguments: Tensor | float) -> None:
     loaded = library()
     assert loaded is not None
     if not getattr(loaded, name)(*map(_passed, (torch.get_num_threads(), *arguments))):
-        raise MemoryError("no memory is left for the sums of a dictionary")
+        raise MemoryError(f"no memory is left for a dictionary's {name.replace('_', ' ')}")
 
 
 def _passed(argument: Tensor | float) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
     if isinstance(argument, Tensor):
+        assert argument.device.type == "cpu" and argument.dtype in _DTYPES
         return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(operator.index(argument))
+
+
+def _ready(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    for function in _FUNCTIONS:
+        getattr(loaded, function).restype = ctypes.c_int64
+    return loaded
 
 
 def _processor(compiler: list[str]) -> tuple[str, bytes]:
     """The flag that asks for this processor's instructions, and all that the compiler then knows of it and itself."""
     for flag in ("-march=native", "-mcpu=native"):
-        done = subprocess.run([*compiler, flag, "-dM", "-E", "-xc", os.devnull], capture_output=True, timeout=_SECONDS)
+        command = [*compiler, flag, "-dM", "-E", "-xc", os.devnull]
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS)
         if done.returncode == 0:
             return flag, done.stdout
     raise subprocess.CalledProcessError(done.returncode, done.args, stderr=done.stderr)
 
 
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """Where libraries are kept: the user's cache, or where that cannot be written a folder for the time being."""
+def _folder() -> Path | None:
+    """Where libraries are kept, if there is such a place and nobody else writes there: what is there is run."""
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hagd"
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        root = (named if named.is_absolute() else Path.home() / ".cache") / "hagd"
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
+        status = root.stat()
     except (OSError, RuntimeError):  # a user may have no home
-        with tempfile.TemporaryDirectory(prefix="hagd-") as folder:
-            yield Path(folder)
-    else:
-        yield root
+        return None
+    return root if status.st_uid == os.geteuid() and not status.st_mode & 0o022 else None
 
 
-def _compile(compiler: list[str], flags: list[str], file: Path) -> None:
-    """In a folder of its own first, since other processes may do the same. No OpenMP is linked: torch has loaded one,
-    whose threads wait for work on the cores that those of another would need."""
-    sources = [str(source) for source in _SOURCES if source.suffix == ".c"]
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / file.name
-        options: dict[str, Any] = {"check": True, "capture_output": True, "timeout": _SECONDS, "cwd": folder}
-        subprocess.run([*compiler, *flags, "-c", *sources], **options)
-        objects = [str(each) for each in Path(folder).glob("*.o")]
-        subprocess.run([*compiler, "-shared", *objects, "-o", str(made)], **options)
-        made.replace(file)
+def _compiled(compiler: list[str], flags: list[str]) -> bytes:
+    """A library and its checksum. No OpenMP is linked: torch has loaded one, whose threads wait for work on the cores
+    that those of another would need."""
+    with tempfile.TemporaryDirectory(prefix="hagd-") as folder:
+        objects = []
+        for source in _SOURCES:
+            if source.suffix == ".c":
+                objects.append(f"{folder}/{source.stem}.o")
+                _run([*compiler, *flags, "-c", str(source), "-o", objects[-1]])
+        _run([*compiler, "-shared", *objects, "-o", f"{folder}/cpu.so"])
+        content = Path(folder, "cpu.so").read_bytes()
+    return content + hashlib.sha256(content).digest()
 
 
-def _reason(error: OSError | subprocess.SubprocessError) -> str:
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a library is there and ends with its checksum."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    return content[-size:] == hashlib.sha256(content[:-size]).digest()
+
+
+def _keep(file: Path, content: bytes) -> bool:
+    """Whether it is there now: under another name first, since other processes may do the same."""
+    with suppress(OSError):
+        written = file.with_suffix(f".{os.getpid()}")
+        written.write_bytes(content)
+        written.replace(file)
+        return True
+    return False
+
+
+def _loaded_from_elsewhere(content: bytes) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory(prefix="hagd-") as folder:
+        file = Path(folder, "cpu.so")
+        file.write_bytes(content)
+        return ctypes.CDLL(str(file))
+
+
+def _reason(error: OSError | ValueError | subprocess.SubprocessError) -> str:
     """What went wrong, in a line."""
     said = getattr(error, "stderr", None) or b""
     first = next(iter(said.decode(errors="replace").splitlines()), "")
-    return f"{error} {first}".strip() + " (GCC is looked for as $CC or cc)"
+    hint = (
+        " (GCC is looked for as $CC or cc)" if isinstance(error, FileNotFoundError | subprocess.SubprocessError) else ""
+    )
+    return f"{error} {first}".strip() + hint

@@ -1,6 +1,7 @@
 """The sums of `hagd.transcoders.sparse.products` as compiled loops for a CPU (`cpu_products.c`), without gradient.
 
-For float32. The same inputs always give the same bits there, whatever the number of threads.
+For float32. The same inputs always give the same bits there, whatever the number of threads. Pairs name rows of
+matrices that there are: unlike torch's operators, nothing here looks for others.
 
 Shape legend: s segments, n pairs, r rows of a matrix, d columns, B tokens, m features.
 """
@@ -24,7 +25,7 @@ def segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor) -
     """
     (n_segments,), d = starts.shape, matrix.shape[1]
     out, matrix = matrix.new_empty(n_segments, d), _in_rows(matrix)
-    pairs = values.contiguous(), rows, starts, n_segments, len(rows)
+    pairs = *_pairs(values, rows, starts), n_segments, len(rows)
     call("segment_sums", *pairs, matrix, matrix.stride(0), d, out)
     return out
 
@@ -34,7 +35,7 @@ def long_segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tens
     assert n_parts == parts_of()
     (n_segments,), (r, d) = starts.shape, matrix.shape
     out, matrix = matrix.new_empty(n_segments, d), _in_rows(matrix)
-    pairs = values.contiguous(), rows, starts, n_segments, len(rows)
+    pairs = *_pairs(values, rows, starts), n_segments, len(rows)
     call("long_segment_sums", *pairs, matrix, matrix.stride(0), r, d, out)
     return out
 
@@ -67,12 +68,13 @@ def segment_errors(
     Returns:
         `[B, d]`, the sum of its squares `[]`, and `e_t · matrix[index_p]` of all pairs `[n]`.
     """
-    n_tokens, d = target.shape
+    target, (n_tokens, d) = target.to(matrix.dtype), target.shape
     error, squared, products = target.new_empty(n_tokens, d), target.new_empty(n_tokens), torch.empty_like(values)
     target, matrix = _in_rows(target), _in_rows(matrix)
     given = matrix, matrix.stride(0), d, bias.contiguous(), target, target.stride(0)
-    call("segment_errors", values.contiguous(), index, offsets, n_tokens, *given, error, squared, products)
-    return error, squared.sum(), products
+    assert len(offsets) == n_tokens + 1
+    call("segment_errors", *_pairs(values, index, offsets), n_tokens, *given, error, squared, products)
+    return error, target.new_tensor(squared.numpy().sum()), products  # torch's sum of many depends on its threads
 
 
 def row_dots(a: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor) -> Tensor:
@@ -86,6 +88,8 @@ def row_dots(a: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor) -> Tenso
     """
     out = a.new_empty(len(index))
     a, matrix = _in_rows(a), _in_rows(matrix)
+    assert len(offsets) == len(a) + 1
+    _, index, offsets = _pairs(out, index, offsets)
     call("row_dots", a, a.stride(0), index, offsets, len(a), matrix, matrix.stride(0), matrix.shape[1], out)
     return out
 
@@ -98,9 +102,16 @@ def ordered_pairs(index: Tensor, offsets: Tensor, m: int) -> tuple[Tensor, Tenso
         offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
         m: number of features.
     """
+    _, index, offsets = _pairs(index, index, offsets)
     order, token, starts = torch.empty_like(index), torch.empty_like(index), offsets.new_zeros(m + 1)
     call("order_pairs", index, offsets, len(offsets) - 1, m, starts, order, token)
     return order, token, starts[:-1]
+
+
+def _pairs(values: Tensor, rows: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With the numbers of each beside each other."""
+    assert len(values) == len(rows) and rows.dtype == starts.dtype == torch.int64
+    return values.contiguous(), rows.contiguous(), starts.contiguous()
 
 
 def _in_rows(matrix: Tensor) -> Tensor:

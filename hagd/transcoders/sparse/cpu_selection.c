@@ -25,7 +25,9 @@ static inline int32_t bits_of(float number) {
     return bits;
 }
 
-static inline float number_of(int32_t bits) {
+/* Of a bfloat16 that is not negative, which is its own rank. */
+static inline float number_of(int16_t rank) {
+    uint32_t bits = (uint32_t)(uint16_t)rank << 16;
     float number;
     memcpy(&number, &bits, sizeof number);
     return number;
@@ -60,7 +62,7 @@ int64_t top_of_segments(int64_t threads, const float *values, const int64_t *off
     return done == segments;
 }
 
-/* Rows of rounded pre-activations; see `certain.py`. A row's features take `most` places, of which `counts` says how
+/* Rows of rounded pre-activations: as `_possible` in `certain.py`, which says why, does it in NumPy. A row's features take `most` places, of which `counts` says how
    many it needs, ascending; none where it is left open. */
 int64_t possible_top(int64_t threads, const int16_t *pre, int64_t rows, int64_t m, int64_t k, int64_t groups,
                      const float *error, const float *length, const float *most_off, const float *norms,
@@ -79,13 +81,13 @@ int64_t possible_top(int64_t threads, const int16_t *pre, int64_t rows, int64_t 
             done++;
             counts[t] = 0;
             maxima_bfloat16(pre + t * m, m, groups, rank, maximum);
-            float reached = number_of((int32_t)kth_bfloat16(maximum, groups, k) << 16);
+            float reached = number_of(kth_bfloat16(maximum, groups, k));
             float bound = reached - 2 * (1 + 4 * stored) * most_off[t] - 4 * stored * reached;
             if (!(reached > 0 && bound > 0)) continue;
             int64_t n = reaching_bfloat16(rank, maximum, m, groups, (int16_t)(bits_of(bound) >> 16), found, place);
             if (n > most) continue;
             for (int64_t i = 0; i < n; i++) {
-                float value = number_of((int32_t)found[i] << 16);
+                float value = number_of(found[i]);
                 float off = error[t] * norms[place[i]] + length[t] * errors[place[i]];
                 off += bias_errors[place[i]] + stored * value;
                 least[i] = rank_float32(bits_of(value - off));

@@ -24,7 +24,7 @@ def can_hold(pre: Tensor) -> bool:
 
 def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and columns `[c, k]` of the k largest of each row of `[c, m]`, columns ascending; NaN is the largest."""
-    n_rows, m = pre.shape
+    (n_rows, m), k = pre.shape, _at_most(k, pre)
     pre = pre if pre.stride(1) == 1 else pre.contiguous()
     values, columns = pre.new_empty(n_rows, k), torch.empty(n_rows, k, dtype=torch.long)
     call(_FUNCTIONS[pre.dtype], pre, n_rows, pre.stride(0), m, k, _groups(m, k), values, columns)
@@ -32,8 +32,8 @@ def top_of_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def top_of_segments(values: Tensor, counts: Tensor, k: int) -> Tensor:
-    """Places of the k largest of each of consecutive segments, ascending; NaN is the largest, and of numbers that are
-    the same the first are taken.
+    """Places of the k largest of each of consecutive segments, ascending; NaN is the largest, 0.0 is larger than -0.0,
+    and of numbers that are the same the first are taken.
 
     Args:
         values: float32 `[n]`.
@@ -65,13 +65,19 @@ def possible_top(
         stored: what storing a number changes it by, relative.
         most: columns of a row that are looked at.
     """
-    n_rows, m = pre.shape
+    (n_rows, m), k = pre.shape, _at_most(k, pre)
     columns, counts = torch.empty(n_rows, most, dtype=torch.long), torch.empty(n_rows, dtype=torch.long)
     known = [torch.from_numpy(np.ascontiguousarray(each)) for each in (*of_rows, *of_columns)]
     sizes = n_rows, m, k, _groups(m, k)
     call("possible_top", pre.contiguous(), *sizes, *known, stored, most, columns, counts)
     kept = columns.numpy()[np.arange(most) < counts.numpy()[:, None]]
     return kept, counts.numpy()
+
+
+def _at_most(k: int, pre: Tensor) -> int:
+    if not 1 <= k <= pre.shape[1]:
+        raise ValueError(f"of {pre.shape[1]} columns the {k} largest are asked for")
+    return k
 
 
 def _groups(m: int, k: int) -> int:

@@ -8,8 +8,8 @@ Everything a sparse dictionary trains with is one of three sums over the active 
 
 and each is the derivative of another, so no gradient ever needs a dense tokens × features tensor. `squared_error` is a
 `decode` that goes no further, `weighted_total` one of a single column. On a CUDA device they run as Triton kernels
-(`triton_products`), for large dictionaries on a CPU as compiled loops (`cpu_products`), and as torch operators where
-those need what is not installed. Under CUDA's autocast
+(`triton_products`), for large dictionaries in float32 on a CPU as compiled loops (`cpu_products`), and else, or where
+Triton or GCC is missing, as torch operators. Under CUDA's autocast
 (`trainer.precision=bf16-mixed`) rows are gathered from copies in its precision, which halves what is read, and so are
 the errors of `squared_error`; sums and their results stay in float32.
 
@@ -66,7 +66,7 @@ def squared_norm(a: Tensor) -> Tensor:
 
 
 def fuses(weight: Tensor) -> bool:
-    """Whether the device of a matrix `[m, d]` runs `squared_error`."""
+    """Whether `squared_error` takes a matrix `[m, d]` of this device, size and precision."""
     return product_kernels(len(weight), weight) is not None
 
 
@@ -214,7 +214,7 @@ class _SquaredError(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, target: Tensor, support: Support
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = product_kernels(support.m, weight, values, bias, target)
+        kernels = product_kernels(support.m, weight, values, bias)
         assert kernels is not None
         gathered, lengths = _gathered(weight), weight.norm(dim=-1)
         made = kernels.segment_errors(values, support.index, support.offsets, gathered, bias, target)
@@ -233,7 +233,8 @@ class _SquaredError(torch.autograd.Function):
         twice = 2 * (lengths.new_zeros(()) if gradients[0] is None else gradients[0])
         needed = ctx.needs_input_grad[0] and products is None, ctx.needs_input_grad[1]
         d_values, d_weight = _decode_derivatives(error, twice * values, gathered, ctx.support, needed)
-        d_values = d_values if products is None else products
+        if ctx.needs_input_grad[0] and products is not None:
+            d_values = products
         if d_values is not None:
             d_values = twice * d_values
         if d_weight is not None and gradients[1] is not None:
@@ -272,7 +273,7 @@ class _GatherDot(torch.autograd.Function):
 
 
 class _WeightedTotal(torch.autograd.Function):
-    """torch's own derivative sorts the pairs, which are sorted by feature already on a CUDA device."""
+    """torch's own derivative sorts the pairs, which are sorted by feature already where kernels run."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, by_feature: Tensor, support: Support) -> Tensor:

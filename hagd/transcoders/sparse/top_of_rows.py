@@ -1,4 +1,5 @@
-"""The k largest of each row: on a CPU by NumPy's partition, on a CUDA device by Triton kernels, else in two stages.
+"""The k largest of each row: by Triton kernels on a CUDA device, by compiled loops or NumPy's partition on a CPU, else
+in two stages.
 
 Shape legend: c rows, m columns.
 """
