@@ -1,4 +1,4 @@
-"""Rows of which the k largest are hard to tell."""
+"""Rows of which the k largest are hard to tell, and what has to be found in them."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def rows(m: int, dtype: torch.dtype) -> Tensor:
     pre[5, m // 2] = torch.nan
     pre[6], pre[7] = torch.nan, -torch.tensor(torch.nan)
     return pre.to(dtype)
+
+
+def assert_largest(values: Tensor, columns: Tensor, pre: Tensor, k: int) -> None:
+    """Of `rows`, as torch finds them."""
+    kept = values.sort(descending=True, dim=1).values
+    torch.testing.assert_close(kept, pre.topk(k).values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(values, pre.gather(1, columns), rtol=0, atol=0, equal_nan=True)
+    assert (columns.diff(dim=1) > 0).all(), "each once, in order"
+    assert columns[2].tolist() == list(range(k)), "the first of those that are the same"

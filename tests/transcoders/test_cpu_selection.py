@@ -9,7 +9,7 @@ from hagd.transcoders.sparse import cpu_selection
 from hagd.transcoders.sparse.cpu_library import library
 from hagd.transcoders.sparse.cpu_selection import top_of_rows
 from hagd.transcoders.sparse.device_kernels import selection_kernels
-from tests.transcoders.rows import rows
+from tests.transcoders.rows import assert_largest, rows
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler")
 
@@ -18,12 +18,7 @@ pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler")
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (5, 5), (70, 7), (2048, 64), (4100, 64), (9000, 700), (70_000, 3)])
 def test_top_of_rows_of_any_shape_is_that_of_torch(m: int, k: int, dtype: torch.dtype) -> None:
     pre = rows(m, dtype)
-    values, columns = top_of_rows(pre, k)
-    kept = values.sort(descending=True, dim=1).values
-    torch.testing.assert_close(kept, pre.topk(k).values, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(values, pre.gather(1, columns), rtol=0, atol=0, equal_nan=True)
-    assert (columns.diff(dim=1) > 0).all(), "each once, in order"
-    assert columns[2].tolist() == list(range(k)), "the first of those that are the same"
+    assert_largest(*top_of_rows(pre, k), pre, k)
 
 
 def test_rows_of_a_wider_or_transposed_matrix() -> None:
