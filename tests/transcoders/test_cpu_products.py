@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -26,15 +24,6 @@ WIDTHS = (1, 15, 16, 130)
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small matrices too."""
     monkeypatch.setattr(device_kernels, "_LARGE", 1)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def pairs(pattern: str, seed: int = 0) -> tuple[Support, Tensor, Tensor]:

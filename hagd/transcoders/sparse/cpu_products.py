@@ -17,11 +17,7 @@ from hagd.transcoders.sparse.cpu_library import call
 def segment_sums(values: Tensor, rows: Tensor, starts: Tensor, matrix: Tensor) -> Tensor:
     """`out_i = Σ_p values_p matrix[rows_p]` over the pairs p of segment i: `[s, d]`.
 
-    Args:
-        values: `[n]`.
-        rows: int64 `[n]`, of the matrix.
-        starts: int64 `[s]`; a segment ends where the next one starts, the last one with the pairs.
-        matrix: `[r, d]`.
+    Arguments are those of `triton_products.segment_sums`.
     """
     (n_segments,), d = starts.shape, matrix.shape[1]
     out, matrix = matrix.new_empty(n_segments, d), _in_rows(matrix)
@@ -57,13 +53,7 @@ def segment_errors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`e_t = Σ_p values_p matrix[index_p] + bias − target_t` over the pairs p of token t, and what a derivative needs.
 
-    Args:
-        values: `[n]`.
-        index: int64 `[n]`, rows of the matrix.
-        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
-        matrix: `[m, d]`.
-        bias: `[d]`.
-        target: `[B, d]`.
+    Arguments are those of `triton_products.segment_errors`.
 
     Returns:
         `[B, d]`, the sum of its squares `[]`, and `e_t · matrix[index_p]` of all pairs `[n]`.
@@ -80,11 +70,7 @@ def segment_errors(
 def row_dots(a: Tensor, index: Tensor, offsets: Tensor, matrix: Tensor) -> Tensor:
     """`out_p = a_t · matrix[index_p]` over the pairs p of token t: `[n]`.
 
-    Args:
-        a: `[B, d]`.
-        index: int64 `[n]`, rows of the matrix.
-        offsets: int64 `[B + 1]`; token t owns `index[offsets[t]:offsets[t + 1]]`.
-        matrix: `[r, d]`.
+    Arguments are those of `triton_products.row_dots`.
     """
     out = a.new_empty(len(index))
     a, matrix = _in_rows(a), _in_rows(matrix)
